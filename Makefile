@@ -1,0 +1,41 @@
+# make demo    see it work: the table of attention.py, then small models trained on real bytes
+# make test    the test suite
+# make lint    format, lint and types
+# Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint format types clean
+
+demo: .venv/examples.installed
+	$(RUN) attention.py
+	$(RUN) examples/enwik8.py
+
+test: .venv/test.installed
+	$(RUN) -m pytest -c tests/pytest.ini tests -n 2
+
+lint: types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+format: .venv/test.installed
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+# The root goes by the name sparse_attention, whatever the folder is called.
+types: .venv/test.installed
+	mkdir -p build/types
+	ln -sfn ../.. build/types/sparse_attention
+	MYPYPATH=build/types:. $(RUN) -m mypy -m sparse_attention -p blocksparse
+
+.venv/%.installed: setup.py pyproject.toml | .venv/bin/python
+	$(RUN) -m pip install --editable '.[$*]'
+	touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+clean:
+	rm -rf .venv build dist *.egg-info

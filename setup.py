@@ -1,0 +1,44 @@
+"""Packages `sparse_attention` (the modules beside this file) and `blocksparse` (the engine)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+ROOT_MODULES = {"__init__", "attention", "decode", "layers", "patterns", "recompute", "utils"}
+TENSORFLOW = ">=2.18,<2.22"
+
+
+class BuildPy(build_py):
+    """Keeps setup.py and other scripts of the repository root out of `sparse_attention`."""
+
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        return [m for m in modules if package != "sparse_attention" or m[1] in ROOT_MODULES]
+
+
+examples = ["matplotlib", "pillow", "scikit-learn", "tqdm"]
+triton = "triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"
+
+setup(
+    name="sparse_attention",
+    version="1.0.0",
+    description="Sparse Transformer attention for TensorFlow 2, on a block-sparse engine for any CPU or GPU",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="sparse_attention authors",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
+    package_dir={"sparse_attention": "."},
+    package_data={"blocksparse": ["cpu/*.h", "cpu/*.cc", "gpu/*.h", "gpu/*.cc", "gpu/*.json"]},
+    install_requires=["tensorflow" + TENSORFLOW, "numpy>=1.26", "scipy>=1.11"],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
+        "plot": ["matplotlib"],
+        "examples": examples,
+        "test": [*examples, triton, "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
+    },
+    cmdclass={"build_py": BuildPy},
+)
