@@ -1,4 +1,4 @@
-"""What every test shares. Tests import `sparse_attention` and `blocksparse` as installed (`pip install -e .`)."""
+"""What all tests share: quiet logs, and one name for each module. Tests import `sparse_attention` as users do."""
 
 import os
 import sys
@@ -7,10 +7,12 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+ROOT_MODULES = ("attention", "decode", "layers", "patterns", "recompute", "utils")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_name_per_module():
-    """A root module loaded under two names would register its gradients twice."""
+    """A root module loaded under two names would be two modules, with caches and registrations of their own."""
     yield
-    twice = [m for m in ("attention", "recompute", "utils") if {m, f"sparse_attention.{m}"} <= sys.modules.keys()]
-    assert not twice, f"loaded both as themselves and from sparse_attention: {twice}"
+    twice = [name for name in ROOT_MODULES if {name, f"sparse_attention.{name}"} <= sys.modules.keys()]
+    assert not twice, f"loaded by two names in one process: {twice}; import them from sparse_attention"
