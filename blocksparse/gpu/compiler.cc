@@ -1,0 +1,111 @@
+#include "blocksparse/gpu/compiler.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+extern char** environ;
+
+namespace blocksparse::gpu {
+namespace {
+
+// Runs `command`; its output on failure. Another part of the program may reap our child (SIGCHLD ignored): then the
+// status is unknown, and the caller looks whether the files are there.
+absl::Status Run(const std::vector<std::string>& command) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return absl::InternalError(absl::StrCat("pipe: ", strerror(errno)));
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDERR_FILENO);
+  std::vector<char*> arguments;
+  for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  pid_t child;
+  const int error = posix_spawnp(&child, arguments[0], &actions, nullptr, arguments.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[1]);
+  std::string output;
+  if (error == 0) {
+    char buffer[4096];
+    for (ssize_t got; (got = read(ends[0], buffer, sizeof(buffer))) > 0 || (got < 0 && errno == EINTR);) {
+      if (got > 0) output.append(buffer, got);
+    }
+  }
+  close(ends[0]);
+  if (error != 0) return absl::InternalError(absl::StrCat("cannot run ", command[0], ": ", strerror(error)));
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) return absl::OkStatus();
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
+  return absl::InternalError(output);
+}
+
+std::string Find(const std::vector<std::string>& folders, const std::string& key) {
+  for (const std::string& folder : folders) {
+    std::string found = absl::StrCat(folder, "/", key);
+    if (access(absl::StrCat(found, "/manifest").c_str(), R_OK) == 0) return found;
+  }
+  return "";
+}
+
+absl::StatusOr<std::string> FindOrCompile(const CompilerSettings& settings, const std::string& key) {
+  std::string found = Find(settings.folders, key);
+  if (!found.empty()) return found;
+  if (settings.command.empty()) {
+    return absl::NotFoundError(absl::StrCat(
+        "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
+        ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine with "
+        "`python blocksparse/gpu/compile.py --out FOLDER ", key, "` and name FOLDER's parent in BLOCKSPARSE_PREBUILT"));
+  }
+  std::vector<std::string> command = settings.command;
+  command.push_back(key);
+  absl::Status status = Run(command);
+  found = Find(settings.folders, key);
+  if (!found.empty()) return found;
+  return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(), "\nThe command was: ",
+                                          absl::StrJoin(command, " ")));
+}
+
+}  // namespace
+
+Compiler& Compiler::Global() {
+  static auto* compiler = new Compiler;  // never destroyed: compile threads may outlive main
+  return *compiler;
+}
+
+void Compiler::Configure(CompilerSettings settings) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  settings_ = std::move(settings);
+  answers_.clear();
+}
+
+Compiler::Answer Compiler::Start(const std::string& key) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Answer& answer = answers_[key];
+  if (!answer.valid()) {
+    answer = std::async(std::launch::async, FindOrCompile, settings_, key).share();
+  }
+  return answer;
+}
+
+void Compiler::Request(const std::string& key) { Start(key); }
+
+absl::StatusOr<std::string> Compiler::Folder(const std::string& key) {
+  absl::StatusOr<std::string> folder = Start(key).get();
+  if (!folder.ok()) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    answers_.erase(key);
+  }
+  return folder;
+}
+
+}  // namespace blocksparse::gpu

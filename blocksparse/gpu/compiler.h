@@ -1,0 +1,44 @@
+// Finds the compiled kernels of a key: in the read-only folders, then in the user's cache, else by running the compile
+// process. A key names everything a kernel's code depends on, such as forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90.
+#ifndef BLOCKSPARSE_GPU_COMPILER_H_
+#define BLOCKSPARSE_GPU_COMPILER_H_
+
+#include <future>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace blocksparse::gpu {
+
+struct CompilerSettings {
+  std::vector<std::string> folders;  // where KEY/manifest may be; the last one is writable
+  std::vector<std::string> command;  // the compile process without the key: python compile.py --out FOLDER; may be empty
+};
+
+class Compiler {
+ public:
+  static Compiler& Global();
+
+  void Configure(CompilerSettings settings);
+
+  // Starts looking for `key`, compiling if need be, without waiting.
+  void Request(const std::string& key);
+
+  // The folder that holds the manifest of `key`; waits for a compile process. A failure is tried again when next asked.
+  absl::StatusOr<std::string> Folder(const std::string& key);
+
+ private:
+  using Answer = std::shared_future<absl::StatusOr<std::string>>;
+  Answer Start(const std::string& key);
+
+  std::mutex mutex_;
+  CompilerSettings settings_;
+  std::unordered_map<std::string, Answer> answers_;
+};
+
+}  // namespace blocksparse::gpu
+
+#endif  // BLOCKSPARSE_GPU_COMPILER_H_

@@ -1,0 +1,91 @@
+"""out = softmax(scale q k^T) v over each row tile's column tiles, and the natural log-sum-exp of every row.
+
+Online softmax in base 2: m is the running row maximum of scale * log2(e) * q.k, l the row sum of exp2(s - m).
+"""
+
+import triton
+import triton.language as tl
+
+from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, store_rows, tensor_rows, visible
+
+
+@triton.jit
+def absorb(
+    q, k, v, columns, mask, masks, first, last, full, m, l, acc, scale_log2, heads, time, stride,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr,
+    PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Takes column tiles first .. last into (m, l, acc)."""
+    for j in range(first, last):
+        rows = gathered_rows(columns, j, time, stride, N, GRANULE, PERMUTED)
+        keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
+        s = tl.dot(q, keys.T, input_precision=PRECISION)
+        if MASKED:
+            s = tl.where(visible(mask, masks, j, full, M, N), s * scale_log2, -float("inf"))
+            top = tl.maximum(m, tl.max(s, 1))
+            reference = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
+            p = tl.exp2(s - reference[:, None])
+        else:  # the maximum first, so that scaling and subtracting are one fused operation
+            top = tl.maximum(m, tl.max(s, 1) * scale_log2)
+            reference = top
+            p = tl.exp2(s * scale_log2 - reference[:, None])
+        fade = tl.exp2(m - reference)
+        l = l * fade + tl.sum(p, 1)
+        values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
+        acc = tl.dot(p.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+        m = top
+    return m, l, acc
+
+
+@triton.jit
+def attention_forward(
+    q, k, v, out, lse, head_index, order, head_tiles, row_start, row_count, offset, full, columns, mask, masks,
+    scale_log2, heads, query_time, key_time, tiles,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    PERMUTED: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program a (batch, head, row tile). SPLIT: full column tiles in a loop of their own, without mask arithmetic."""
+    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEADS_FIRST)
+    if not exists:
+        return
+    stride = tl.load(order + head) if PERMUTED else 1
+    start = tl.load(offset + tile)
+    count = tl.load(offset + tile + 1) - start
+    unmasked = tl.load(full + tile)
+    stored = tl.arange(0, M) < tl.load(row_count + tile)
+    rows = tensor_rows(tl.load(row_start + tile) + tl.arange(0, M), query_time, stride, PERMUTED)
+
+    queries = load_rows(
+        q + (batch * query_time * heads + head) * HEAD_DIM, rows, stored, heads, HEAD_DIM, HEAD_PAD, WIDE
+    )
+    queries = tl.where(scale_log2 < 0, -queries, queries)  # the running maximum wants a positive scale
+    scale_log2 = tl.abs(scale_log2)
+    k += (batch * key_time * heads + head) * HEAD_DIM
+    v += (batch * key_time * heads + head) * VALUE_DIM
+    columns += start * (N // GRANULE)
+    mask += start
+
+    m = tl.full((M,), -float("inf"), tl.float32)
+    l = tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, VALUE_PAD), tl.float32)
+    if SPLIT:
+        m, l, acc = absorb(
+            queries, k, v, columns, mask, masks, 0, unmasked, unmasked, m, l, acc, scale_log2, heads, key_time, stride,
+            HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, False, PERMUTED, WIDE, PRECISION,
+        )  # fmt: skip
+    m, l, acc = absorb(
+        queries, k, v, columns, mask, masks, unmasked if SPLIT else 0, count, unmasked, m, l, acc,
+        scale_log2, heads, key_time, stride,
+        HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, True, PERMUTED, WIDE, PRECISION,
+    )  # fmt: skip
+
+    empty = l == 0.0
+    l = tl.where(empty, 1.0, l)
+    store_rows(
+        out + (batch * query_time * heads + head) * VALUE_DIM, rows, stored, heads, acc / l[:, None],
+        VALUE_DIM, VALUE_PAD, WIDE,
+    )  # fmt: skip
+    log_sum = tl.where(empty, -float("inf"), (m + tl.log2(l)) / LOG2_E)
+    tl.store(lse + (batch * heads + head) * query_time + rows, log_sum, mask=stored)

@@ -1,0 +1,143 @@
+// The launches of one pass (forward or backward) as compile.py wrote them: plain text, read without TensorFlow.
+//
+//   blocksparse-manifest 1 KEY
+//   temp NAME BYTES                                     device scratch, uninitialised
+//   launch NAME FILE FUNCTION WARPS SHARED X Y Z ARG...  in the order to run
+//
+// BYTES, X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale or
+// f:scale_log2 (scale * log2 e, float).
+#ifndef BLOCKSPARSE_GPU_MANIFEST_H_
+#define BLOCKSPARSE_GPU_MANIFEST_H_
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_split.h"
+#include "blocksparse/gpu/expression.h"
+
+namespace blocksparse::gpu {
+
+// q.* are of the plan's by_query record, k.* of by_key. Both lists are known to manifest.py under these names.
+constexpr absl::string_view kSymbols[] = {
+    "batch",     "heads",          "head_dim",     "value_dim",      "query_time", "key_time", "distinct",
+    "q.M",       "q.N",            "q.g",          "q.tiles",        "q.column_tiles", "q.distinct_masks",
+    "q.most_tiles", "q.most_columns", "k.M",       "k.N",            "k.g",        "k.tiles",  "k.column_tiles",
+    "k.distinct_masks", "k.most_tiles", "k.most_columns"};
+constexpr absl::string_view kPointers[] = {
+    "null",        "q",        "k",         "v",      "out",          "lse",         "dout",        "dlse",
+    "dq",          "dk",       "dv",        "head_index", "order",    "q.head_tiles", "q.row_start", "q.row_count",
+    "q.offset",    "q.full",   "q.columns", "q.mask", "q.masks",      "k.head_tiles", "k.row_start", "k.row_count",
+    "k.offset",    "k.full",   "k.columns", "k.mask", "k.masks"};
+constexpr int kSymbolCount = std::size(kSymbols);
+constexpr int kPointerCount = std::size(kPointers);
+
+struct Argument {
+  enum Kind { kPointer, kInt32, kInt64, kScale, kScaleLog2 } kind;
+  int pointer = 0;  // into kPointers, then the temps
+  Expression value;
+};
+
+struct Launch {
+  std::string name, file, function;
+  int warps = 0, shared = 0;  // shared: bytes of dynamic shared memory
+  std::array<Expression, 3> grid;
+  std::vector<Argument> arguments;
+};
+
+struct Manifest {
+  std::string key;
+  std::vector<std::pair<std::string, Expression>> temps;
+  std::vector<Launch> launches;
+};
+
+class ManifestParser {
+ public:
+  static absl::Status Parse(absl::string_view text, Manifest* out) {
+    ManifestParser parser{out};
+    int number = 0;
+    for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+      ++number;
+      absl::Status status = parser.Line(absl::StrSplit(line, ' '), number == 1);
+      if (!status.ok()) {
+        return absl::InvalidArgumentError(absl::StrCat("manifest line ", number, ": ", status.message()));
+      }
+    }
+    return out->key.empty() ? absl::InvalidArgumentError("empty manifest") : absl::OkStatus();
+  }
+
+ private:
+  explicit ManifestParser(Manifest* out) : out_(*out) { *out = Manifest(); }
+
+  absl::Status Line(const std::vector<absl::string_view>& words, bool first) {
+    if (first) {
+      if (words.size() != 3 || words[0] != "blocksparse-manifest" || words[1] != "1") {
+        return absl::InvalidArgumentError("not a manifest of version 1");
+      }
+      out_.key = std::string(words[2]);
+      return absl::OkStatus();
+    }
+    if (words[0] == "temp" && words.size() == 3) {
+      out_.temps.emplace_back(words[1], Expression());
+      return Expression::Parse(words[2], SymbolIndex, &out_.temps.back().second);
+    }
+    if (words[0] == "launch" && words.size() >= 9) return ParseLaunch(words);
+    return absl::InvalidArgumentError(absl::StrCat("cannot read '", words[0], "' of ", words.size(), " words"));
+  }
+
+  absl::Status ParseLaunch(const std::vector<absl::string_view>& words) {
+    Launch launch{std::string(words[1]), std::string(words[2]), std::string(words[3])};
+    if (!absl::SimpleAtoi(words[4], &launch.warps) || !absl::SimpleAtoi(words[5], &launch.shared)) {
+      return absl::InvalidArgumentError("warps and shared memory must be numbers");
+    }
+    absl::Status status;
+    for (int i = 0; i < 3; ++i) status.Update(Expression::Parse(words[6 + i], SymbolIndex, &launch.grid[i]));
+    for (size_t i = 9; i < words.size(); ++i) {
+      launch.arguments.emplace_back();
+      status.Update(ParseArgument(words[i], &launch.arguments.back()));
+    }
+    out_.launches.push_back(std::move(launch));
+    return status;
+  }
+
+  absl::Status ParseArgument(absl::string_view word, Argument* out) {
+    const absl::string_view kind = word.substr(0, 2), rest = word.size() > 2 ? word.substr(2) : "";
+    if (kind == "p:") {
+      out->kind = Argument::kPointer;
+      out->pointer = PointerIndex(rest);
+      if (out->pointer >= 0) return absl::OkStatus();
+    } else if (kind == "i:" || kind == "l:") {
+      out->kind = kind == "i:" ? Argument::kInt32 : Argument::kInt64;
+      return Expression::Parse(rest, SymbolIndex, &out->value);
+    } else if (word == "f:scale" || word == "f:scale_log2") {
+      out->kind = word == "f:scale" ? Argument::kScale : Argument::kScaleLog2;
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(absl::StrCat("unknown argument ", word));
+  }
+
+  static int SymbolIndex(absl::string_view name) { return IndexOf(kSymbols, name); }
+
+  int PointerIndex(absl::string_view name) const {
+    for (size_t i = 0; i < out_.temps.size(); ++i) {
+      if (out_.temps[i].first == name) return kPointerCount + static_cast<int>(i);
+    }
+    return IndexOf(kPointers, name);
+  }
+
+  template <int n>
+  static int IndexOf(const absl::string_view (&names)[n], absl::string_view name) {
+    for (int i = 0; i < n; ++i) {
+      if (names[i] == name) return i;
+    }
+    return -1;
+  }
+
+  Manifest& out_;
+};
+
+}  // namespace blocksparse::gpu
+
+#endif  // BLOCKSPARSE_GPU_MANIFEST_H_

@@ -1,0 +1,84 @@
+"""Tile sizes, warps and pipeline stages per GPU generation: tables/sm_<capability>.json, written by the tuning script.
+
+Imports neither Triton nor TensorFlow. A capability without a table takes the nearest lower one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "tables"
+LOWEST = 80  # below it Triton has no tensor-core path
+DTYPES = {"float16": "half", "bfloat16": "half", "float32": "single", "f16": "half", "bf16": "half"}
+DTYPES |= {"f32": "single", "tf32": "single"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel runs. split: unmasked column tiles get a loop of their own; heads_first: see kernels.locate."""
+
+    warps: int
+    stages: int
+    split: bool
+    heads_first: bool
+
+
+def padded(dim: int) -> int:
+    """The power of two, at least 16, that a head's dimension is padded to inside the kernels."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def choose(
+    dtype: str, head_dim: int, value_dim: int, granule: int, work: float, capability: int = 90
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Tiles (M, N) for the plan's two sides, by query and by key.
+
+    Args:
+        dtype: "float16", "bfloat16" or "float32".
+        head_dim, value_dim: multiples of 8 up to 256.
+        granule: the layout's block size.
+        work: mean number of columns that a row sees, over all rows and heads.
+        capability: the GPU's compute capability times ten.
+    """
+    dim = padded(max(head_dim, value_dim))
+    for row in table(capability)["tiles"]:
+        if row["dtype"] == DTYPES[dtype] and dim <= row["dim"] and work <= (row["work"] or float("inf")):
+            return tuple(row["by_query"]), tuple(row["by_key"])
+    raise ValueError(f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one")
+
+
+def launch(
+    kernel: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, long_rows: bool, capability: int
+) -> Launch:
+    """How `kernel` runs on M x N tiles: its row of the table, else a cautious default."""
+    dim = padded(max(head_dim, value_dim))
+    wanted = dict(kernel=kernel, dtype=DTYPES[dtype], dim=dim, m=m, n=n, long=long_rows)
+    for row in table(capability)["launches"]:
+        if all(row[name] == value for name, value in wanted.items()):
+            return Launch(row["warps"], row["stages"], row["split"], row["heads_first"])
+    return Launch(_warps(m, dim), _stages(DTYPES[dtype], dim, n), long_rows, not long_rows)
+
+
+@functools.cache
+def table(capability: int) -> dict:
+    """The table of the nearest capability that is not above this one."""
+    known = sorted(int(path.stem.removeprefix("sm_")) for path in FOLDER.glob("sm_*.json"))
+    below = [one for one in known if one <= capability]
+    if not below:
+        raise ValueError(f"capability={capability}: the GPU kernels need {LOWEST} (sm_{LOWEST}) or newer")
+    return json.loads((FOLDER / f"sm_{below[-1]}.json").read_text())
+
+
+def _warps(m: int, dim: int) -> int:
+    if m <= 32:
+        return 1 if m * dim <= 1024 else 2 if dim <= 64 else 4
+    return 4 if m <= 64 and dim <= 128 else 8
+
+
+def _stages(dtype: str, dim: int, n: int) -> int:
+    """As many column tiles of K and V in flight as fit in 64 KiB, at most 3."""
+    tile = 2 * n * dim * (2 if dtype == "half" else 4)
+    return max(1, min(3, (64 << 10) // tile))
