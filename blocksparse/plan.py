@@ -205,16 +205,17 @@ def _plan_side(rows: int, columns: int, lists, masks: np.ndarray, row_tile: int,
     strips, strip = _distinct_rows(slots)
 
     # In each row tile: whole strips fill as many tiles as they can, then the rest in ascending order.
-    full = np.bincount(tile[whole], minlength=len(start)) // lanes
-    unmasked = whole & (_rank(tile, whole) < full[tile] * lanes)
-    left = np.bincount(tile[~unmasked], minlength=len(start))
-    weight = full + -(-left // lanes)
+    all_tiles = len(start)
+    full = np.bincount(tile[whole], minlength=all_tiles) // lanes
+    unmasked = whole & (_rank(tile, whole, all_tiles) < full[tile] * lanes)
+    rest = np.bincount(tile[~unmasked], minlength=all_tiles)
+    weight = full + -(-rest // lanes)
     heaviest = np.lexsort((-weight, np.repeat(np.arange(len(runs)), tiles)))
-    offset = np.zeros(len(start) + 1, np.int64)
-    np.cumsum(weight[heaviest], out=offset[1:])
-    first = np.empty(len(start), np.int64)
+    offset = np.cumsum([0, *weight[heaviest]])
+    first = np.empty(all_tiles, np.int64)
     first[heaviest] = offset[:-1]
-    place = np.where(unmasked, _rank(tile, unmasked), full[tile] * lanes + _rank(tile, ~unmasked)) + first[tile] * lanes
+    lane = np.where(unmasked, _rank(tile, unmasked, all_tiles), _rank(tile, ~unmasked, all_tiles))
+    place = (first[tile] + np.where(unmasked, 0, full[tile])) * lanes + lane
 
     gathered = np.full(offset[-1] * lanes, _EMPTY, np.int32)
     gathered[place] = column
@@ -266,19 +267,31 @@ def _run(row, column, rows: int, columns: int, most: int, lanes: int) -> int:
     most = min(most, rows)
 
     def work(run: int) -> int:
-        pairs = np.unique(row // run * np.int64(columns) + column)
-        visited = np.bincount(pairs // columns, minlength=1)
+        pairs = np.sort(row // run * np.int64(columns) + column)
+        visited = np.bincount(pairs[_starts(pairs)] // columns)
         return -(-rows // run) + int((-(-visited // lanes)).sum())
 
-    return min(range(most, most // 2, -1), key=work)
+    heights = range(most, most // 2, -1)
+    return min(heights, key=work) if len(heights) > 1 else most
+
+
+def _starts(ranked: np.ndarray) -> np.ndarray:
+    """True where a sorted array takes a new value."""
+    new = np.ones(len(ranked), bool)
+    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    return new
 
 
 def _compact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """np.unique with return_inverse, quick for runs that are already sorted."""
+    """np.unique with return_inverse, for non-negative integers; without a sort where their range is small."""
+    largest = int(values.max(initial=0))
+    if largest < 2 * len(values):
+        present = np.zeros(largest + 1, bool)
+        present[values] = True
+        return np.flatnonzero(present), (np.cumsum(present) - 1)[values]
     order = np.argsort(values, kind="stable")
     ranked = values[order]
-    new = np.ones(len(values), bool)
-    new[1:] = ranked[1:] != ranked[:-1]
+    new = _starts(ranked)
     inverse = np.empty(len(values), np.int64)
     inverse[order] = np.cumsum(new) - 1
     return ranked[new], inverse
@@ -289,17 +302,16 @@ def _distinct_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     number = np.zeros(len(table), np.int64)
     base = int(table.max(initial=_EMPTY)) + 2
     for column in table.T:  # number stays below the number of rows, so the code fits in 64 bits
-        number = np.unique(number * base + column + 1, return_inverse=True)[1]
+        number = _compact(number * base + column + 1)[1]
     first = np.zeros(number.max(initial=-1) + 1, np.int64)
     first[number[::-1]] = np.arange(len(table))[::-1]
     return table[first], number
 
 
-def _rank(tile: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _rank(tile: np.ndarray, chosen: np.ndarray, tiles: int) -> np.ndarray:
     """Among the chosen strips of its row tile, the place of each (strips are sorted by row tile)."""
-    before = np.cumsum(chosen) - chosen
-    start = np.searchsorted(tile, tile)
-    return before - before[start] if len(tile) else before
+    count = np.bincount(tile[chosen], minlength=tiles)
+    return np.cumsum(chosen) - chosen - (np.cumsum(count) - count)[tile]
 
 
 def _pack_masks(patterns, strips, masks: np.ndarray, row_tile: int, column_tile: int) -> np.ndarray:
