@@ -32,13 +32,13 @@ setup(
     python_requires=">=3.10",
     packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
     package_dir={"sparse_attention": "."},
-    package_data={"blocksparse": ["cpu/*.h", "cpu/*.cc", "gpu/*.h", "gpu/*.cc", "gpu/*.json"]},
+    package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.json"]},
     install_requires=["tensorflow" + TENSORFLOW, "numpy>=1.26", "scipy>=1.11"],
     extras_require={
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
         "plot": ["matplotlib"],
         "examples": examples,
-        "test": [*examples, triton, "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
+        "test": [*examples, triton, "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=68"],
     },
     cmdclass={"build_py": BuildPy},
 )

@@ -1,4 +1,4 @@
-"""Sparse attention in a TensorFlow 1 graph: placeholders of unknown batch, a session, recomputation, gradients.
+"""Sparse attention in a TensorFlow 1 graph: placeholders of unknown batch, a session, recomputation.
 
     python examples/tf1_graph.py
 
@@ -16,7 +16,7 @@ N_CTX, HEADS, N_EMBD, STEP = 256, 4, 128, 1e-2
 
 
 def build_graph():
-    """Returns the placeholders q, k, v and w, the loss sum(w * a), and its gradients with respect to q, k, v."""
+    """Returns the placeholders q, k, v and w, the loss sum(w * a), and its gradients for q, k and v."""
     q, k, v, w = (tf.placeholder(tf.float32, [None, N_CTX, N_EMBD], name=name) for name in "qkvw")
     a = blocksparse_attention_impl(
         q, k, v, HEADS, "fixed", local_attn_ctx=64, blocksize=16, num_verts=4, vertsize=1, recompute=True

@@ -1,4 +1,4 @@
-"""What all tests share: quiet logs, and one name for each module. Tests import `sparse_attention` as users do."""
+"""What all tests share: quiet logs, and one name for each module."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ ROOT_MODULES = ("attention", "decode", "layers", "patterns", "recompute", "utils
 
 @pytest.fixture(autouse=True, scope="module")
 def one_name_per_module():
-    """A root module loaded under two names would be two modules, with caches and registrations of their own."""
+    """A root module loaded under two names would be two modules, each with its own caches."""
     yield
     twice = [name for name in ROOT_MODULES if {name, f"sparse_attention.{name}"} <= sys.modules.keys()]
     assert not twice, f"loaded by two names in one process: {twice}; import them from sparse_attention"

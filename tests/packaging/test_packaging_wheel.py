@@ -1,0 +1,55 @@
+"""The wheel and the source archive hold exactly what they should."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOT_MODULES = {"__init__", "attention", "decode", "layers", "patterns", "recompute", "utils"}
+ENGINE_SUFFIXES = {".py", ".h", ".cc", ".json"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy under a name that is no identifier, holding what a careless developer leaves lying about."""
+    copy = tmp_path_factory.mktemp("wheel") / "a-b"
+    subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
+    for litter in ("conftest.py", "scratch.py", "blocksparse/notes.txt"):
+        (copy / litter).write_text("raise SystemExit\n")
+    return copy
+
+
+def expected_files(clone):
+    root = {f"sparse_attention/{file.name}" for file in clone.glob("*.py") if file.stem in ROOT_MODULES}
+    engine = {
+        str(file.relative_to(clone))
+        for file in clone.glob("blocksparse/**/*")
+        if file.suffix in ENGINE_SUFFIXES and "__pycache__" not in file.parts
+    }
+    return root | engine
+
+
+def wheel_files(source, folder):
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source]
+    subprocess.run(pip_wheel, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def test_wheel_holds_exactly_the_packages(clone, tmp_path):
+    files = wheel_files(clone, tmp_path)
+    assert files == expected_files(clone)
+    assert {"sparse_attention/attention.py", "blocksparse/__init__.py"} <= files
+
+
+def test_source_archive_builds_the_same_wheel(clone, tmp_path):
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=clone, check=True)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as tar:
+        assert not [name for name in tar.getnames() if "/tests" in name or "scratch" in name]
+    assert wheel_files(archive, tmp_path) == expected_files(clone)
