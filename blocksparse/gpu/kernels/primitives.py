@@ -59,8 +59,9 @@ def gathered_rows(columns, j, time, stride, N: tl.constexpr, GRANULE: tl.constex
 def visible(mask, masks, j, full, M: tl.constexpr, N: tl.constexpr):
     """bool [M, N]: bit c % 32 of word c // 32 of the tile's mask; column tiles before `full` are visible throughout."""
     WORDS: tl.constexpr = (N + 31) // 32
-    masked = j >= full
-    words = masks + tl.load(mask + j, mask=masked, other=0) * (M * WORDS) + tl.arange(0, M) * WORDS
+    row = tl.arange(0, M)
+    words = masks + tl.load(mask + j) * (M * WORDS) + row * WORDS
+    masked = row * 0 + j >= full  # a whole vector: the interpreter takes no scalar condition for a vector of loads
     column = tl.arange(0, N)[None, :]
     bits = tl.broadcast_to(tl.load(words, mask=masked, other=-1)[:, None], (M, N))
     for w in tl.static_range(1, WORDS):
