@@ -1,0 +1,249 @@
+"""Block-sparse attention in plain TensorFlow: what the op means, and the path where no kernel runs.
+
+For a query i that sees the keys j in S(i), with s_ij = scale * q_i . k_j (Sparse Transformers, section 4.2):
+
+    lse_i = log sum_{j in S(i)} exp(s_ij)        out_i = sum_{j in S(i)} exp(s_ij - lse_i) v_j
+
+Only active blocks are computed. Rows of blocks are gathered into rectangles of batched matrix products (rows.py), so
+the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from .layout import Blocks
+from .rows import gather_rows
+
+_CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
+_WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
+
+
+def attention(q, k, v, tables: Tables, scale: float):
+    """(out, lse) of q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim] and v [batch,
+    key_time, heads * value_dim], all of one dtype: out [batch, query_time, heads * value_dim] in that dtype and lse
+    float32 [batch, heads, query_time]. A query that sees no key has out 0, lse -inf and zero gradients.
+    """
+
+    @tf.custom_gradient
+    def run(q, k, v):
+        out, lse = forward(q, k, v, tables, scale)
+        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, tables, scale)
+
+    return run(q, k, v)
+
+
+def _gradient(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+    @tf.custom_gradient
+    def run(*tensors):
+        return backward(*tensors, tables, scale), refuse_second_gradient
+
+    return run(q, k, v, out, lse, dout, dlse)
+
+
+def refuse_second_gradient(*_):
+    """The gradient of a gradient."""
+    raise LookupError(
+        "block-sparse attention has no second derivative; stop its gradient with tf.stop_gradient, or use "
+        "attention_impl, which is made of TensorFlow's own operations"
+    )
+
+
+class Tables:
+    """The gather tables of one layout: build once, use for every call. order, head_index: int [heads], as in Plan."""
+
+    def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray):
+        self.block_size, self.heads = blocks.block_size, len(head_index)
+        # Heads with one layout are batch rows; heads with layouts of their own stand below each other in one matrix.
+        self.fold = self.heads if len(blocks.heads) == 1 else 1
+        heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
+        seen = [blocks.masks.any((1, 2))[head.mask] for head in heads]
+        query = [head.query[s] + blocks.query_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))]
+        key = [head.key[s] + blocks.key_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))]
+        mask = [head.mask[s] for head, s in zip(heads, seen, strict=True)]
+        query, key, mask = np.concatenate(query), np.concatenate(key), np.concatenate(mask)
+        limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
+        masks = np.concatenate([blocks.masks, np.zeros_like(blocks.masks[:1])])  # the last: nobody sees it
+        self.by_query = _Side(query, key, mask, blocks.query_blocks * len(heads), masks, limit)
+        turn = np.lexsort((query, key))
+        transposed = masks.transpose(0, 2, 1)
+        self.by_key = _Side(key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit)
+        self.query_order = _Order(order, blocks.query_blocks * self.block_size)
+        self.key_order = _Order(order, blocks.key_blocks * self.block_size)
+
+    def split(self, x, order: _Order):
+        """[batch, time, heads * d] -> [batch * fold, heads / fold * blocks, block_size, d]"""
+        x = tf.reshape(x, [-1, x.shape[1], self.heads, x.shape[2] // self.heads])
+        return self._blocks(tf.transpose(x, [0, 2, 1, 3]), order)
+
+    def split_rows(self, x, order: _Order):
+        """[batch, heads, time] -> [batch * fold, heads / fold * blocks, block_size, 1]"""
+        return self._blocks(x[..., None], order)
+
+    def _blocks(self, x, order: _Order):
+        _, heads, time, d = x.shape
+        x = order.gather(tf.reshape(x, [-1, heads * time, d]), order.rows)
+        return tf.reshape(x, [-1, heads // self.fold * time // self.block_size, self.block_size, d])
+
+    def join(self, x, order: _Order):
+        """The inverse of split."""
+        x = tf.transpose(self._heads(x, order), [0, 2, 1, 3])
+        return tf.reshape(x, [-1, x.shape[1], self.heads * x.shape[3]])
+
+    def join_rows(self, x, order: _Order):
+        """The inverse of split_rows."""
+        return self._heads(x, order)[..., 0]
+
+    def _heads(self, x, order: _Order):
+        d = x.shape[3]
+        rows = self.fold * x.shape[1] * self.block_size
+        x = order.gather(tf.reshape(x, [-1, rows, d]), order.inverse)
+        return tf.reshape(x, [-1, self.heads, rows // self.heads, d])
+
+
+class _Order:
+    """Plan row r of head h is tensor row (r % (n / s)) * s + r // (n / s), s = order[h]: `rows`, heads in line."""
+
+    def __init__(self, order: np.ndarray, time: int):
+        self.rows = self.inverse = None  # as they come
+        if np.any(np.asarray(order) != 1):
+            r, s = np.arange(time), np.asarray(order)[:, None]
+            rows = (r % (time // s)) * s + r // (time // s) + np.arange(len(s))[:, None] * time
+            self.rows = rows.reshape(-1).astype(np.int32)
+            self.inverse = np.argsort(self.rows).astype(np.int32)
+
+    @staticmethod
+    def gather(x, rows: np.ndarray | None):
+        return x if rows is None else tf.gather(x, rows, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunks:
+    """Rows with about the same number of columns: what one step works on, for each chunk."""
+
+    rows: np.ndarray  # int32 [chunks, R] block rows
+    columns: np.ndarray  # int32 [chunks, R, C] their block columns
+    masks: np.ndarray  # int32 [chunks, R, C] rows of the mask table
+
+
+class _Side:
+    """One side's rows of blocks, sorted by row, as rectangles."""
+
+    def __init__(self, row, column, mask, rows: int, masks: np.ndarray, limit: int):
+        laid = gather_rows(row, rows, limit)
+        self.masks, self.place, self.chunks = masks, laid.place, []
+        for rectangle in laid.rectangles:
+            missing = rectangle.entries < 0
+            entries = np.where(missing, rectangle.entries[..., :1], rectangle.entries)
+            shown = np.where(missing, len(masks) - 1, mask[entries]).astype(np.int32)
+            self.chunks.append(_Chunks(rectangle.rows, column[entries], shown))
+
+    def visible(self, masks):
+        """Who sees whom, bool [R, block_size, C * block_size]."""
+        _, size, size = self.masks.shape
+        grid = tf.transpose(tf.gather(self.masks, masks), [0, 2, 1, 3])
+        return tf.reshape(grid, [-1, size, masks.shape[1] * size])
+
+    def sweep(self, step: Callable, *outputs: tuple[int, float], batch):
+        """Run step(rows, columns, visible) over all chunks. outputs: width of each result and its value in a row that
+        has no column. Returns them as [batch, rows, block_size, width]."""
+
+        def part(tables):
+            rows, columns, masks = tables
+            return step(rows, columns, self.visible(masks))
+
+        size = self.masks.shape[1]
+        results = [[tf.fill([batch, 1, size, width], empty)] for width, empty in outputs]
+        for chunk in self.chunks:
+            tables = chunk.rows, chunk.columns, chunk.masks
+            if len(chunk.rows) == 1:
+                done = part([tf.constant(table[0]) for table in tables])
+            else:
+                kinds = tuple(tf.float32 for _ in outputs)
+                done = tf.map_fn(part, tables, parallel_iterations=1, fn_output_signature=kinds)
+                done = [tf.transpose(x, [1, 0, 2, 3, 4]) for x in done]
+            for result, x, (width, _) in zip(results, done, outputs, strict=True):
+                result.append(tf.reshape(x, [-1, chunk.rows.size, size, width]))
+        return [tf.gather(tf.concat(result, axis=1), self.place, axis=1) for result in results]
+
+
+def _rows(x, rows):
+    """[batch, blocks, block_size, d] -> float32 [batch, R, block_size, d]"""
+    return tf.cast(tf.gather(x, rows, axis=1), tf.float32)
+
+
+def _columns(x, columns):
+    """[batch, blocks, block_size, d] -> float32 [batch, R, C * block_size, d]"""
+    _, _, size, d = x.shape
+    rows, width = columns.shape
+    return tf.cast(tf.reshape(tf.gather(x, columns, axis=1), [-1, rows, width * size, d]), tf.float32)
+
+
+def forward(q, k, v, tables: Tables, scale: float):
+    """(out, lse) as in attention, with no gradient of its own."""
+    queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
+    values = tables.split(v, tables.key_order)
+
+    def step(rows, columns, visible):
+        s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
+        s = tf.where(visible, s, -np.inf)
+        top = tf.reduce_max(s, axis=-1, keepdims=True)
+        top = tf.where(tf.equal(top, -np.inf), 0.0, top)
+        p = tf.exp(s - top)
+        total = tf.reduce_sum(p, axis=-1, keepdims=True)
+        out = tf.matmul(p, _columns(values, columns)) / tf.where(tf.equal(total, 0.0), 1.0, total)
+        return out, top + tf.math.log(total)
+
+    shapes = (values.shape[3], 0.0), (1, -np.inf)
+    out, lse = tables.by_query.sweep(step, *shapes, batch=tf.shape(queries)[0])
+    return tf.cast(tables.join(out, tables.query_order), q.dtype), tables.join_rows(lse, tables.query_order)
+
+
+def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+    """(dq, dk, dv), written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i - dlse_i and
+    ds_ij = p_ij (dout_i . v_j - delta_i):
+
+    dq_i = scale sum_j ds_ij k_j        dk_j = scale sum_i ds_ij q_i        dv_j = sum_i p_ij dout_i
+    """
+    q, k = _distinguish(q, lse, dout), _distinguish(k, lse, dout)
+    queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
+    values, gradients = tables.split(v, tables.key_order), tables.split(dout, tables.query_order)
+    outs = tables.split(out, tables.query_order)
+    delta = tf.reduce_sum(tf.cast(gradients, tf.float32) * tf.cast(outs, tf.float32), axis=-1, keepdims=True)
+    delta -= tables.split_rows(dlse, tables.query_order)
+    lse = tables.split_rows(tf.where(tf.equal(lse, -np.inf), 0.0, lse), tables.query_order)
+    # A query that sees a NaN or infinite key has it in p already; in the others' dq, 0 * NaN must not appear.
+    finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
+
+    def by_query(rows, columns, visible):
+        s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
+        p = tf.exp(s - _rows(lse, rows))
+        dp = tf.matmul(_rows(gradients, rows), _columns(values, columns), transpose_b=True)
+        ds = tf.where(visible, p * (dp - _rows(delta, rows)), 0.0)
+        return (scale * tf.matmul(ds, _columns(finite_keys, columns)),)
+
+    def by_key(rows, columns, visible):
+        queries_seen, gradients_seen = _columns(queries, columns), _columns(gradients, columns)
+        s = scale * tf.matmul(_rows(keys, rows), queries_seen, transpose_b=True)
+        p = tf.where(visible, tf.exp(s - tf.linalg.matrix_transpose(_columns(lse, columns))), 0.0)
+        dp = tf.matmul(_rows(values, rows), gradients_seen, transpose_b=True)
+        ds = tf.where(visible, p * (dp - tf.linalg.matrix_transpose(_columns(delta, columns))), 0.0)
+        return scale * tf.matmul(ds, queries_seen), tf.matmul(p, gradients_seen)
+
+    width, batch = (keys.shape[3], 0.0), tf.shape(queries)[0]
+    (dq,) = tables.by_query.sweep(by_query, width, batch=batch)
+    dk, dv = tables.by_key.sweep(by_key, width, (values.shape[3], 0.0), batch=batch)
+    joined = tables.join(dq, tables.query_order), tables.join(dk, tables.key_order), tables.join(dv, tables.key_order)
+    return tuple(tf.cast(x, q.dtype) for x in joined)
+
+
+def _distinguish(x, lse, dout):
+    """x, in a way that no optimiser can prove: else it merges the backward pass's products with the forward pass's and
+    keeps them in memory between the two (control dependencies alone are lost under XLA)."""
+    with tf.control_dependencies(None if tf.executing_eagerly() else [dout]):
+        never = tf.equal(tf.reduce_max(lse[:1, :1, :1]), np.inf)
+        return tf.where(never, tf.constant(np.nan, x.dtype), x)
