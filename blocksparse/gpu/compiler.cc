@@ -1,4 +1,4 @@
-#include "blocksparse/gpu/compiler.h"
+#include "compiler.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -18,7 +18,7 @@ namespace {
 
 // Runs `command`; its output on failure. Another part of the program may reap our child (SIGCHLD ignored): then the
 // status is unknown, and the caller looks whether the files are there.
-absl::Status Run(const std::vector<std::string>& command) {
+absl::Status run(const std::vector<std::string>& command) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return absl::InternalError(absl::StrCat("pipe: ", strerror(errno)));
   posix_spawn_file_actions_t actions;
@@ -49,7 +49,7 @@ absl::Status Run(const std::vector<std::string>& command) {
   return absl::InternalError(output);
 }
 
-std::string Find(const std::vector<std::string>& folders, const std::string& key) {
+std::string find(const std::vector<std::string>& folders, const std::string& key) {
   for (const std::string& folder : folders) {
     std::string found = absl::StrCat(folder, "/", key);
     if (access(absl::StrCat(found, "/manifest").c_str(), R_OK) == 0) return found;
@@ -57,8 +57,8 @@ std::string Find(const std::vector<std::string>& folders, const std::string& key
   return "";
 }
 
-absl::StatusOr<std::string> FindOrCompile(const CompilerSettings& settings, const std::string& key) {
-  std::string found = Find(settings.folders, key);
+absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, const std::string& key) {
+  std::string found = find(settings.folders, key);
   if (!found.empty()) return found;
   if (settings.command.empty()) {
     return absl::NotFoundError(absl::StrCat(
@@ -68,8 +68,8 @@ absl::StatusOr<std::string> FindOrCompile(const CompilerSettings& settings, cons
   }
   std::vector<std::string> command = settings.command;
   command.push_back(key);
-  absl::Status status = Run(command);
-  found = Find(settings.folders, key);
+  absl::Status status = run(command);
+  found = find(settings.folders, key);
   if (!found.empty()) return found;
   return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(), "\nThe command was: ",
                                           absl::StrJoin(command, " ")));
@@ -77,30 +77,30 @@ absl::StatusOr<std::string> FindOrCompile(const CompilerSettings& settings, cons
 
 }  // namespace
 
-Compiler& Compiler::Global() {
+Compiler& Compiler::global() {
   static auto* compiler = new Compiler;  // never destroyed: compile threads may outlive main
   return *compiler;
 }
 
-void Compiler::Configure(CompilerSettings settings) {
+void Compiler::configure(CompilerSettings settings) {
   std::lock_guard<std::mutex> lock(mutex_);
   settings_ = std::move(settings);
   answers_.clear();
 }
 
-Compiler::Answer Compiler::Start(const std::string& key) {
+Compiler::Answer Compiler::start(const std::string& key) {
   std::lock_guard<std::mutex> lock(mutex_);
   Answer& answer = answers_[key];
   if (!answer.valid()) {
-    answer = std::async(std::launch::async, FindOrCompile, settings_, key).share();
+    answer = std::async(std::launch::async, find_or_compile, settings_, key).share();
   }
   return answer;
 }
 
-void Compiler::Request(const std::string& key) { Start(key); }
+void Compiler::request(const std::string& key) { start(key); }
 
-absl::StatusOr<std::string> Compiler::Folder(const std::string& key) {
-  absl::StatusOr<std::string> folder = Start(key).get();
+absl::StatusOr<std::string> Compiler::folder(const std::string& key) {
+  absl::StatusOr<std::string> folder = start(key).get();
   if (!folder.ok()) {
     std::lock_guard<std::mutex> lock(mutex_);
     answers_.erase(key);

@@ -1,7 +1,6 @@
 // Finds the compiled kernels of a key: in the read-only folders, then in the user's cache, else by running the compile
 // process. A key names everything a kernel's code depends on, such as forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90.
-#ifndef BLOCKSPARSE_GPU_COMPILER_H_
-#define BLOCKSPARSE_GPU_COMPILER_H_
+#pragma once
 
 #include <future>
 #include <mutex>
@@ -20,19 +19,19 @@ struct CompilerSettings {
 
 class Compiler {
  public:
-  static Compiler& Global();
+  static Compiler& global();
 
-  void Configure(CompilerSettings settings);
+  void configure(CompilerSettings settings);
 
   // Starts looking for `key`, compiling if need be, without waiting.
-  void Request(const std::string& key);
+  void request(const std::string& key);
 
   // The folder that holds the manifest of `key`; waits for a compile process. A failure is tried again when next asked.
-  absl::StatusOr<std::string> Folder(const std::string& key);
+  absl::StatusOr<std::string> folder(const std::string& key);
 
  private:
   using Answer = std::shared_future<absl::StatusOr<std::string>>;
-  Answer Start(const std::string& key);
+  Answer start(const std::string& key);
 
   std::mutex mutex_;
   CompilerSettings settings_;
@@ -40,5 +39,3 @@ class Compiler {
 };
 
 }  // namespace blocksparse::gpu
-
-#endif  // BLOCKSPARSE_GPU_COMPILER_H_

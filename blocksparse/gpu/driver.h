@@ -1,6 +1,5 @@
 // The CUDA driver, looked up at run time: the library also loads on a machine that has none.
-#ifndef BLOCKSPARSE_GPU_DRIVER_H_
-#define BLOCKSPARSE_GPU_DRIVER_H_
+#pragma once
 
 #include <dlfcn.h>
 
@@ -18,31 +17,31 @@ using Handle = void*;            // CUcontext, CUmodule, CUfunction, CUstream, C
 using DevicePointer = uint64_t;  // CUdeviceptr
 
 struct Driver {
-  Result (*ErrorString)(Result, const char**);
-  Result (*StreamContext)(Handle stream, Handle* context);
-  Result (*PushContext)(Handle context);
-  Result (*PopContext)(Handle* context);
-  Result (*ContextDevice)(int* device);
-  Result (*DeviceAttribute)(int* value, int attribute, int device);
-  Result (*LoadModule)(Handle* module, const void* image);
-  Result (*ModuleFunction)(Handle* function, Handle module, const char* name);
-  Result (*FunctionAttribute)(Handle function, int attribute, int value);
-  Result (*Launch)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+  Result (*error_string)(Result, const char**);
+  Result (*stream_context)(Handle stream, Handle* context);
+  Result (*push_context)(Handle context);
+  Result (*pop_context)(Handle* context);
+  Result (*context_device)(int* device);
+  Result (*device_attribute)(int* value, int attribute, int device);
+  Result (*load_module)(Handle* module, const void* image);
+  Result (*module_function)(Handle* function, Handle module, const char* name);
+  Result (*function_attribute)(Handle function, int attribute, int value);
+  Result (*launch)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared, Handle stream, void** parameters,
                    void** extra);
-  Result (*CopyToDevice)(DevicePointer to, const void* from, size_t bytes, Handle stream);
-  Result (*SetBytes)(DevicePointer to, unsigned char value, size_t bytes, Handle stream);
-  Result (*SynchronizeStream)(Handle stream);
-  Result (*CreateEvent)(Handle* event, unsigned flags);
-  Result (*RecordEvent)(Handle event, Handle stream);
-  Result (*SynchronizeEvent)(Handle event);
-  Result (*ElapsedTime)(float* milliseconds, Handle start, Handle stop);
-  Result (*DestroyEvent)(Handle event);
+  Result (*copy_to_device)(DevicePointer to, const void* from, size_t bytes, Handle stream);
+  Result (*set_bytes)(DevicePointer to, unsigned char value, size_t bytes, Handle stream);
+  Result (*synchronize_stream)(Handle stream);
+  Result (*create_event)(Handle* event, unsigned flags);
+  Result (*record_event)(Handle event, Handle stream);
+  Result (*synchronize_event)(Handle event);
+  Result (*elapsed_time)(float* milliseconds, Handle start, Handle stop);
+  Result (*destroy_event)(Handle event);
 
-  absl::Status Check(Result result, absl::string_view what) const {
+  absl::Status check(Result result, absl::string_view what) const {
     if (result == 0) return absl::OkStatus();
     const char* text = nullptr;
-    ErrorString(result, &text);
+    error_string(result, &text);
     return absl::InternalError(absl::StrCat(what, ": CUDA driver error ", result, " (", text ? text : "?", ")"));
   }
 };
@@ -51,7 +50,7 @@ constexpr int kDynamicSharedLimit = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_
 constexpr int kCapabilityMajor = 75;           // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 constexpr int kCapabilityMinor = 76;           // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 
-inline absl::StatusOr<const Driver*> GetDriver() {
+inline absl::StatusOr<const Driver*> get_driver() {
   static const absl::StatusOr<const Driver*> driver = []() -> absl::StatusOr<const Driver*> {
     void* library = dlopen("libcuda.so.1", RTLD_NOW);
     if (library == nullptr) return absl::UnavailableError(absl::StrCat("no CUDA driver: ", dlerror()));
@@ -61,24 +60,24 @@ inline absl::StatusOr<const Driver*> GetDriver() {
       function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
       if (function == nullptr) status.Update(absl::UnavailableError(absl::StrCat("libcuda.so.1 lacks ", name)));
     };
-    find(found->ErrorString, "cuGetErrorString");
-    find(found->StreamContext, "cuStreamGetCtx");
-    find(found->PushContext, "cuCtxPushCurrent_v2");
-    find(found->PopContext, "cuCtxPopCurrent_v2");
-    find(found->ContextDevice, "cuCtxGetDevice");
-    find(found->DeviceAttribute, "cuDeviceGetAttribute");
-    find(found->LoadModule, "cuModuleLoadData");
-    find(found->ModuleFunction, "cuModuleGetFunction");
-    find(found->FunctionAttribute, "cuFuncSetAttribute");
-    find(found->Launch, "cuLaunchKernel");
-    find(found->CopyToDevice, "cuMemcpyHtoDAsync_v2");
-    find(found->SetBytes, "cuMemsetD8Async");
-    find(found->SynchronizeStream, "cuStreamSynchronize");
-    find(found->CreateEvent, "cuEventCreate");
-    find(found->RecordEvent, "cuEventRecord");
-    find(found->SynchronizeEvent, "cuEventSynchronize");
-    find(found->ElapsedTime, "cuEventElapsedTime");
-    find(found->DestroyEvent, "cuEventDestroy_v2");
+    find(found->error_string, "cuGetErrorString");
+    find(found->stream_context, "cuStreamGetCtx");
+    find(found->push_context, "cuCtxPushCurrent_v2");
+    find(found->pop_context, "cuCtxPopCurrent_v2");
+    find(found->context_device, "cuCtxGetDevice");
+    find(found->device_attribute, "cuDeviceGetAttribute");
+    find(found->load_module, "cuModuleLoadData");
+    find(found->module_function, "cuModuleGetFunction");
+    find(found->function_attribute, "cuFuncSetAttribute");
+    find(found->launch, "cuLaunchKernel");
+    find(found->copy_to_device, "cuMemcpyHtoDAsync_v2");
+    find(found->set_bytes, "cuMemsetD8Async");
+    find(found->synchronize_stream, "cuStreamSynchronize");
+    find(found->create_event, "cuEventCreate");
+    find(found->record_event, "cuEventRecord");
+    find(found->synchronize_event, "cuEventSynchronize");
+    find(found->elapsed_time, "cuEventElapsedTime");
+    find(found->destroy_event, "cuEventDestroy_v2");
     if (!status.ok()) return status;
     return found;
   }();
@@ -89,12 +88,12 @@ inline absl::StatusOr<const Driver*> GetDriver() {
 class ContextScope {
  public:
   ContextScope(const Driver& driver, Handle stream) : driver_(driver) {
-    status_ = driver.Check(driver.StreamContext(stream, &context_), "cuStreamGetCtx");
-    if (status_.ok()) status_ = driver.Check(driver.PushContext(context_), "cuCtxPushCurrent");
+    status_ = driver.check(driver.stream_context(stream, &context_), "cuStreamGetCtx");
+    if (status_.ok()) status_ = driver.check(driver.push_context(context_), "cuCtxPushCurrent");
   }
   ~ContextScope() {
     Handle popped;
-    if (status_.ok()) driver_.PopContext(&popped);
+    if (status_.ok()) driver_.pop_context(&popped);
   }
   ContextScope(const ContextScope&) = delete;
   ContextScope& operator=(const ContextScope&) = delete;
@@ -109,5 +108,3 @@ class ContextScope {
 };
 
 }  // namespace blocksparse::gpu
-
-#endif  // BLOCKSPARSE_GPU_DRIVER_H_

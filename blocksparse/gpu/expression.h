@@ -1,6 +1,5 @@
 // Integer expressions of a manifest, such as `(query_time+127)/128*heads`, parsed once and evaluated at each launch.
-#ifndef BLOCKSPARSE_GPU_EXPRESSION_H_
-#define BLOCKSPARSE_GPU_EXPRESSION_H_
+#pragma once
 
 #include <cctype>
 #include <cstdint>
@@ -20,17 +19,17 @@ class Expression {
   // `symbol` gives a name's index in the array that Value reads, -1 for an unknown name.
   using Lookup = std::function<int(absl::string_view)>;
 
-  static absl::Status Parse(absl::string_view text, const Lookup& symbol, Expression* out) {
+  static absl::Status parse(absl::string_view text, const Lookup& symbol, Expression* out) {
     Parser parser{text, symbol, &out->steps_};
     out->steps_.clear();
-    if (!parser.Sum() || !parser.rest.empty() || out->steps_.size() > kDepth) {
+    if (!parser.sum() || !parser.rest.empty() || out->steps_.size() > kDepth) {
       return absl::InvalidArgumentError(absl::StrCat("bad expression '", text, "' at '", parser.rest, "'"));
     }
     return absl::OkStatus();
   }
 
   // A division by zero gives zero: a manifest's divisors are tile sizes, checked with the plan.
-  int64_t Value(const int64_t* symbols) const {
+  int64_t value(const int64_t* symbols) const {
     int64_t stack[kDepth];
     int top = -1;
     for (const Step& step : steps_) {
@@ -63,10 +62,10 @@ class Expression {
     const Lookup& symbol;
     std::vector<Step>* steps;
 
-    bool Sum() { return Chain("+-", &Parser::Product); }
-    bool Product() { return Chain("*/", &Parser::Atom); }
+    bool sum() { return chain("+-", &Parser::product); }
+    bool product() { return chain("*/", &Parser::atom); }
 
-    bool Chain(absl::string_view operators, bool (Parser::*operand)()) {
+    bool chain(absl::string_view operators, bool (Parser::*operand)()) {
       if (!(this->*operand)()) return false;
       while (!rest.empty() && operators.find(rest[0]) != absl::string_view::npos) {
         const char kind = rest[0];
@@ -77,10 +76,10 @@ class Expression {
       return true;
     }
 
-    bool Atom() {
+    bool atom() {
       if (!rest.empty() && rest[0] == '(') {
         rest.remove_prefix(1);
-        if (!Sum() || rest.empty() || rest[0] != ')') return false;
+        if (!sum() || rest.empty() || rest[0] != ')') return false;
         rest.remove_prefix(1);
         return true;
       }
@@ -104,5 +103,3 @@ class Expression {
 };
 
 }  // namespace blocksparse::gpu
-
-#endif  // BLOCKSPARSE_GPU_EXPRESSION_H_

@@ -1,6 +1,5 @@
 // Runs the kernels of one pass on a CUDA stream, for TensorFlow's op and for XLA's custom call alike.
-#ifndef BLOCKSPARSE_GPU_LAUNCHER_H_
-#define BLOCKSPARSE_GPU_LAUNCHER_H_
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -28,8 +27,6 @@ using Allocate = absl::FunctionRef<void*(size_t bytes)>;
 
 // Launches without waiting for the device; compiles first where this key was never needed. Errors name pass, shape,
 // dtype and capability.
-absl::Status Run(const Call& call, void* stream, Allocate allocate);
+absl::Status run(const Call& call, void* stream, Allocate allocate);
 
 }  // namespace blocksparse::gpu
-
-#endif  // BLOCKSPARSE_GPU_LAUNCHER_H_

@@ -6,8 +6,7 @@
 //
 // BYTES, X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale or
 // f:scale_log2 (scale * log2 e, float).
-#ifndef BLOCKSPARSE_GPU_MANIFEST_H_
-#define BLOCKSPARSE_GPU_MANIFEST_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
@@ -16,7 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
-#include "blocksparse/gpu/expression.h"
+#include "expression.h"
 
 namespace blocksparse::gpu {
 
@@ -55,12 +54,12 @@ struct Manifest {
 
 class ManifestParser {
  public:
-  static absl::Status Parse(absl::string_view text, Manifest* out) {
+  static absl::Status parse(absl::string_view text, Manifest* out) {
     ManifestParser parser{out};
     int number = 0;
     for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
       ++number;
-      absl::Status status = parser.Line(absl::StrSplit(line, ' '), number == 1);
+      absl::Status status = parser.line(absl::StrSplit(line, ' '), number == 1);
       if (!status.ok()) {
         return absl::InvalidArgumentError(absl::StrCat("manifest line ", number, ": ", status.message()));
       }
@@ -71,7 +70,7 @@ class ManifestParser {
  private:
   explicit ManifestParser(Manifest* out) : out_(*out) { *out = Manifest(); }
 
-  absl::Status Line(const std::vector<absl::string_view>& words, bool first) {
+  absl::Status line(const std::vector<absl::string_view>& words, bool first) {
     if (first) {
       if (words.size() != 3 || words[0] != "blocksparse-manifest" || words[1] != "1") {
         return absl::InvalidArgumentError("not a manifest of version 1");
@@ -81,36 +80,37 @@ class ManifestParser {
     }
     if (words[0] == "temp" && words.size() == 3) {
       out_.temps.emplace_back(words[1], Expression());
-      return Expression::Parse(words[2], SymbolIndex, &out_.temps.back().second);
+      return Expression::parse(words[2], symbol_index, &out_.temps.back().second);
     }
-    if (words[0] == "launch" && words.size() >= 9) return ParseLaunch(words);
+    if (words[0] == "launch" && words.size() >= 9) return parse_launch(words);
     return absl::InvalidArgumentError(absl::StrCat("cannot read '", words[0], "' of ", words.size(), " words"));
   }
 
-  absl::Status ParseLaunch(const std::vector<absl::string_view>& words) {
-    Launch launch{std::string(words[1]), std::string(words[2]), std::string(words[3])};
+  absl::Status parse_launch(const std::vector<absl::string_view>& words) {
+    Launch launch;
+    launch.name = std::string(words[1]), launch.file = std::string(words[2]), launch.function = std::string(words[3]);
     if (!absl::SimpleAtoi(words[4], &launch.warps) || !absl::SimpleAtoi(words[5], &launch.shared)) {
       return absl::InvalidArgumentError("warps and shared memory must be numbers");
     }
     absl::Status status;
-    for (int i = 0; i < 3; ++i) status.Update(Expression::Parse(words[6 + i], SymbolIndex, &launch.grid[i]));
+    for (int i = 0; i < 3; ++i) status.Update(Expression::parse(words[6 + i], symbol_index, &launch.grid[i]));
     for (size_t i = 9; i < words.size(); ++i) {
       launch.arguments.emplace_back();
-      status.Update(ParseArgument(words[i], &launch.arguments.back()));
+      status.Update(parse_argument(words[i], &launch.arguments.back()));
     }
     out_.launches.push_back(std::move(launch));
     return status;
   }
 
-  absl::Status ParseArgument(absl::string_view word, Argument* out) {
+  absl::Status parse_argument(absl::string_view word, Argument* out) {
     const absl::string_view kind = word.substr(0, 2), rest = word.size() > 2 ? word.substr(2) : "";
     if (kind == "p:") {
       out->kind = Argument::kPointer;
-      out->pointer = PointerIndex(rest);
+      out->pointer = pointer_index(rest);
       if (out->pointer >= 0) return absl::OkStatus();
     } else if (kind == "i:" || kind == "l:") {
       out->kind = kind == "i:" ? Argument::kInt32 : Argument::kInt64;
-      return Expression::Parse(rest, SymbolIndex, &out->value);
+      return Expression::parse(rest, symbol_index, &out->value);
     } else if (word == "f:scale" || word == "f:scale_log2") {
       out->kind = word == "f:scale" ? Argument::kScale : Argument::kScaleLog2;
       return absl::OkStatus();
@@ -118,17 +118,17 @@ class ManifestParser {
     return absl::InvalidArgumentError(absl::StrCat("unknown argument ", word));
   }
 
-  static int SymbolIndex(absl::string_view name) { return IndexOf(kSymbols, name); }
+  static int symbol_index(absl::string_view name) { return index_of(kSymbols, name); }
 
-  int PointerIndex(absl::string_view name) const {
+  int pointer_index(absl::string_view name) const {
     for (size_t i = 0; i < out_.temps.size(); ++i) {
       if (out_.temps[i].first == name) return kPointerCount + static_cast<int>(i);
     }
-    return IndexOf(kPointers, name);
+    return index_of(kPointers, name);
   }
 
   template <int n>
-  static int IndexOf(const absl::string_view (&names)[n], absl::string_view name) {
+  static int index_of(const absl::string_view (&names)[n], absl::string_view name) {
     for (int i = 0; i < n; ++i) {
       if (names[i] == name) return i;
     }
@@ -139,5 +139,3 @@ class ManifestParser {
 };
 
 }  // namespace blocksparse::gpu
-
-#endif  // BLOCKSPARSE_GPU_MANIFEST_H_

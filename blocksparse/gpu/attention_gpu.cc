@@ -1,0 +1,95 @@
+// BlocksparseAttention and BlocksparseAttentionGrad on a GPU: checks, outputs, then the launcher.
+#include <type_traits>
+
+#include "arguments.h"
+#include "launcher.h"
+#include "plan_cache.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#include "xla/stream_executor/stream.h"
+
+namespace blocksparse::gpu {
+namespace {
+
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+
+template <typename T>
+const char* dtype_name() {
+  if (std::is_same_v<T, Eigen::half>) return "f16";
+  if (std::is_same_v<T, Eigen::bfloat16>) return "bf16";
+  return tensorflow::tensor_float_32_execution_enabled() ? "tf32" : "f32";
+}
+
+template <typename T, bool backward>
+class AttentionGpu : public tensorflow::OpKernel {
+ public:
+  explicit AttentionGpu(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor &q = context->input(0), &k = context->input(1), &v = context->input(2);
+    absl::StatusOr<Arguments> arguments = read_arguments(context, heads_, scale_);
+    OP_REQUIRES_OK(context, arguments.status());
+    const Shape& shape = arguments->shape;
+    Call call{backward, dtype_name<T>(), shape.batch, shape.heads, shape.head_dim, shape.value_dim, shape.scale};
+    call.q = q.data(), call.k = k.data(), call.v = v.data();
+    if constexpr (backward) {
+      OP_REQUIRES_OK(context, check_gradient(context, *arguments));
+      call.out = context->input(3).data(), call.lse = context->input(4).data();
+      call.dout = context->input(5).data(), call.dlse = context->input(6).data();
+      void** gradients[] = {&call.dq, &call.dk, &call.dv};
+      for (int i = 0; i < 3; ++i) OP_REQUIRES_OK(context, allocate(context, i, context->input(i).shape(), gradients[i]));
+    } else {
+      tensorflow::TensorShape out = q.shape();
+      out.set_dim(2, v.dim_size(2));
+      void* written[2];
+      OP_REQUIRES_OK(context, allocate(context, 0, out, &written[0]));
+      OP_REQUIRES_OK(context, allocate(context, 1, {q.dim_size(0), heads_, q.dim_size(1)}, &written[1]));
+      call.out = written[0], call.lse = written[1];
+    }
+    void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
+    auto device_plan = PlanCache::global().get(context, context->input(context->num_inputs() - 1), stream);
+    OP_REQUIRES_OK(context, device_plan.status());
+    call.header = (*device_plan)->header.data();
+    call.reordered = (*device_plan)->reordered;
+    call.plan = (*device_plan)->blob.data();
+    if (call.batch == 0) return;
+    std::vector<Tensor> temps;  // released to the allocator at return: it reuses memory in the stream's order
+    OP_REQUIRES_OK(context, run(call, stream, [&](size_t bytes) -> void* {
+                     temps.emplace_back();
+                     const tensorflow::TensorShape shape{static_cast<int64_t>(bytes)};
+                     if (!context->allocate_temp(tensorflow::DT_UINT8, shape, &temps.back()).ok()) return nullptr;
+                     return temps.back().data();
+                   }));
+  }
+
+ private:
+  static absl::Status allocate(OpKernelContext* context, int index, const tensorflow::TensorShape& shape, void** data) {
+    Tensor* output;
+    absl::Status status = context->allocate_output(index, shape, &output);
+    if (status.ok()) *data = output->data();
+    return status;
+  }
+
+  int heads_;
+  float scale_;
+};
+
+#define REGISTER(T)                                                                                              \
+  REGISTER_KERNEL_BUILDER(                                                                                       \
+      Name("BlocksparseAttention").Device(tensorflow::DEVICE_GPU).HostMemory("plan").TypeConstraint<T>("T"),     \
+      AttentionGpu<T, false>);                                                                                   \
+  REGISTER_KERNEL_BUILDER(                                                                                       \
+      Name("BlocksparseAttentionGrad").Device(tensorflow::DEVICE_GPU).HostMemory("plan").TypeConstraint<T>("T"), \
+      AttentionGpu<T, true>);
+REGISTER(Eigen::half)
+REGISTER(Eigen::bfloat16)
+REGISTER(float)
+#undef REGISTER
+
+}  // namespace
+}  // namespace blocksparse::gpu

@@ -1,0 +1,101 @@
+"""Compile the GPU kernels of KEY... with Triton: python blocksparse/gpu/compile.py --out FOLDER KEY...
+
+A process of its own: Triton and TensorFlow must not share one (two copies of LLVM register the same options and abort).
+Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Exit status 1 and one message a
+failed kernel, naming kernel, shape, dtype and capability.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import manifest  # a sibling file: run as a script, this folder is the first on sys.path
+
+SCRATCH_POINTERS = 2  # Triton ends every kernel's parameters with two; the launcher passes null for both
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a key")
+    parser.add_argument("keys", nargs="+", metavar="KEY")
+    args = parser.parse_args()
+    jobs = [(key, number) for key in args.keys for number in range(len(manifest.launches(key)))]
+    with multiprocessing.get_context("fork").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        results = dict(zip(jobs, pool.starmap(try_compile, jobs), strict=True))
+    failures = [result for result in results.values() if isinstance(result, str)]
+    for key in args.keys:
+        compiled = [result for (owner, _), result in results.items() if owner == key]
+        if not any(isinstance(result, str) for result in compiled):
+            publish(args.out, key, compiled)
+    print("\n".join(failures), end="", file=sys.stderr)
+    return bool(failures)
+
+
+def try_compile(key: str, number: int):
+    """(function, cubin, symbol, warps, shared bytes) of one launch of `key`, or a sentence on why there is none."""
+    launch = manifest.launches(key)[number]
+    try:
+        return launch.function, *compile_launch(key, launch)
+    except Exception as error:  # Triton raises its own kinds, and LLVM's arrive as RuntimeError
+        return f"kernel {launch.function} of {key} ({launch.options}): {type(error).__name__}: {error}"
+
+
+def compile_launch(key: str, launch) -> tuple[bytes, str, int, int]:
+    import kernels
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(
+        fn=getattr(kernels, launch.function),
+        signature=launch.signature,
+        constexprs=launch.constexprs,
+        attrs=launch.attrs,
+    )
+    target = GPUTarget("cuda", manifest.parse(key).capability, 32)
+    compiled = triton.compile(source, target=target, options=launch.options)
+    check_parameters(compiled, len(launch.args))
+    threads = int(re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"]).group(1))
+    return compiled.asm["cubin"], compiled.metadata.name, threads // 32, compiled.metadata.shared
+
+
+def check_parameters(compiled, arguments: int) -> None:
+    """The launcher passes `arguments` and two null scratch pointers: the kernel has to want exactly these."""
+    entry = re.search(r"\.entry\s+\w+\s*\((.*?)\)", compiled.asm["ptx"], re.DOTALL).group(1)
+    wanted = entry.count(".param")
+    if wanted != arguments + SCRATCH_POINTERS:
+        raise RuntimeError(
+            f"it takes {wanted} parameters; the manifest gives {arguments} + {SCRATCH_POINTERS}"
+        )
+    if getattr(compiled.metadata, "global_scratch_size", 0):
+        raise RuntimeError(f"it wants {compiled.metadata.global_scratch_size} bytes of global scratch")
+
+
+def publish(out: Path, key: str, compiled: list) -> None:
+    """Write the files beside their place and rename the folder: readers and other writers see all of it or nothing."""
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=out))
+    try:
+        files = {}
+        for function, cubin, symbol, warps, shared in compiled:
+            (fresh / f"{function}.cubin").write_bytes(cubin)
+            files[function] = (f"{function}.cubin", symbol, warps, shared)
+        (fresh / "manifest").write_text(manifest.text(key, files))
+        fresh.chmod(0o755)
+        fresh.rename(out / key)
+    except OSError:
+        if not (out / key / "manifest").exists():  # else another process was first, with the same content
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

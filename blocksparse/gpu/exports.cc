@@ -1,0 +1,45 @@
+// What Python calls through ctypes.
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_split.h"
+#include "compiler.h"
+#include "manifest.h"
+
+namespace blocksparse::gpu {
+namespace {
+
+std::vector<std::string> lines(const char* text) { return absl::StrSplit(text, '\n', absl::SkipEmpty()); }
+
+std::string describe(const char* text, const int64_t* symbols) {
+  Manifest manifest;
+  absl::Status status = ManifestParser::parse(text, &manifest);
+  if (!status.ok()) return absl::StrCat("error: ", status.message());
+  std::string lines = absl::StrCat(manifest.key, "\n");
+  for (const auto& [name, bytes] : manifest.temps) absl::StrAppend(&lines, name, " ", bytes.value(symbols), "\n");
+  for (const Launch& launch : manifest.launches) {
+    absl::StrAppend(&lines, launch.name, " ", launch.warps, " ", launch.shared);
+    for (const Expression& size : launch.grid) absl::StrAppend(&lines, " ", size.value(symbols));
+    for (const Argument& argument : launch.arguments) {
+      const bool integer = argument.kind == Argument::kInt32 || argument.kind == Argument::kInt64;
+      absl::StrAppend(&lines, " ", integer ? argument.value.value(symbols) : argument.pointer);
+    }
+    absl::StrAppend(&lines, "\n");
+  }
+  return lines;
+}
+
+}  // namespace
+}  // namespace blocksparse::gpu
+
+// Newline-separated lists: the folders that may hold a key, and the words of the compile process (none: no Triton).
+extern "C" void blocksparse_gpu_configure(const char* folders, const char* command) {
+  using namespace blocksparse::gpu;
+  Compiler::global().configure({lines(folders), lines(command)});
+}
+
+// Parses a manifest without a GPU and writes what the launcher would run with these symbols (kSymbols); for tests.
+extern "C" void blocksparse_gpu_describe(const char* manifest, const int64_t* symbols, char* out, int size) {
+  const std::string text = blocksparse::gpu::describe(manifest, symbols);
+  out[text.copy(out, std::max(0, size - 1))] = '\0';
+}
