@@ -1,0 +1,23 @@
+"""A byte-level model that learns words in about two minutes on two CPU cores."""
+
+from config import Config
+
+CONFIG = Config(
+    name="enwik8_small",
+    data="text",
+    grid=(16, 32),
+    layers=4,
+    width=128,
+    heads=4,
+    layer_modes=("fixed",),
+    local_attn_ctx=32,
+    blocksize=8,
+    num_verts=4,
+    vertsize=1,
+    learning_rate=3e-3,
+    warmup=50,
+    average=0.99,
+    batch=8,
+    steps=600,
+    checkpoint_every=100,
+)

@@ -1,0 +1,101 @@
+"""One training step for one device, several, or several machines, written out because Keras's own will not do.
+
+Keras 3.15's fit raises under MultiWorkerMirroredStrategy, and its optimizers clip before the
+all-reduce: here gradients are summed over the replicas, unscaled, clipped by their global norm, applied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+from config import Config
+from model import SparseTransformer, bits
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """Every machine of TF_CONFIG, else every GPU of this one, else the one device there is."""
+    if "cluster" in json.loads(os.environ.get("TF_CONFIG") or "{}"):
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """AdamW with linear warm-up, cosine decay to 0 and a moving average of the weights (section 6)."""
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        decay_steps=max(1, config.steps - config.warmup),
+        warmup_target=config.learning_rate,
+        warmup_steps=config.warmup,
+    )
+    optimizer = keras.optimizers.AdamW(
+        rate,
+        weight_decay=config.weight_decay,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        use_ema=True,
+        ema_momentum=config.average,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if config.precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+class Trainer:
+    """Model, optimizer and the compiled step that joins them under a strategy."""
+
+    def __init__(self, config: Config, strategy: tf.distribute.Strategy):
+        replicas = strategy.num_replicas_in_sync
+        if config.batch % replicas:
+            nearest = max(1, round(config.batch / replicas)) * replicas
+            raise ValueError(
+                f"batch={config.batch} does not divide over {replicas} replicas; try --override batch={nearest}"
+            )
+        self.config = config
+        self.strategy = strategy
+        keras.utils.set_random_seed(config.seed)
+        with strategy.scope():
+            self.model = SparseTransformer(config)
+            self.optimizer = make_optimizer(config)
+            self.optimizer.build(self.model.trainable_variables)
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """Everything that training changes: weights, their averages, the optimizer's slots, the loss scale."""
+        return {v.path: v for v in (*self.model.variables, *self.optimizer.variables)}
+
+    @property
+    def scale(self):
+        """The loss scale: a power of two under float16, else 1."""
+        return getattr(self.optimizer, "dynamic_scale", tf.constant(1.0))
+
+    @tf.function
+    def step(self, tokens, step):
+        """Trains on one batch; returns its bits per token and the gradient's global norm before clipping."""
+        loss, norm = self.strategy.run(self._replica_step, args=(tokens, step))
+        local = self.strategy.experimental_local_results
+        return local(loss)[0], local(norm)[0]  # summed over the replicas: all have the same
+
+    def _replica_step(self, tokens, step):
+        context = tf.distribute.get_replica_context()
+        weights = [v.value for v in self.model.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(bits(self.model(tokens, training=True, step=step), tokens))
+            loss /= context.num_replicas_in_sync
+            nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))
+        gradients = tape.gradient(nats, weights)
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        # Clipping at clip * scale is clipping after unscaling, to the bit: the scale is a power of two. The
+        # optimizer divides by it, and leaves the weights alone and halves it where a gradient is not finite.
+        gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip * self.scale)
+        # Keras sums over the replicas once more.
+        gradients = [g / context.num_replicas_in_sync for g in gradients]
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return loss, norm / self.scale
