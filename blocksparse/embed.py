@@ -1,0 +1,29 @@
+"""Embedding look-up."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from .utils import TensorLike
+
+
+def embedding_lookup(
+    emb: TensorLike, idx: TensorLike, sort_grad: bool = True, bench: int = 0, use_tf: bool = False
+) -> tf.Tensor:
+    """emb[idx]: [..., state], of emb's dtype, for emb [rows, state] and idx [...] of any integer dtype.
+
+    The gradient is dense, [rows, state], summed in float32 and returned in the dtype of the incoming one. An
+    index outside 0 .. rows - 1 is an error on the CPU and gives zeros on a GPU, as tf.gather does.
+    """
+
+    @tf.custom_gradient
+    def lookup(emb, idx):
+        def grad(dy):
+            width = tf.shape(emb)[1]
+            rows = tf.reshape(tf.cast(dy, tf.float32), [-1, width])
+            total = tf.math.unsorted_segment_sum(rows, tf.reshape(idx, [-1]), tf.shape(emb)[0])
+            return tf.ensure_shape(tf.cast(total, dy.dtype), emb.shape), None
+
+        return tf.gather(emb, idx), grad
+
+    return lookup(tf.convert_to_tensor(emb), tf.cast(idx, tf.int32))

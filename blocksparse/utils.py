@@ -1,0 +1,134 @@
+"""Seeds for random ops that a recomputation must repeat, and the small helpers the functions share."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+TensorLike = Any  # tensor, variable, array or number
+
+_entropy: weakref.WeakKeyDictionary[Any, tf.Variable] = weakref.WeakKeyDictionary()
+_eager = type("Eager", (), {})()  # the key of variables that belong to no graph
+_sites = itertools.count(1)  # one number for each call that draws, so that no two draw alike
+_local = threading.local()
+
+
+def _home() -> Any:
+    """The graph that variables are made in now; a fixed object when they are eager."""
+    with tf.init_scope():
+        return _eager if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def set_entropy(init: TensorLike = None) -> None:
+    """Seeds dropout in the current graph (or, eagerly, in the process).
+
+    init: an array of at least 16 bytes, of which the first 16 are the seed; None draws them from NumPy's
+    generator, so `np.random.seed(rank)` before it gives every rank its own masks, the same on every run.
+    Makes a variable "Entropy" (int64 [2], not trainable) that a TensorFlow 1 graph must initialise.
+    """
+    if init is None:
+        init = np.random.randint(-(2**63), 2**63 - 1, size=2, dtype=np.int64)
+    words = np.ascontiguousarray(init).tobytes()[:16]
+    if len(words) < 16:
+        raise ValueError(f"init has {len(words)} bytes, but a seed needs 16: pass two int64, or None")
+    with tf.init_scope(), tf.device("/cpu:0"):
+        _entropy[_home()] = tf.compat.v1.Variable(
+            np.frombuffer(words, np.int64), trainable=False, name="Entropy"
+        )
+
+
+def get_entropy() -> tf.Variable:
+    """The variable that set_entropy() made here. Raises ValueError when it was not called."""
+    if (home := _home()) not in _entropy:
+        raise ValueError("no entropy in this graph: call blocksparse.set_entropy() while building it")
+    return _entropy[home]
+
+
+class Seeds:
+    """The seeds that a function drew, in order, so that running it again draws the same ones."""
+
+    def __init__(self) -> None:
+        self._drawn: list[tf.Tensor] = []
+        self._again: Iterator[tf.Tensor] | None = None
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[None]:
+        """Notes what draw_seed() returns."""
+        with self._entered():
+            yield
+
+    @contextlib.contextmanager
+    def replay(self) -> Iterator[None]:
+        """Makes draw_seed() return what was noted."""
+        self._again = iter(self._drawn)
+        try:
+            with self._entered():
+                yield
+        finally:
+            self._again = None
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        stack = _stack()
+        stack.append(self)
+        try:
+            yield
+        finally:
+            stack.pop()
+
+
+def _stack() -> list[Seeds]:
+    if not hasattr(_local, "seeds"):
+        _local.seeds = []
+    return _local.seeds
+
+
+def draw_seed() -> tf.Tensor:
+    """A seed for TensorFlow's stateless random ops, int64 [2]: new on every run of the op, the same in a
+    recomputation.
+
+    With set_entropy() it is a function of that seed, of the call's number in the program and of how often it
+    ran; without, TensorFlow's own seeds decide.
+    """
+    stack = _stack()
+    replaying = next((i for i in reversed(range(len(stack))) if stack[i]._again is not None), None)
+    if replaying is None:
+        seed, recorders = _fresh_seed(), stack
+    else:
+        seed = next(stack[replaying]._again, None)  # type: ignore[arg-type]
+        if seed is None:
+            raise ValueError("a recomputed function drew more random numbers the second time than the first")
+        recorders = stack[replaying + 1 :]
+    for seeds in recorders:
+        seeds._drawn.append(seed)
+    return seed
+
+
+def _fresh_seed() -> tf.Tensor:
+    base = _entropy.get(_home())
+    site = None if base is None else next(_sites)
+    with tf.device("/cpu:0"):
+        seed = tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64, seed=site)
+        return seed if base is None else tf.bitwise.bitwise_xor(seed, tf.convert_to_tensor(base))
+
+
+def as_float32(x: TensorLike) -> tf.Tensor:
+    """x as a float32 tensor."""
+    return tf.cast(tf.convert_to_tensor(x), tf.float32)
+
+
+def same_float32(compute: Any, x: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
+    """compute(x, *more) in float32, rounded once, to x's dtype."""
+    return tf.cast(compute(*map(as_float32, (x, *more))), x.dtype)
+
+
+def ceil_div(x: int, y: int) -> int:
+    """x / y, rounded up."""
+    return -(-x // y)
