@@ -1,7 +1,7 @@
 // BlocksparseAttention and BlocksparseAttentionGrad on a GPU: checks, outputs, then the launcher.
 #include <type_traits>
 
-#include "arguments.h"
+#include "../cpu/arguments.h"
 #include "launcher.h"
 #include "plan_cache.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -32,32 +32,32 @@ class AttentionGpu : public tensorflow::OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const Tensor &q = context->input(0), &k = context->input(1), &v = context->input(2);
-    absl::StatusOr<Arguments> arguments = read_arguments(context, heads_, scale_);
-    OP_REQUIRES_OK(context, arguments.status());
-    const Shape& shape = arguments->shape;
-    Call call{backward, dtype_name<T>(), shape.batch, shape.heads, shape.head_dim, shape.value_dim, shape.scale};
+    const Tensor& plan = context->input(context->num_inputs() - 1);
+    Arguments arguments;
+    OP_REQUIRES_OK(context, arguments.read(plan, q.shape(), k.shape(), v.shape(), heads_, scale_));
+    Call call{backward, dtype_name<T>(), arguments.shape};
     call.q = q.data(), call.k = k.data(), call.v = v.data();
     if constexpr (backward) {
-      OP_REQUIRES_OK(context, check_gradient(context, *arguments));
+      const auto shape = [context](int input) { return context->input(input).shape(); };
+      OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
       call.out = context->input(3).data(), call.lse = context->input(4).data();
       call.dout = context->input(5).data(), call.dlse = context->input(6).data();
       void** gradients[] = {&call.dq, &call.dk, &call.dv};
-      for (int i = 0; i < 3; ++i) OP_REQUIRES_OK(context, allocate(context, i, context->input(i).shape(), gradients[i]));
+      for (int i : {0, 1, 2}) OP_REQUIRES_OK(context, allocate(context, i, shape(i), gradients[i]));
     } else {
-      tensorflow::TensorShape out = q.shape();
-      out.set_dim(2, v.dim_size(2));
-      void* written[2];
-      OP_REQUIRES_OK(context, allocate(context, 0, out, &written[0]));
-      OP_REQUIRES_OK(context, allocate(context, 1, {q.dim_size(0), heads_, q.dim_size(1)}, &written[1]));
-      call.out = written[0], call.lse = written[1];
+      void *out, *lse;
+      OP_REQUIRES_OK(context, allocate(context, 0, arguments.out_shape(), &out));
+      OP_REQUIRES_OK(context, allocate(context, 1, arguments.lse_shape(), &lse));
+      call.out = out, call.lse = lse;
     }
+    if (arguments.shape.batch == 0) return;
     void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
-    auto device_plan = PlanCache::global().get(context, context->input(context->num_inputs() - 1), stream);
+    auto device_plan = PlanCache::global().get(context, plan, stream);
     OP_REQUIRES_OK(context, device_plan.status());
     call.header = (*device_plan)->header.data();
     call.reordered = (*device_plan)->reordered;
     call.plan = (*device_plan)->blob.data();
-    if (call.batch == 0) return;
+    call.plan_size = plan.NumElements();
     std::vector<Tensor> temps;  // released to the allocator at return: it reuses memory in the stream's order
     OP_REQUIRES_OK(context, run(call, stream, [&](size_t bytes) -> void* {
                      temps.emplace_back();

@@ -26,7 +26,7 @@ using Symbols = std::array<int64_t, kSymbolCount>;
 
 Symbols symbols_of(const Call& call) {
   const int32_t* header = call.header;
-  Symbols symbols = {call.batch,         call.heads,       call.head_dim,    call.value_dim,
+  Symbols symbols = {call.shape.batch,     call.shape.heads,   call.shape.head_dim, call.shape.value_dim,
                      header[kQueryTime], header[kKeyTime], header[kDistinct]};
   std::copy_n(header + kByQuery, 8, symbols.begin() + 7);
   std::copy_n(header + kByKey, 8, symbols.begin() + 15);
@@ -43,7 +43,7 @@ std::vector<const void*> pointers_of(const Call& call) {
 // Kernels address with 32-bit offsets inside a tensor unless one passes 2^31 elements.
 bool is_wide(const Call& call) {
   const int64_t time = std::max(call.header[kQueryTime], call.header[kKeyTime]);
-  return call.batch * call.heads * time * std::max(call.head_dim, call.value_dim) > INT32_MAX;
+  return call.shape.batch * call.shape.heads * time * std::max(call.shape.head_dim, call.shape.value_dim) > INT32_MAX;
 }
 
 std::string key_of(const Call& call, bool backward, int capability) {
@@ -52,7 +52,7 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const bool long_rows = q[4] >= 6 * int64_t{q[3]};
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
-  return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", call.head_dim, "-v", call.value_dim, tiles,
+  return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", call.shape.head_dim, "-v", call.shape.value_dim, tiles,
                       "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-sm", capability);
 }
@@ -181,7 +181,7 @@ absl::Status launch_one(const Driver& driver, const Launch& launch, Handle funct
 }
 
 absl::Status run_in_context(const Driver& driver, const Call& call, int capability, Handle context, void* stream,
-                          Allocate allocate) {
+                            const Allocate& allocate) {
   // Training needs the backward kernels next: they compile beside the forward ones.
   const std::string soon = call.backward ? "" : key_of(call, true, capability);
   auto kernels = KernelCache::global().get(driver, context, key_of(call, call.backward, capability), soon);
@@ -198,7 +198,7 @@ absl::Status run_in_context(const Driver& driver, const Call& call, int capabili
   }
   for (size_t i = 0; i < manifest.launches.size(); ++i) {
     absl::Status status = launch_one(driver, manifest.launches[i], (*kernels)->functions[i], symbols, pointers,
-                                    call.scale, stream);
+                                    call.shape.scale, stream);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -206,14 +206,14 @@ absl::Status run_in_context(const Driver& driver, const Call& call, int capabili
 
 std::string describe(const Call& call, int capability) {
   return absl::StrCat("block-sparse attention ", call.backward ? "backward" : "forward", " (", call.dtype, ", batch ",
-                      call.batch, ", heads ", call.heads, ", time ", call.header[kQueryTime], " x ",
+                      call.shape.batch, ", heads ", call.shape.heads, ", time ", call.header[kQueryTime], " x ",
                       call.header[kKeyTime]) +
-         absl::StrCat(", head_dim ", call.head_dim, ", value_dim ", call.value_dim, ", sm_", capability, "): ");
+         absl::StrCat(", head_dim ", call.shape.head_dim, ", value_dim ", call.shape.value_dim, ", sm_", capability, "): ");
 }
 
 }  // namespace
 
-absl::Status run(const Call& call, void* stream, Allocate allocate) {
+absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   absl::StatusOr<const Driver*> driver = get_driver();
   if (!driver.ok()) return driver.status();
   ContextScope scope(**driver, stream);
@@ -226,3 +226,8 @@ absl::Status run(const Call& call, void* stream, Allocate allocate) {
 }
 
 }  // namespace blocksparse::gpu
+
+extern "C" std::string blocksparse_call_gpu(const blocksparse::Call& call, void* stream,
+                                            const blocksparse::Allocate& allocate) {
+  return std::string(blocksparse::gpu::run(call, stream, allocate).message());
+}

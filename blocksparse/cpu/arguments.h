@@ -1,0 +1,66 @@
+// What every call has to fulfil, on the CPU, on a GPU and under XLA alike.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "attention.h"
+#include "tensorflow/core/framework/tensor.h"
+
+namespace blocksparse {
+
+inline absl::Status expect(const char* name, const tensorflow::TensorShape& shape,
+                           const tensorflow::TensorShape& wanted) {
+  if (shape == wanted) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " has shape ", shape.DebugString(), "; it has to be ", wanted.DebugString()));
+}
+
+inline absl::Status expect_width(const char* name, int64_t width, int64_t heads) {
+  if (width % heads == 0 && width / heads % 8 == 0 && width / heads >= 8 && width / heads <= 256) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      name, " is ", width, " wide for ", heads, " heads; a head's width has to be a multiple of 8, from 8 to 256"));
+}
+
+struct Arguments {
+  Plan plan;
+  Shape shape;
+
+  // Reads the plan and fits q, k and v to it.
+  absl::Status read(const tensorflow::Tensor& blob, const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
+                    const tensorflow::TensorShape& v, int32_t heads, float scale) {
+    if (blob.dims() != 1) return absl::InvalidArgumentError("plan has to be a vector");
+    const std::string error = read_plan(blob.flat<int32_t>().data(), blob.NumElements(), &plan);
+    if (!error.empty()) return absl::InvalidArgumentError(error);
+    if (plan.heads != heads) {
+      return absl::InvalidArgumentError(absl::StrCat("heads is ", heads, " but the plan has ", plan.heads));
+    }
+    if (q.dims() != 3 || v.dims() != 3) return absl::InvalidArgumentError("q, k and v have to be [batch, time, width]");
+    TF_RETURN_IF_ERROR(expect_width("q", q.dim_size(2), heads));
+    TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), heads));
+    TF_RETURN_IF_ERROR(expect("q", q, {q.dim_size(0), plan.query_time, q.dim_size(2)}));
+    TF_RETURN_IF_ERROR(expect("k", k, {q.dim_size(0), plan.key_time, q.dim_size(2)}));
+    TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), plan.key_time, v.dim_size(2)}));
+    shape = {q.dim_size(0), heads, int32_t(q.dim_size(2) / heads), int32_t(v.dim_size(2) / heads), scale};
+    return absl::OkStatus();
+  }
+
+  // The gradient's further inputs.
+  absl::Status check_gradient(const tensorflow::TensorShape& out, const tensorflow::TensorShape& lse,
+                              const tensorflow::TensorShape& dout, const tensorflow::TensorShape& dlse) const {
+    TF_RETURN_IF_ERROR(expect("out", out, out_shape()));
+    TF_RETURN_IF_ERROR(expect("lse", lse, lse_shape()));
+    TF_RETURN_IF_ERROR(expect("dout", dout, out_shape()));
+    return expect("dlse", dlse, lse_shape());
+  }
+
+  tensorflow::TensorShape out_shape() const {
+    return {shape.batch, plan.query_time, int64_t{shape.heads} * shape.value_dim};
+  }
+  tensorflow::TensorShape lse_shape() const { return {shape.batch, shape.heads, plan.query_time}; }
+};
+
+}  // namespace blocksparse
