@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-ROOT_MODULES = ("attention", "decode", "layers", "patterns", "recompute", "utils")
+ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "utils")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOT_MODULES = {"__init__", "attention", "decode", "layers", "patterns", "recompute", "utils"}
+ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
 ENGINE_SUFFIXES = {".py", ".h", ".cc", ".json"}
 
 
