@@ -31,9 +31,12 @@ class Blocks:
     heads: tuple[HeadBlocks, ...]  # the distinct heads
     head_index: np.ndarray  # int32 [heads] which of `heads` head h uses
     masks: np.ndarray  # bool [distinct, block_size, block_size]; row 0 is all True
+    lut_heads: int  # layouts given: 1 for all heads together, or one for each
 
 
-def build_blocks(layout, block_size: int, mask_callback: Callable | None = None, heads: int | None = None) -> Blocks:
+def build_blocks(
+    layout, block_size: int, mask_callback: Callable | None = None, heads: int | None = None
+) -> Blocks:
     """Read a layout and evaluate its masks.
 
     layout: [query_blocks, key_blocks] (then `heads` is needed) or [heads, query_blocks, key_blocks], nonzero where a
@@ -47,8 +50,12 @@ def build_blocks(layout, block_size: int, mask_callback: Callable | None = None,
     """
     if block_size not in BLOCK_SIZES:
         nearest = min(BLOCK_SIZES, key=lambda size: abs(size - block_size))
-        raise ValueError(f"block_size={block_size} is not offered; use one of {BLOCK_SIZES} (nearest: {nearest})")
-    coordinates, query_blocks, key_blocks = _coordinates(layout)
+        raise ValueError(
+            f"block_size={block_size} is not offered; use one of {BLOCK_SIZES} (nearest: {nearest})"
+        )
+    layout = _read(layout)
+    coordinates = _coordinates(layout)
+    query_blocks, key_blocks = layout[0].shape if isinstance(layout, list) else layout.shape[-2:]
     lut_heads = len(coordinates)
     heads = _check_heads(heads, layout, lut_heads)
     table = _MaskTable(block_size)
@@ -70,30 +77,40 @@ def build_blocks(layout, block_size: int, mask_callback: Callable | None = None,
         head_index[head] = evaluated[where, head % period]
     if lut_heads != heads:
         head_index = np.zeros(heads, np.int32)
-    return Blocks(block_size, query_blocks, key_blocks, tuple(distinct), head_index, table.masks())
+    return Blocks(block_size, query_blocks, key_blocks, tuple(distinct), head_index, table.masks(), lut_heads)
 
 
-def _coordinates(layout) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
-    """Active blocks of each head of a layout, sorted by (query, key), and the layout's shape."""
+def _read(layout) -> np.ndarray | list:
+    """A layout as an array of 2 or 3 dimensions, or a list of sparse matrices of one shape."""
     if sparse.issparse(layout):
         layout = [layout]
     if isinstance(layout, Sequence) and layout and all(sparse.issparse(head) for head in layout):
         shapes = {head.shape for head in layout}
         if len(shapes) != 1:
-            raise ValueError(f"layout has heads of different shapes, {sorted(shapes)}; give all heads the same shape")
-        read = {id(head): _sorted_nonzero(head) for head in layout}  # a matrix given for many heads is read once
-        return [read[id(head)] for head in layout], *shapes.pop()
+            raise ValueError(
+                f"layout has heads of different shapes, {sorted(shapes)}; give all heads the same shape"
+            )
+        return list(layout)
     layout = np.asarray(layout)
     if layout.dtype.kind not in "biuf":
         raise TypeError(f"layout has dtype {layout.dtype}; give a boolean array or scipy.sparse matrices")
     if layout.ndim not in (2, 3) or 0 in layout.shape:
         raise ValueError(
-            f"layout has shape {layout.shape}; it has to be [query_blocks, key_blocks] or "
+            f"layout has shape {list(layout.shape)}; it has to be [query_blocks, key_blocks] or "
             "[heads, query_blocks, key_blocks], none of them 0"
         )
-    layout = layout.reshape((-1, *layout.shape[-2:]))
-    pairs = [tuple(index.astype(np.int32) for index in np.nonzero(head)) for head in layout]
-    return pairs, *layout.shape[1:]
+    return layout
+
+
+def _coordinates(layout: np.ndarray | list) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Active blocks (query, key) of each head, sorted."""
+    if isinstance(layout, list):
+        read = {
+            id(head): _sorted_nonzero(head) for head in layout
+        }  # a matrix given for many heads is read once
+        return [read[id(head)] for head in layout]
+    heads = layout.reshape((-1, *layout.shape[-2:]))
+    return [tuple(index.astype(np.int32) for index in np.nonzero(head)) for head in heads]
 
 
 def _sorted_nonzero(matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -106,9 +123,9 @@ def _sorted_nonzero(matrix) -> tuple[np.ndarray, np.ndarray]:
     return query, matrix.indices.astype(np.int32)
 
 
-def _check_heads(heads: int | None, layout, lut_heads: int) -> int:
+def _check_heads(heads: int | None, layout: np.ndarray | list, lut_heads: int) -> int:
     if heads is None:
-        if sparse.issparse(layout) or np.ndim(layout) == 2:
+        if lut_heads == 1 and not (isinstance(layout, np.ndarray) and layout.ndim == 3):
             raise ValueError("heads is None; a layout shared by all heads needs heads=, the number of heads")
         return lut_heads
     if heads < 1 or lut_heads not in (1, heads):
@@ -118,7 +135,9 @@ def _check_heads(heads: int | None, layout, lut_heads: int) -> int:
     return heads
 
 
-def _evaluate(callback, table: _MaskTable, head: int, query: np.ndarray, key: np.ndarray, key_blocks: int) -> np.ndarray:
+def _evaluate(
+    callback, table: _MaskTable, head: int, query: np.ndarray, key: np.ndarray, key_blocks: int
+) -> np.ndarray:
     """Mask number of each block: the callback once a block, or once a representative where it names them."""
     index = np.arange(len(query))
     representative = getattr(callback, "representative", None)
@@ -135,7 +154,9 @@ def _numbers(callback, table: _MaskTable, head: int, query, key, index) -> np.nd
     batch = getattr(callback, "batch", None)
     if batch is None:
         blocks = zip(query.tolist(), key.tolist(), index.tolist(), strict=True)
-        return np.array([table.number(callback(shape, head, q, k, b), (head, q, k)) for q, k, b in blocks], np.int32)
+        return np.array(
+            [table.number(callback(shape, head, q, k, b), (head, q, k)) for q, k, b in blocks], np.int32
+        )
     numbers = [np.zeros(0, np.int32)]
     for start in range(0, len(query), _CHUNK):
         part = slice(start, start + _CHUNK)

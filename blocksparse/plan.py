@@ -26,14 +26,20 @@ class TilePlan:
     row_tile: int  # M
     column_tile: int  # N
     granule: int  # g, the gather unit
-    head_tiles: np.ndarray  # int32 [distinct + 1] row tiles of distinct head p are head_tiles[p] .. head_tiles[p + 1]
+    head_tiles: (
+        np.ndarray
+    )  # int32 [distinct + 1] row tiles of distinct head p are head_tiles[p] .. head_tiles[p + 1]
     row_start: np.ndarray  # int32 [tiles] first row, in plan order
     row_count: np.ndarray  # int32 [tiles] rows in the tile, 1 .. M; what lies past them is not stored
     offset: np.ndarray  # int32 [tiles + 1] column tiles of row tile t are offset[t] .. offset[t + 1]
     full: np.ndarray  # int32 [tiles] the first full[t] of them need no mask
-    columns: np.ndarray  # int32 [column_tiles, N / g] granule numbers; a short tile repeats its first, masked off
+    columns: (
+        np.ndarray
+    )  # int32 [column_tiles, N / g] granule numbers; a short tile repeats its first, masked off
     mask: np.ndarray  # int32 [column_tiles] row of masks (0 where full)
-    masks: np.ndarray  # uint32 [distinct masks, M, ceil(N / 32)] bit c % 32 of word [r, c / 32]: row r sees column c
+    masks: (
+        np.ndarray
+    )  # uint32 [distinct masks, M, ceil(N / 32)] bit c % 32 of word [r, c / 32]: row r sees column c
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +103,23 @@ def unpack(blob: np.ndarray) -> Plan:
 
     def take(word: int, *shape: int) -> np.ndarray:
         start, size = starts[word], int(np.prod(shape))
-        _require(_HEADER <= start and start % 4 == 0 and start + size <= len(blob), f"offset [{word}]", "in the blob")
+        _require(
+            _HEADER <= start and start % 4 == 0 and start + size <= len(blob),
+            f"offset [{word}]",
+            "in the blob",
+        )
         return blob[start : start + size].reshape(shape)
 
     def side(record: int, words: list[int]) -> TilePlan:
-        row_tile, column_tile, granule, tiles, column_tiles, distinct_masks = (int(w) for w in blob[record : record + 6])
+        row_tile, column_tile, granule, tiles, column_tiles, distinct_masks = (
+            int(w) for w in blob[record : record + 6]
+        )
         _require(row_tile in TILES and column_tile in TILES, "tile sizes", f"in {TILES}")
-        _require(granule > 0 and row_tile % granule == column_tile % granule == 0, "granule", "a divisor of both tiles")
+        _require(
+            granule > 0 and row_tile % granule == column_tile % granule == 0,
+            "granule",
+            "a divisor of both tiles",
+        )
         shapes = [
             (distinct + 1,), (tiles,), (tiles,), (tiles + 1,), (tiles,), (column_tiles, column_tile // granule),
             (column_tiles,), (distinct_masks, row_tile, _words(column_tile)),
@@ -113,8 +129,10 @@ def unpack(blob: np.ndarray) -> Plan:
 
     by_query, by_key = side(16, _OFFSETS[2:10]), side(32, _OFFSETS[10:])
     plan = Plan(query_time, key_time, take(48, heads), take(49, heads), by_query, by_key)
-    _check_order(plan.order, query_time, key_time)
-    _require(np.all((plan.head_index >= 0) & (plan.head_index < distinct)), "head_index", f"0 to {distinct - 1}")
+    check_order(plan.order, query_time, key_time, max(by_query.granule, by_key.granule))
+    _require(
+        np.all((plan.head_index >= 0) & (plan.head_index < distinct)), "head_index", f"0 to {distinct - 1}"
+    )
     _check_side("by_query", by_query, query_time, key_time)
     _check_side("by_key", by_key, key_time, query_time)
     return plan
@@ -125,7 +143,9 @@ def _check_side(name: str, side: TilePlan, rows: int, columns: int) -> None:
     for field, start, stop in (("head_tiles", side.head_tiles, tiles), ("offset", side.offset, column_tiles)):
         rises = start[0] == 0 and start[-1] == stop and np.all(np.diff(start) >= 0)
         _require(rises, f"{name}.{field}", f"rising from 0 to {stop}")
-    _require(np.all((side.full >= 0) & (side.full <= count)), f"{name}.full", "at most the row tile's column tiles")
+    _require(
+        np.all((side.full >= 0) & (side.full <= count)), f"{name}.full", "at most the row tile's column tiles"
+    )
     in_tile = (side.row_count >= 1) & (side.row_count <= side.row_tile)
     _require(np.all(in_tile), f"{name}.row_count", f"1 to {side.row_tile}")
     inside = (side.row_start >= 0) & (side.row_start <= rows - side.row_count)
@@ -159,7 +179,7 @@ def make_plan(
         that s = stride puts the rows of one residue class side by side.
     heads: how many heads there are, when `blocks` describes one for all.
     tiles_by_query, tiles_by_key: (M, N) of each side, out of 16, 32, 64, 128.
-    Raises ValueError for an order that does not divide both times, or a tile size not offered.
+    Raises ValueError for an order that does not divide both times into whole blocks, or a tile size not offered.
     """
     for name, tiles in (("tiles_by_query", tiles_by_query), ("tiles_by_key", tiles_by_key)):
         if len(tiles) != 2 or not set(tiles) <= set(TILES):
@@ -167,7 +187,7 @@ def make_plan(
     query_time, key_time = blocks.query_blocks * blocks.block_size, blocks.key_blocks * blocks.block_size
     head_index = np.broadcast_to(blocks.head_index, heads or len(blocks.head_index))
     order = np.broadcast_to(np.asarray(order, np.int32), head_index.shape)
-    _check_order(order, query_time, key_time)
+    check_order(order, query_time, key_time, blocks.block_size)
     lists = [(head.query, head.key, head.mask) for head in blocks.heads]
     by_query = _plan_side(blocks.query_blocks, blocks.key_blocks, lists, blocks.masks, *tiles_by_query)
     lists = [(head.key, head.query, head.mask) for head in blocks.heads]
@@ -176,13 +196,19 @@ def make_plan(
     return Plan(query_time, key_time, head_index, order, by_query, by_key)
 
 
-def _check_order(order: np.ndarray, query_time: int, key_time: int) -> None:
+def check_order(order: np.ndarray, query_time: int, key_time: int, unit: int) -> None:
+    """Raise ValueError unless each residue class of each side, time / order rows, is whole units."""
     for stride in np.unique(order).tolist():
-        if stride < 1 or query_time % stride or key_time % stride:
-            raise ValueError(f"order={stride} has to divide query time {query_time} and key time {key_time}")
+        if stride < 1 or stride > 1 and (query_time % (stride * unit) or key_time % (stride * unit)):
+            raise ValueError(
+                f"order={stride} has to divide query time {query_time} and key time {key_time} into residue classes of a "
+                f"multiple of {unit} rows"
+            )
 
 
-def _plan_side(rows: int, columns: int, lists, masks: np.ndarray, row_tile: int, column_tile: int) -> TilePlan:
+def _plan_side(
+    rows: int, columns: int, lists, masks: np.ndarray, row_tile: int, column_tile: int
+) -> TilePlan:
     """Plan one side. rows, columns: numbers of blocks. lists: (row, column, mask) of each distinct head's blocks."""
     heads, masks, split = _split([_visible(head, masks) for head in lists], masks, min(row_tile, column_tile))
     rows, columns, granule = rows * split, columns * split, masks.shape[1]
@@ -194,7 +220,9 @@ def _plan_side(rows: int, columns: int, lists, masks: np.ndarray, row_tile: int,
     count = np.minimum(np.repeat(runs, tiles), rows - start)
 
     # A strip is one granule of columns of one row tile: the blocks of its rows, one a slot.
-    tile = np.concatenate([row // run + base for (row, _, _), run, base in zip(heads, runs, head_tiles[:-1], strict=True)])
+    tile = np.concatenate(
+        [row // run + base for (row, _, _), run, base in zip(heads, runs, head_tiles[:-1], strict=True)]
+    )
     slot = np.concatenate([row % run for (row, _, _), run in zip(heads, runs, strict=True)])
     column = np.concatenate([column for _, column, _ in heads])
     code, strip_of = _compact(tile.astype(np.int64) * columns + column)
@@ -229,7 +257,15 @@ def _plan_side(rows: int, columns: int, lists, masks: np.ndarray, row_tile: int,
     mask = np.zeros(offset[-1], np.int32)
     mask[masked] = number
     bits = _pack_masks(patterns, strips, masks, row_tile, column_tile)
-    arrays = (head_tiles, start[heaviest] * granule, count[heaviest] * granule, offset, full[heaviest], gathered, mask)
+    arrays = (
+        head_tiles,
+        start[heaviest] * granule,
+        count[heaviest] * granule,
+        offset,
+        full[heaviest],
+        gathered,
+        mask,
+    )
     return TilePlan(row_tile, column_tile, granule, *(array.astype(np.int32) for array in arrays), bits)
 
 
@@ -247,9 +283,13 @@ def _split(heads, masks: np.ndarray, largest: int):
         return heads, masks, 1
     parts = size // largest
     pieces = masks.reshape(-1, parts, largest, parts, largest).swapaxes(2, 3).reshape(-1, largest, largest)
-    bits, number = np.unique(np.packbits(pieces.reshape(len(pieces), -1), axis=1), axis=0, return_inverse=True)
+    bits, number = np.unique(
+        np.packbits(pieces.reshape(len(pieces), -1), axis=1), axis=0, return_inverse=True
+    )
     kinds = np.unpackbits(bits, axis=1).astype(bool).reshape(-1, largest, largest)
-    kinds = np.concatenate([np.ones((1, largest, largest), bool), kinds])  # keeps number 0 for "sees everything"
+    kinds = np.concatenate(
+        [np.ones((1, largest, largest), bool), kinds]
+    )  # keeps number 0 for "sees everything"
     number = np.where(kinds[1:].all((1, 2))[number], 0, number + 1).reshape(-1, parts, parts)
     y, x = np.divmod(np.arange(parts * parts), parts)
     cut = []

@@ -62,8 +62,13 @@ class Tables:
         self.fold = self.heads if len(blocks.heads) == 1 else 1
         heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
         seen = [blocks.masks.any((1, 2))[head.mask] for head in heads]
-        query = [head.query[s] + blocks.query_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))]
-        key = [head.key[s] + blocks.key_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))]
+        query = [
+            head.query[s] + blocks.query_blocks * h
+            for h, (head, s) in enumerate(zip(heads, seen, strict=True))
+        ]
+        key = [
+            head.key[s] + blocks.key_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))
+        ]
         mask = [head.mask[s] for head, s in zip(heads, seen, strict=True)]
         query, key, mask = np.concatenate(query), np.concatenate(key), np.concatenate(mask)
         limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
@@ -71,7 +76,9 @@ class Tables:
         self.by_query = _Side(query, key, mask, blocks.query_blocks * len(heads), masks, limit)
         turn = np.lexsort((query, key))
         transposed = masks.transpose(0, 2, 1)
-        self.by_key = _Side(key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit)
+        self.by_key = _Side(
+            key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit
+        )
         self.query_order = _Order(order, blocks.query_blocks * self.block_size)
         self.key_order = _Order(order, blocks.key_blocks * self.block_size)
 
@@ -237,7 +244,11 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     width, batch = (keys.shape[3], 0.0), tf.shape(queries)[0]
     (dq,) = tables.by_query.sweep(by_query, width, batch=batch)
     dk, dv = tables.by_key.sweep(by_key, width, (values.shape[3], 0.0), batch=batch)
-    joined = tables.join(dq, tables.query_order), tables.join(dk, tables.key_order), tables.join(dv, tables.key_order)
+    joined = (
+        tables.join(dq, tables.query_order),
+        tables.join(dk, tables.key_order),
+        tables.join(dv, tables.key_order),
+    )
     return tuple(tf.cast(x, q.dtype) for x in joined)
 
 

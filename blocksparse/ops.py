@@ -1,0 +1,141 @@
+"""The attention op in TensorFlow: which kernel runs, its plan as a tensor, and its gradient."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from .layout import Blocks
+from .plan import make_plan
+from .reference import Tables, refuse_second_gradient
+from .reference import attention as reference_attention
+
+try:
+    from .build import load_library
+except ImportError:
+
+    def load_library():
+        return None
+
+
+_LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
+_KERNELS = ("auto", "reference")
+_graphs: weakref.WeakSet = weakref.WeakSet()  # the graphs that hold plan constants
+_eager: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # packed plan -> eager tensor
+_lock = threading.Lock()
+
+
+class Attention:
+    """The attention of one layout: what its kernels need is built at first use, once, by whichever thread comes first."""
+
+    def __init__(self, blocks: Blocks):
+        self.blocks = blocks
+        seen = blocks.masks.sum((1, 2))
+        pairs = [seen[blocks.heads[number].mask].sum() for number in blocks.head_index]
+        self.work = float(np.mean(pairs)) / (blocks.query_blocks * blocks.block_size)  # visible keys a query
+        self._built: dict = {}
+        self._lock = threading.RLock()
+
+    def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
+        """(out, lse); the arguments as in reference.attention, order one number a head."""
+        heads = len(order)
+        head_dim, value_dim = q.shape[2] // heads, v.shape[2] // heads
+        library = _library() if _kernel_takes(head_dim) and _kernel_takes(value_dim) else None
+        if library is None:
+            return reference_attention(q, k, v, self.tables(order), scale)
+        plan = self.plan(order, *_tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work))
+        out = library.blocksparse_attention(q, k, v, _plan_tensor(plan, library), heads=heads, scale=scale)
+        return out.out, out.lse
+
+    def tables(self, order: tuple[int, ...]) -> Tables:
+        return self._once(order, lambda: Tables(self.blocks, np.array(order), self.blocks.head_index))
+
+    def plan(self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int]) -> PackedPlan:
+        def pack():
+            return PackedPlan(make_plan(self.blocks, order, len(order), by_query, by_key).pack())
+
+        return self._once((order, by_query, by_key), pack)
+
+    def _once(self, key, build: Callable):
+        with self._lock:
+            if key not in self._built:
+                self._built[key] = build()
+            return self._built[key]
+
+
+class PackedPlan:
+    """A plan's blob, with an identity that caches can hold on to."""
+
+    def __init__(self, blob: np.ndarray):
+        self.blob = blob
+
+
+def kernel_name() -> str:
+    """What attention runs on in this process: "cpu", "gpu" (where TensorFlow places it on one) or "reference"."""
+    if _library() is None:
+        return "reference"
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
+def clear_bst_constants() -> None:
+    """Forget the plan constants of all graphs, as OpenAI's programs do before they build a new one."""
+    with _lock:
+        _eager.clear()
+        for graph in _graphs:
+            del graph._blocksparse_plans
+        _graphs.clear()
+
+
+def _kernel_takes(width: int) -> bool:
+    return width % 8 == 0 and 8 <= width <= 256
+
+
+def _library():
+    """The library of kernels, or None where the reference has to run."""
+    chosen = os.environ.get("BLOCKSPARSE_KERNELS") or "auto"
+    if chosen not in _KERNELS:
+        raise ValueError(f"BLOCKSPARSE_KERNELS={chosen} is not known; it can be one of {', '.join(_KERNELS)}")
+    return None if chosen == "reference" else load_library()
+
+
+def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float):
+    return (64, 64), (64, 64)
+
+
+def _plan_tensor(plan: PackedPlan, library):
+    """The plan in the graph at hand: a constant, or beyond 64 MB an op that carries it compressed."""
+    if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly():
+        return library.blocksparse_plan(data=zlib.compress(plan.blob.tobytes(), 1), length=len(plan.blob))
+    with tf.init_scope(), _lock:
+        if tf.executing_eagerly():
+            if plan not in _eager:
+                with tf.device("CPU:0"):
+                    _eager[plan] = tf.constant(plan.blob)
+            return _eager[plan]
+        graph = tf.compat.v1.get_default_graph()
+        _graphs.add(graph)
+        constants = vars(graph).setdefault("_blocksparse_plans", {})
+        if plan not in constants:
+            constants[plan] = tf.constant(plan.blob, name="blocksparse_plan")
+        return constants[plan]
+
+
+@tf.RegisterGradient("BlocksparseAttention")
+def _attention_gradient(op, dout, dlse):
+    q, k, v, plan = op.inputs
+    return *load_library().blocksparse_attention_grad(
+        q, k, v, *op.outputs, dout, dlse, plan, heads=op.get_attr("heads"), scale=op.get_attr("scale")
+    ), None
+
+
+@tf.RegisterGradient("BlocksparseAttentionGrad")
+def _second_gradient(op, *gradients):
+    return refuse_second_gradient()

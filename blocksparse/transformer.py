@@ -1,0 +1,207 @@
+"""BlocksparseTransformer: block-sparse attention as OpenAI's blocksparse package offers it, on today's TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import tensorflow as tf
+
+from . import oracles
+from .layout import build_blocks
+from .nnops import (
+    masked_softmax,
+    masked_top_k_softmax,
+    rectified_top_k,
+    softmax,
+    softmax_cross_entropy,
+    top_k,
+    transpose_2d,
+    transpose_0213,
+)
+from .ops import Attention, clear_bst_constants
+from .plan import check_order
+from .products import BlockProducts
+from .tables import LookupTables
+
+__all__ = [
+    "BlocksparseTransformer",
+    "clear_bst_constants",
+    "masked_softmax",
+    "masked_top_k_softmax",
+    "rectified_top_k",
+    "softmax",
+    "softmax_cross_entropy",
+    "top_k",
+    "transpose_0213",
+    "transpose_2d",
+]
+
+_DTYPES = (tf.float16, tf.bfloat16, tf.float32)
+
+
+class BlocksparseTransformer(LookupTables):
+    """Attention and its three steps over the active blocks of a layout.
+
+    layout: bool [query_blocks, key_blocks] for all heads (then `heads` is needed), or [heads, query_blocks, key_blocks];
+        or a scipy.sparse matrix, or a sequence of them, one a head.
+    block_size: 8, 16, 32, 64 or 128; query i is in block row i // block_size.
+    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx): bool [block_size, block_size] for each active block,
+        True where the query (row) may see the key (column); layout.build_blocks says how it can be made cheap.
+    Raises ValueError or TypeError that name the argument, what came and what is wanted.
+
+    Block-sparse matrices are [batch, heads, blocks, block_size, block_size], blocks sorted by (query, key). `attention`
+    takes heads with different numbers of blocks; the separate steps and their tables need equal numbers.
+    """
+
+    def __init__(
+        self,
+        layout,
+        block_size: int = 64,
+        heads: int | None = None,
+        mask_callback: Callable | None = None,
+        name: str | None = None,
+    ):
+        self.layout = build_blocks(layout, block_size, mask_callback, heads)
+        self.has_mask = mask_callback is not None
+        self.name = name
+        self.heads = len(self.layout.head_index)
+        self.lut_heads = self.layout.lut_heads
+        self.blk_size = block_size
+        self.blk_shape = (block_size, block_size)
+        self.ctx_blks_q = self.layout.query_blocks
+        self.ctx_blks_k = self.layout.key_blocks
+        self.softmax_dtype: tf.DType | None = None  # what softmax returns: q's dtype in the last query_key_op
+        self._attention = Attention(self.layout)
+
+    nt_test = oracles.nt_test
+    nn_test = oracles.nn_test
+    tn_test = oracles.tn_test
+    masked_softmax_test = oracles.masked_softmax_test
+    masked_softmax_grad_test = oracles.masked_softmax_grad_test
+
+    def attention(
+        self, q, k, v, scale: float | None = None, order: int | Sequence[int] = 1, with_lse: bool = False
+    ):
+        """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
+
+        q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
+        v: [batch, key_time, heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in float32.
+        scale: 1 / sqrt(head_dim) by default.
+        order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s), so that
+            s = stride makes the rows of one residue class neighbours without moving any tensor.
+        with_lse: also return the log of each row's sum of exp(scale q k^T).
+        Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32 [batch, heads,
+        query_time]; both can be differentiated, once. A query that sees no key has out 0, lse -inf and no gradient.
+        A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at most the tile of
+        rows and columns that holds it.
+        """
+        q = self._operand("q", q, self.ctx_blks_q)
+        k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
+        _check_pair(q, k)
+        if not q.dtype == k.dtype == v.dtype:
+            raise TypeError(
+                f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
+            )
+        order = tuple(np.broadcast_to(np.asarray(order, int), self.heads).tolist())
+        check_order(np.array(order), q.shape[1], k.shape[1], self.blk_size)
+        scale = 1 / math.sqrt(q.shape[2] // self.heads) if scale is None else float(scale)
+        out, lse = self._attention(q, k, v, scale, order)
+        return (out, lse) if with_lse else out
+
+    def query_key_op(self, q, k, name: str | None = None, bench: int = 0):
+        """nt_op, after which softmax returns q's dtype."""
+        self.softmax_dtype = tf.convert_to_tensor(q).dtype.base_dtype
+        return self.nt_op(q, k, name)
+
+    def weight_value_op(self, w, v, name: str | None = None, bench: int = 0):
+        """nn_op."""
+        return self.nn_op(w, v, name)
+
+    def nt_op(self, a, b, name: str | None = None, bench: int = 0):
+        """a_q b_k^T for each block, float32, of a [batch, query_time, heads * d] and b [batch, key_time, heads * d].
+        (`bench` is taken in these operations for the sake of programs that give it.)"""
+        with tf.name_scope(name or "nt_op"):
+            a, b = self._operand("a", a, self.ctx_blks_q), self._operand("b", b, self.ctx_blks_k)
+            _check_pair(a, b)
+            return self._products.nt(a, b)
+
+    def nn_op(self, a, b, name: str | None = None, bench: int = 0):
+        """sum_k a_qk b_k, [batch, query_time, heads * d] in b's dtype, of a block-sparse a and b [batch, key_time, ...]."""
+        with tf.name_scope(name or "nn_op"):
+            return self._products.nn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_k))
+
+    def tn_op(self, a, b, name: str | None = None, bench: int = 0):
+        """sum_q a_qk^T b_q, [batch, key_time, heads * d] in b's dtype, of a block-sparse a and b [batch, query_time, ...]."""
+        with tf.name_scope(name or "tn_op"):
+            return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
+
+    def masked_softmax(self, x, scale: float = 1.0, autoregress_at_key=None, dtype=None):
+        """Softmax of scale * x along each query's visible keys; 0 where invisible, and in a row that sees nothing.
+
+        autoregress_at_key: a key number or a scalar integer tensor: keys from there on are also invisible to the queries
+            before them; below it the mask alone decides. Raises ValueError without a mask_callback.
+        dtype: of the result; by default q's in the last query_key_op, or else x's.
+        """
+        if autoregress_at_key is not None and not self.has_mask:
+            raise ValueError("autoregress_at_key needs a BlocksparseTransformer with a mask_callback")
+        x = self._matrix("x", x)
+        visible = self.visible(self._check_key(autoregress_at_key)) if self.has_mask else None
+        return self._products.softmax(x, scale, visible, tf.as_dtype(dtype or self.softmax_dtype or x.dtype))
+
+    def softmax(self, x, scale: float = 1.0, dtype=None):
+        """masked_softmax without the mask: every key of an active block is visible."""
+        x = self._matrix("x", x)
+        return self._products.softmax(x, scale, None, tf.as_dtype(dtype or self.softmax_dtype or x.dtype))
+
+    @cached_property
+    def _products(self) -> BlockProducts:
+        query, key = np.moveaxis(self.nt_lut, 2, 0)
+        return BlockProducts(query, key, self.ctx_blks_q, self.ctx_blks_k, self.blk_size, self.heads)
+
+    def _operand(self, name: str, x, blocks: int):
+        """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""
+        x, time = _float_tensor(name, x), blocks * self.blk_size
+        if x.shape.rank != 3 or x.shape[1] != time or x.shape[2] is None:
+            raise ValueError(
+                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] for {blocks} blocks of "
+                f"{self.blk_size}, with only the batch unknown (tf.ensure_shape tells TensorFlow a shape)"
+            )
+        if x.shape[2] == 0 or x.shape[2] % self.heads:
+            nearest = max(1, round(x.shape[2] / self.heads)) * self.heads
+            raise ValueError(
+                f"{name} is {x.shape[2]} wide, no multiple of {self.heads} heads; the nearest is {nearest}"
+            )
+        return x
+
+    def _matrix(self, name: str, x):
+        """x as a block-sparse matrix."""
+        x, shape = _float_tensor(name, x), (self.heads, self.blocks, *self.blk_shape)
+        if not x.shape[1:].is_compatible_with(shape) or x.shape.rank is None:
+            raise ValueError(
+                f"{name} has shape {x.shape}; it has to be [batch, {', '.join(map(str, shape))}]"
+            )
+        return x
+
+    def _check_key(self, key):
+        static = tf.get_static_value(key) if tf.is_tensor(key) else key
+        last = self.ctx_blks_k * self.blk_size - 1
+        if static is not None and not 0 <= static <= last:
+            raise ValueError(f"autoregress_at_key={static} is no key; it has to be 0 to {last}")
+        return tf.cast(key, tf.int32) if tf.is_tensor(key) else key
+
+
+def _float_tensor(name: str, x):
+    x = tf.convert_to_tensor(x)
+    if x.dtype.base_dtype not in _DTYPES:
+        raise TypeError(f"{name} is {x.dtype.name}; cast it to float16, bfloat16 or float32")
+    return x
+
+
+def _check_pair(a, b):
+    if a.shape[2] != b.shape[2]:
+        raise ValueError(f"the operands are {a.shape[2]} and {b.shape[2]} wide; they have to be equally wide")
+    if not a.shape[:1].is_compatible_with(b.shape[:1]):
+        raise ValueError(f"the operands have batches of {a.shape[0]} and {b.shape[0]}; they have to be equal")
