@@ -1,0 +1,65 @@
+"""The examples of this repository's first pages, as a newcomer runs them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command, **env):
+    """Runs a script of the repository in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_enwik8_trains_on_given_text(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("One two three, said the first line. " * 200)
+    result = run("examples/enwik8.py", "--smoke", "--data", text)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^validation \d\.\d{3} bits per byte", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), (b"short", "has 5 bytes")])
+def test_enwik8_names_the_file_that_will_not_do(tmp_path, content, message):
+    path = tmp_path / "enwik8"
+    if content is not None:
+        path.write_bytes(content)
+    result = run("examples/enwik8.py", "--smoke", "--data", path)
+    assert result.returncode != 0
+    assert message in result.stderr and str(path) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_tf1_graph():
+    result = run("examples/tf1_graph.py")
+    assert result.returncode == 0, result.stderr
+    assert [line[:8] for line in result.stdout.splitlines()] == ["batch 1:", "batch 3:"]
+
+
+@pytest.fixture
+def path_without_compilers(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("sh", "uname", "env", "ls"):
+        (folder / tool).symlink_to(f"/bin/{tool}")
+    return str(folder)
+
+
+def test_without_a_compiler_the_fallback_runs_and_says_so(path_without_compilers, tmp_path):
+    env = {"PATH": path_without_compilers, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    result = run("attention.py", "--n-ctx", "128", **env)
+    assert result.returncode == 0, result.stderr
+    assert "reference" in result.stdout and "cpu" not in result.stdout
+    assert result.stderr.count("g++") == 1, result.stderr
