@@ -1,0 +1,406 @@
+"""Sparse Transformer attention, for every pattern of the paper: dense and block-sparse.
+
+`python attention.py [fp16|bf16]` compares the two (see compare.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+import tensorflow as tf
+
+from blocksparse import BlocksparseTransformer
+
+if __package__:
+    from .patterns import (
+        BlockTable,
+        Mode,
+        Pattern,
+        as_modes,
+        causal,
+        has_summary,
+        head_modes,
+        nothing,
+        residue_classes,
+    )
+    from .recompute import recomputable
+    from .utils import merge_heads, merge_states, shape_list, split_heads, split_states
+else:
+    from patterns import (
+        BlockTable,
+        Mode,
+        Pattern,
+        as_modes,
+        causal,
+        has_summary,
+        head_modes,
+        nothing,
+        residue_classes,
+    )
+    from recompute import recomputable
+    from utils import merge_heads, merge_states, shape_list, split_heads, split_states
+
+BLOCKSIZES = (8, 16, 32, 64, 128)
+DTYPES = (tf.float16, tf.bfloat16, tf.float32)
+_LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
+
+
+def attention_impl(
+    q,
+    k,
+    v,
+    heads: int,
+    attn_mode: str | Sequence[str],
+    local_attn_ctx: int | None = None,
+    blocksize: int = 32,
+    num_verts: int | None = None,
+    vertsize: int | None = None,
+    recompute: bool = False,
+) -> tf.Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices: what all else means.
+
+    Arguments, result and errors are those of `blocksparse_attention_impl`, but `time` may be any number, known
+    or not, and nothing has to divide anything, save heads the widths. Memory grows with time squared; with
+    recompute=True none of it is kept for the backward pass.
+    """
+    q, k, v = _check_tensors(q, k, v, heads)
+    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
+    return _dense(q, k, v, heads=heads, modes=modes, recompute=recompute)
+
+
+def blocksparse_attention_impl(
+    q,
+    k,
+    v,
+    heads: int,
+    attn_mode: str | Sequence[str],
+    local_attn_ctx: int | None = None,
+    blocksize: int = 32,
+    num_verts: int | None = None,
+    vertsize: int | None = None,
+    recompute: bool = False,
+) -> tf.Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
+
+    | attn_mode | query i sees key j (j <= i) when |
+    | --- | --- |
+    | `all` | always |
+    | `local` | i - j < local_attn_ctx: so many keys, its own included |
+    | `strided` | (i - j) % local_attn_ctx == 0 |
+    | `chunk` | i // local_attn_ctx == j // local_attn_ctx |
+    | `summary` | j is in a chunk's summary columns |
+    | `fixed` | `chunk+summary` |
+    | `"local+strided"` | any of the joined modes shows it (the paper's merged heads) |
+    | `("local", "strided")` | one mode a head, cycled over heads (the paper's multi-head combination) |
+
+    Args:
+        q, k, v: [batch, time, heads * head_dim], all float16, bfloat16 or float32. The width of v may differ.
+            `time` has to be known and a multiple of blocksize.
+        heads: number of heads; divides the widths.
+        local_attn_ctx: window, stride or chunk length. `strided` wants a divisor of time / blocksize; `chunk`,
+            `summary` and `fixed` want a multiple of blocksize; `local` takes any.
+        blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
+        num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a chunk's
+            end, as its summary columns.
+        recompute: as in `attention_impl`; here nothing of such size is kept in any case.
+
+    Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
+        gives zeros, with zero gradients.
+    Raises: ValueError, TypeError for arguments that do not fit; LookupError when differentiated twice.
+
+    Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.
+    """
+    q, k, v = _check_tensors(q, k, v, heads)
+    n_ctx = _check_time(q, blocksize)
+    modes = _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
+    if not hasattr(BlocksparseTransformer, "attention"):
+        return _three_steps(q, k, v, heads=heads, modes=modes, blocksize=blocksize, recompute=recompute)
+    # Whatever kernel runs keeps q, k, v, the result and its row sums: recompute=True has nothing more to forget.
+    return _fused(q, k, v, heads, modes, blocksize)
+
+
+def get_attn_mask(
+    n,
+    attn_mode: str | Sequence[str],
+    local_attn_ctx: int | None = None,
+    blocksize: int = 32,
+    num_verts: int | None = None,
+    vertsize: int | None = None,
+) -> tf.Tensor:
+    """float32 [1, m, n, n], 1 where a query (row) sees a key; head h has mask h % m."""
+    i, j = tf.range(n)[:, None], tf.range(n)
+    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
+    return tf.cast(tf.stack([mode.pattern().sees(i, j) for mode in modes])[None], tf.float32)
+
+
+def strided_transpose(x: tf.Tensor, n_ctx: int, local_attn_ctx: int, blocksize: int) -> tf.Tensor:
+    """[batch, time, width] with time in the order (i % local_attn_ctx, i // local_attn_ctx).
+
+    There `strided` is block-diagonal: n_ctx / local_attn_ctx has to be a multiple of blocksize.
+    """
+    _check_stride(n_ctx, local_attn_ctx, blocksize)
+    batch, time, width = shape_list(x)
+    x = tf.reshape(x, [batch, n_ctx // local_attn_ctx, local_attn_ctx, width])
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [batch, time, width])
+
+
+def get_blocksparse_obj(
+    n_ctx: int,
+    n_heads: int,
+    attn_mode: str | Sequence[str],
+    blocksize: int = 32,
+    local_attn_ctx: int | None = None,
+    num_verts: int = 4,
+    vertsize: int = 1,
+) -> BlocksparseTransformer:
+    """The BlocksparseTransformer of a pattern, in natural order; for `strided` alone, in `strided_transpose`'s."""
+    modes = _check_modes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
+    patterns = (
+        [_one_pass(mode, n_ctx) for mode in modes] if len(modes) == 1 else [mode.pattern() for mode in modes]
+    )
+    return _blocksparse(patterns, n_ctx, n_heads, blocksize)
+
+
+def get_callback(
+    attn_mode: str | Sequence[str],
+    local_attn_ctx: int | None = None,
+    blocksize: int = 32,
+    num_verts: int | None = None,
+    vertsize: int | None = None,
+) -> Callable:
+    """mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> bool `blk_shape`: who sees whom in a block.
+
+    `strided` (in `strided_transpose`'s order) and, without num_verts, `fixed` are made of whole blocks, to which
+    the callback adds causality. blocksize is the unit of vertsize. `.batch` is the same for index arrays.
+    """
+    whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
+    if whole_blocks.issuperset(as_modes(attn_mode)):
+        return _callback([causal])
+    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
+    return _callback([mode.pattern() for mode in modes])
+
+
+@recomputable
+def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
+    dtype, n_ctx = v.dtype, shape_list(q)[1]
+    i, j = tf.range(n_ctx)[:, None], tf.range(n_ctx)
+    masks = [mode.pattern().sees(i, j) for mode in modes]
+    mask = masks[0] if len(masks) == 1 else tf.stack([masks[head % len(masks)] for head in range(heads)])
+    q, k, v = (tf.cast(split_heads(x, heads), tf.float32) for x in (q, k, v))
+    scores = tf.matmul(q, k, transpose_b=True) / sqrt(q.shape[-1])
+    weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
+    weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
+    return tf.cast(merge_heads(tf.matmul(weights, v)), dtype)
+
+
+def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
+    scale = 1 / sqrt(q.shape[-1] // heads)
+    passes = _passes(q.shape[1], heads, modes, blocksize)
+    if len(passes) == 1:
+        [(bst, order)] = passes
+        return bst.attention(q, k, v, scale=scale, order=order)
+    return _join(
+        [bst.attention(q, k, v, scale=scale, order=order, with_lse=True) for bst, order in passes], heads
+    )
+
+
+def _join(parts: list[tuple[tf.Tensor, tf.Tensor]], heads: int) -> tf.Tensor:
+    """Attention over a union of disjoint key sets, from that over each: o = sum_p w_p o_p, w = softmax_p(lse).
+
+    parts: (out [batch, time, heads * value_dim], lse [batch, heads, time]); lse is -inf where a part has no key.
+    """
+    lse = tf.stack([lse for _, lse in parts])
+    highest = tf.reduce_max(lse, axis=0)
+    highest = tf.stop_gradient(tf.where(tf.math.is_inf(highest), 0.0, highest))  # -inf - -inf is NaN
+    weights = tf.exp(lse - highest)
+    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=0))  # 0 where no part has a key
+    weights = tf.transpose(weights, [0, 1, 3, 2])[..., None]  # [parts, batch, time, heads, 1]
+    dtype = parts[0][0].dtype
+    outs = [tf.cast(split_states(out, heads), tf.float32) for out, _ in parts]
+    return tf.cast(merge_states(tf.add_n([weights[p] * out for p, out in enumerate(outs)])), dtype)
+
+
+@recomputable
+def _three_steps(q, k, v, *, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
+    """For a BlocksparseTransformer that has OpenAI's methods only: one object for each kind of head."""
+    if len(modes) == 1:
+        return _three_steps_alike(q, k, v, heads, modes[0], blocksize)
+    q, k, v = (split_states(x, heads) for x in (q, k, v))
+    outs: list = [None] * heads
+    for number, mode in enumerate(modes):
+        count = len(outs[number :: len(modes)])
+        own = (merge_states(x[:, :, number :: len(modes)]) for x in (q, k, v))
+        out = _three_steps_alike(*own, count, mode, blocksize)
+        outs[number :: len(modes)] = tf.unstack(split_states(out, count), axis=2)
+    return merge_states(tf.stack(outs, axis=2))
+
+
+def _three_steps_alike(q, k, v, heads: int, mode: Mode, blocksize: int) -> tf.Tensor:
+    n_ctx, transposed = q.shape[1], mode.names == ("strided",)
+    scale = tf.constant(1 / sqrt(q.shape[-1] // heads), tf.float32)
+    if transposed:
+        q, k, v = (strided_transpose(x, n_ctx, mode.local_attn_ctx, blocksize) for x in (q, k, v))
+    bst = _blocksparse([_one_pass(mode, n_ctx)], n_ctx, heads, blocksize)
+    w = bst.query_key_op(q, k)
+    w = bst.masked_softmax(w, scale=scale)
+    a = bst.weight_value_op(w, v)
+    return strided_transpose(a, n_ctx, n_ctx // mode.local_attn_ctx, 1) if transposed else a
+
+
+def _one_pass(mode: Mode, n_ctx: int) -> Pattern:
+    """What one object computes of a mode: `strided` in its transposed order, all else in the natural one."""
+    return residue_classes(n_ctx, mode.local_attn_ctx) if mode.names == ("strided",) else mode.pattern()
+
+
+@lru_cache(maxsize=64)
+def _passes(
+    n_ctx: int, heads: int, modes: tuple[Mode, ...], blocksize: int
+) -> list[tuple[BlocksparseTransformer, list]]:
+    """(object, order of each head) of each pass; a head that has fewer than others sees nothing in the rest."""
+    per_mode = [mode.passes(n_ctx) for mode in modes]
+    found = []
+    for number in range(max(map(len, per_mode))):
+        patterns, orders = zip(*(own[number] if number < len(own) else (nothing, 1) for own in per_mode))
+        bst = _blocksparse(patterns, n_ctx, heads, blocksize)
+        found.append((bst, [orders[head % len(orders)] for head in range(heads)]))
+    return found
+
+
+def _blocksparse(
+    patterns: Sequence[Pattern], n_ctx: int, heads: int, blocksize: int
+) -> BlocksparseTransformer:
+    """Head h has patterns[h % len(patterns)]."""
+    blocks = n_ctx // blocksize
+    layouts = [BlockTable(pattern, blocksize).layout(blocks) for pattern in patterns]
+    layout: object
+    if len(layouts) > 1:
+        layouts = [layouts[head % len(layouts)] for head in range(heads)]
+    if len(layouts) * blocks**2 > _LARGEST_LAYOUT:
+        layout = layouts if len(layouts) > 1 else layouts[0]
+    else:
+        layout = np.stack([head.toarray() for head in layouts])
+        layout = layout if len(layouts) > 1 else layout[0]
+    callback = _callback(patterns, blocksize)
+    return BlocksparseTransformer(layout, block_size=blocksize, mask_callback=callback, heads=heads)
+
+
+def _callback(patterns: Sequence[Pattern], blocksize: int | None = None) -> Callable:
+    """A mask_callback; with blocksize it names a representative of each block, so that few are evaluated."""
+
+    def batch(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+        return BlockTable(patterns[head_idx % len(patterns)], blk_shape[0]).masks(qry_idx, key_idx)
+
+    def callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+        return batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
+
+    def representative(head_idx, qry_idx, key_idx):
+        return BlockTable(patterns[head_idx % len(patterns)], blocksize).representative(qry_idx, key_idx)
+
+    callback.batch = batch
+    callback.distinct_heads = len(patterns)
+    if blocksize:
+        callback.representative = representative
+    return callback
+
+
+def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    named = {name: tf.convert_to_tensor(x) for name, x in (("q", q), ("k", k), ("v", v))}
+    if isinstance(heads, bool) or not isinstance(heads, (int, np.integer)):
+        raise TypeError(f"heads is {heads!r}; it has to be a positive int")
+    if heads < 1:
+        raise ValueError(f"heads={heads}; it has to be at least 1")
+    for name, x in named.items():
+        if x.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} has dtype {x.dtype.name}; cast it to float16, bfloat16 or float32 (nearest: float32)"
+            )
+        if x.dtype != named["q"].dtype:
+            raise TypeError(
+                f"{name} has dtype {x.dtype.name} and q {named['q'].dtype.name}; cast them to one dtype"
+            )
+        if x.shape.rank != 3:
+            raise ValueError(f"{name} has shape {x.shape}; it has to be [batch, time, heads * head_dim]")
+        width = x.shape[-1]
+        if width is None:
+            raise ValueError(
+                f"{name} has shape {x.shape}; its last axis has to be known (tf.ensure_shape sets it)"
+            )
+        if width % heads or not width:
+            nearest = max(1, round(width / heads)) * heads
+            raise ValueError(
+                f"heads={heads} does not divide the width of {name}, {width}; nearest width: {nearest}"
+            )
+    q, k, v = named.values()
+    for name, x in (("k", k), ("v", v)):
+        if not q.shape[:2].is_compatible_with(x.shape[:2]):
+            raise ValueError(f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"k has width {k.shape[-1]} and q {q.shape[-1]}; they have to be equal")
+    return q, k, v
+
+
+def _check_time(q: tf.Tensor, blocksize: int) -> int:
+    if q.shape[1] is None:
+        raise ValueError(
+            f"q has shape {q.shape}; time has to be known, as the layout depends on it: set it by "
+            "tf.ensure_shape(q, [None, time, width]), or use attention_impl"
+        )
+    return q.shape[1]
+
+
+def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize) -> tuple[Mode, ...]:
+    """The modes, once they are what the block-sparse path can do."""
+    if blocksize not in BLOCKSIZES:
+        nearest = min(BLOCKSIZES, key=lambda size: abs(size - blocksize))
+        raise ValueError(
+            f"blocksize={blocksize} is not offered; use one of {BLOCKSIZES} (nearest: {nearest})"
+        )
+    if n_ctx % blocksize or n_ctx < 1:
+        nearest = max(1, round(n_ctx / blocksize)) * blocksize
+        raise ValueError(f"n_ctx={n_ctx} is no multiple of blocksize={blocksize}; nearest n_ctx: {nearest}")
+    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
+    names = {name for mode in modes for name in mode.names}
+    if "strided" in names:
+        _check_stride(n_ctx, local_attn_ctx, blocksize)
+    if names & {"chunk", "summary", "fixed"} and local_attn_ctx % blocksize:
+        nearest = max(1, round(local_attn_ctx / blocksize)) * blocksize
+        raise ValueError(
+            f"local_attn_ctx={local_attn_ctx} is no multiple of blocksize={blocksize}, which "
+            f"attn_mode={attn_mode!r} wants; nearest: {nearest}"
+        )
+    if has_summary(names):
+        blocks = local_attn_ctx // blocksize
+        if blocks % vertsize:
+            raise ValueError(
+                f"vertsize={vertsize} does not divide local_attn_ctx / blocksize = {blocks}; "
+                f"nearest: {_nearest_divisor(blocks, vertsize)}"
+            )
+        if heads % num_verts:
+            raise ValueError(
+                f"num_verts={num_verts} does not divide heads={heads}; "
+                f"nearest: {_nearest_divisor(heads, num_verts)}"
+            )
+    return modes
+
+
+def _check_stride(n_ctx: int, local_attn_ctx: int, blocksize: int) -> None:
+    if n_ctx % local_attn_ctx or n_ctx // local_attn_ctx % blocksize:
+        raise ValueError(
+            f"local_attn_ctx={local_attn_ctx} does not divide n_ctx / blocksize = {n_ctx} / {blocksize}, which "
+            f"'strided' wants; nearest: {_nearest_divisor(n_ctx // blocksize, local_attn_ctx)}"
+        )
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+if __name__ == "__main__":
+    if __package__:
+        from .compare import main
+    else:
+        from compare import main
+    raise SystemExit(main(attention_impl, blocksparse_attention_impl))

@@ -1,0 +1,256 @@
+"""`@recomputable`: forget what a function computed inside, and compute it again in the backward pass.
+
+Section 5.4 of the paper. TensorFlow's optimisers undo this where they can prove the second computation equal
+to the first, so `_guarded` feeds the second one through a condition that they cannot evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import tensorflow as tf
+
+# The public interface lacks two things: a forward pass that no tape of the caller's holds on to, and a look at
+# each operation as it is made.
+from tensorflow.python.eager import record
+from tensorflow.python.framework import op_callbacks
+
+# Operations that give another result when they run again. What they gave is kept and given again.
+_DRAWS = frozenset(
+    "Multinomial RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt "
+    "RngReadAndSkip StatefulRandomBinomial StatefulStandardNormalV2 StatefulTruncatedNormal StatefulUniform "
+    "StatefulUniformFullInt StatefulUniformInt TruncatedNormal".split()
+)
+_ASSIGNS = frozenset(
+    "Assign AssignAdd AssignSub AssignVariableOp AssignAddVariableOp AssignSubVariableOp".split()
+)
+_VARIABLES = frozenset("VarHandleOp VariableV2".split())
+
+
+def recomputable(function: Callable | str) -> Callable:
+    """Decorator: `f(..., recompute=True)` keeps nothing but f's arguments for the backward pass.
+
+    recompute is False unless given. Results and gradients are the same either way; the second forward computation
+    costs time. Use it bare, or with a name as in OpenAI's code: `@recomputable` or `@recomputable("f")`. Arguments
+    and results may be nested, and need not be tensors. Works eagerly, under tf.function (jit_compile too) and in
+    TensorFlow 1 graphs, and one recomputable function may call another.
+
+    Variables are made outside f and may be captured; so may tensors, but not eagerly, where what needs a gradient
+    has to be an argument. Random numbers that f draws are kept, so that both computations see the same dropout
+    mask; stateless draws cost no memory.
+
+    Raises:
+        ValueError: f makes or assigns a variable, or draws statefully inside control flow or a tf.function.
+        LookupError: the gradient is differentiated again.
+    """
+    if not callable(function):
+        return recomputable
+
+    @wraps(function)
+    def call(*args, recompute: bool = False, **kwargs):
+        if not recompute:
+            return function(*args, **kwargs)
+        return _recomputed(function, args, kwargs)
+
+    return call
+
+
+def _recomputed(function: Callable, args: tuple, kwargs: dict) -> Any:
+    flat = tf.nest.flatten((args, kwargs), expand_composites=True)
+    places = [place for place, value in enumerate(flat) if isinstance(value, tf.Tensor)]
+
+    def run(tensors: Sequence[tf.Tensor]) -> Any:
+        values = list(flat)
+        for place, tensor in zip(places, tensors):
+            values[place] = tensor
+        filled_args, filled_kwargs = tf.nest.pack_sequence_as((args, kwargs), values, expand_composites=True)
+        return function(*filled_args, **filled_kwargs)
+
+    first = _EagerPass if tf.executing_eagerly() else _GraphPass
+    forward = first(run, [tf.identity(flat[place]) for place in places])
+    outputs = tf.nest.flatten(forward.result, expand_composites=True)
+    tensors = [place for place, value in enumerate(outputs) if isinstance(value, tf.Tensor)]
+
+    @tf.custom_gradient
+    def attach(*given):
+        """The outputs, as if computed from the arguments and captures in one step."""
+
+        def gradient(*dys):
+            return [None] * len(tensors) + forward.gradient(dys)
+
+        return [tf.identity(y) for y in given[: len(tensors)]], gradient
+
+    attached = attach(*(outputs[place] for place in tensors), *forward.inputs, *forward.captured)
+    for place, tensor in zip(tensors, attached):
+        outputs[place] = tensor
+    return tf.nest.pack_sequence_as(forward.result, outputs, expand_composites=True)
+
+
+class _EagerPass:
+    """The forward pass under eager execution; `captured` are the values of the variables it read."""
+
+    def __init__(self, run: Callable, inputs: list[tf.Tensor]):
+        self.run, self.inputs, self.draws = run, inputs, _Draws(None)
+        with record.stop_recording(), record.VariableWatcher() as watcher, self.draws.recorded():
+            self.result = run(inputs)
+        self.variables = watcher.watched_variables()
+        self.captured = [tf.convert_to_tensor(variable) for variable in self.variables]
+
+    def gradient(self, dys: Sequence[tf.Tensor]) -> list:
+        run = self.run
+        if self.draws.kept:  # eager operations cannot be given other results, those of a graph can
+            run = tf.function(self.draws.replaying(run), autograph=False)
+        dys, again = _guarded(dys, self.inputs)
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in again if x.dtype.is_floating or x.dtype.is_complex])
+            result = run(again)
+        ys, dys = _differentiable(result, dys)
+        return tape.gradient(ys, [*again, *self.variables], output_gradients=dys)
+
+
+class _GraphPass:
+    """The forward pass in a graph; `captured` are the tensors and variable handles it took from outside."""
+
+    def __init__(self, run: Callable, inputs: list[tf.Tensor]):
+        self.run, self.inputs, self.draws = run, inputs, _Draws(tf.compat.v1.get_default_graph())
+        with self.draws.recorded():
+            self.result, captures = _captures(run, inputs)
+        self.captured = list(captures.values())
+        self.roots = list(captures)
+
+    def gradient(self, dys: Sequence[tf.Tensor]) -> list:
+        with tf.control_dependencies([dy for dy in dys if dy is not None]):
+            dys, again = _guarded(dys, self.inputs)
+            # The gradient of a tf.function is a graph of its own, which has captures of its own.
+            result, captures = _captures(self.draws.replaying(self.run), again)
+            ys, dys = _differentiable(result, dys)
+            found = {root: captures[root] for root in self.roots if root in captures}
+            xs = [*again, *found.values()]
+            grads = tf.gradients(ys, xs, grad_ys=dys, stop_gradients=xs)
+        of_captures = dict(zip(found, grads[len(again) :]))
+        return grads[: len(again)] + [of_captures.get(root) for root in self.roots]
+
+
+def _differentiable(result: Any, dys: Sequence[tf.Tensor]) -> tuple[list, list]:
+    """The outputs that have a gradient, with it."""
+    ys = [y for y in tf.nest.flatten(result, expand_composites=True) if isinstance(y, tf.Tensor)]
+    pairs = [
+        (y, dy) for y, dy in zip(ys, dys) if dy is not None and (y.dtype.is_floating or y.dtype.is_complex)
+    ]
+    return [y for y, _ in pairs], [dy for _, dy in pairs]
+
+
+def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
+    """run(inputs), and what it took from outside that may need a gradient: origin -> tensor of this graph."""
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    result = run(inputs)
+    operations = graph.get_operations()[before:]
+    outside = {internal.op for _, internal in getattr(graph, "captures", ())}
+    inside = set(operations) - outside
+    for operation in inside:
+        if operation.type in _VARIABLES:
+            raise ValueError(
+                f"a recomputable function made the variable {operation.name}; make variables outside it"
+            )
+    own = {x.ref() for x in inputs}
+    found = {}
+    for operation in operations:
+        for x in operation.inputs:
+            if x.op not in inside and x.ref() not in own and (x.dtype.is_floating or x.dtype == tf.resource):
+                found[_origin(x).ref()] = x
+    return result, found
+
+
+def _origin(x: tf.Tensor) -> tf.Tensor:
+    """The tensor that a placeholder of a function stands for, through all functions around it."""
+    for external, internal in getattr(getattr(x, "graph", None), "captures", ()):
+        if internal is x:
+            return _origin(external)
+    return x
+
+
+def _guarded(dys: Sequence[tf.Tensor], inputs: list[tf.Tensor]) -> tuple[list, list[tf.Tensor]]:
+    """dys and inputs with the same bits, by operations that nothing can merge with those of the first pass.
+
+    Grappler folds a constant dy, and with it every dependency on dy, then merges equal operations; XLA drops
+    control dependencies. Neither knows that a random draw stays below 2. The condition waits for dys in both.
+    """
+    floats = [dy for dy in dys if dy is not None and dy.dtype.is_floating]
+    if not tf.executing_eagerly() and floats:
+        draw = tf.raw_ops.RandomUniform(shape=[1], dtype=tf.float32, seed=1, seed2=1)
+        bound = tf.where(tf.math.is_finite(tf.reshape(floats[0], [-1])[:1]), 2.0, 3.0)
+        same = tf.reduce_all(draw < bound)
+        inputs = [tf.where(same, x, tf.zeros_like(x)) if x.dtype.is_numeric else x for x in inputs]
+    dys = list(dys)
+    given = [place for place, dy in enumerate(dys) if dy is not None]
+    once = _once(*(dys[place] for place in given), *inputs)
+    for place, dy in zip(given, once):
+        dys[place] = dy
+    return dys, list(once[len(given) :])
+
+
+@tf.custom_gradient
+def _once(*tensors):
+    def gradient(*_):
+        raise LookupError(
+            "the gradient of a recomputed function cannot be differentiated again; call the function with "
+            "recompute=False where second derivatives are needed"
+        )
+
+    return [tf.identity(x) for x in tensors], gradient
+
+
+class _Draws:
+    """The random draws of the first pass, in order, for the second."""
+
+    def __init__(self, graph: tf.Graph | None):
+        self.graph = graph
+        self.kept: list = []
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        with _watched(self._keep):
+            yield
+
+    def replaying(self, run: Callable) -> Callable:
+        """run, with the kept draws in place of its own."""
+
+        def replay(tensors):
+            kept = iter(self.kept)
+
+            def give(kind, inputs, attrs, outputs, op_name=None, graph=None):
+                return next(kept) if kind in _DRAWS else outputs
+
+            with _watched(give):
+                return run(tensors)
+
+        return replay
+
+    def _keep(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
+        if kind in _ASSIGNS:
+            raise ValueError(
+                "a recomputable function assigned a variable, which the backward pass would do again; assign it "
+                "outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
+                "tf.nn.experimental.stateless_dropout)"
+            )
+        if kind in _DRAWS:
+            if graph is not self.graph:
+                raise ValueError(
+                    f"a recomputable function ran {kind} inside control flow or a tf.function, where the draw "
+                    "cannot be kept for the backward pass; draw statelessly there (tf.random.stateless_uniform ...)"
+                )
+            self.kept.append(list(outputs))
+        return outputs
+
+
+@contextmanager
+def _watched(callback: Callable) -> Iterator[None]:
+    op_callbacks.add_op_callback(callback)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(callback)

@@ -1,0 +1,42 @@
+"""Small TensorFlow helpers, with the names OpenAI's sparse_attention gives them."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# OpenAI's utils has it too.
+if __package__:
+    from .recompute import recomputable
+else:
+    from recompute import recomputable
+
+
+def shape_list(x: tf.Tensor) -> list:
+    """The shape of `x`: an int where it is known, a scalar tensor where it is not."""
+    static = x.shape.as_list()
+    if None not in static:
+        return static
+    dynamic = tf.shape(x)
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
+
+
+def split_states(x: tf.Tensor, n: int) -> tf.Tensor:
+    """[batch, time, heads * head_dim] -> [batch, time, heads, head_dim], n heads."""
+    *outer, width = shape_list(x)
+    return tf.reshape(x, [*outer, n, width // n])
+
+
+def merge_states(x: tf.Tensor) -> tf.Tensor:
+    """[batch, time, heads, head_dim] -> [batch, time, heads * head_dim]."""
+    *outer, heads, head_dim = shape_list(x)
+    return tf.reshape(x, [*outer, heads * head_dim])
+
+
+def split_heads(x: tf.Tensor, n: int) -> tf.Tensor:
+    """[batch, time, heads * head_dim] -> [batch, heads, time, head_dim], n heads."""
+    return tf.transpose(split_states(x, n), [0, 2, 1, 3])
+
+
+def merge_heads(x: tf.Tensor) -> tf.Tensor:
+    """[batch, heads, time, head_dim] -> [batch, time, heads * head_dim]."""
+    return merge_states(tf.transpose(x, [0, 2, 1, 3]))
