@@ -34,9 +34,9 @@ class Config:
     history: int = 4  # bytes embedded at each position: with one, a minute ends at the entropy of byte pairs
     stride: int = 64  # the paper's l: a chunk attends to itself, and to the summaries of the chunks before it
     blocksize: int = 16
-    batch: int = 8
-    steps: int = 600
-    learning_rate: float = 3e-3
+    batch: int = 4
+    steps: int = 1000
+    learning_rate: float = 1.5e-3
     warmup: int = 50
     eval_windows: int = 64
     seed: int = 0
@@ -71,6 +71,10 @@ def windows(text: np.ndarray, starts: np.ndarray, n_ctx: int) -> np.ndarray:
     return text[starts[:, None] + np.arange(n_ctx)].astype(np.int32)
 
 
+def embedding(count: int, config: Config) -> keras.layers.Embedding:
+    return keras.layers.Embedding(count, config.n_embd, keras.initializers.RandomNormal(stddev=0.5))
+
+
 class ResidualBlock(keras.layers.Layer):
     def __init__(self, config: Config):
         super().__init__()
@@ -99,9 +103,9 @@ class SparseTransformer(keras.Model):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.byte = keras.layers.Embedding(257 * config.history, config.n_embd)
-        self.row = keras.layers.Embedding(config.n_ctx // config.stride, config.n_embd)
-        self.column = keras.layers.Embedding(config.stride, config.n_embd)
+        self.byte = embedding(257 * config.history, config)
+        self.row = embedding(config.n_ctx // config.stride, config)
+        self.column = embedding(config.stride, config)
         self.blocks = [ResidualBlock(config) for _ in range(config.layers)]
         self.norm = keras.layers.LayerNormalization()
         self.logits = keras.layers.Dense(256, kernel_initializer="zeros")
