@@ -29,7 +29,7 @@ class TilePlan:
     head_tiles: (
         np.ndarray
     )  # int32 [distinct + 1] row tiles of distinct head p are head_tiles[p] .. head_tiles[p + 1]
-    row_start: np.ndarray  # int32 [tiles] first row, in plan order
+    rows: np.ndarray  # int32 [tiles, M / g] row granules, in plan order; a short tile repeats its first
     row_count: np.ndarray  # int32 [tiles] rows in the tile, 1 .. M; what lies past them is not stored
     offset: np.ndarray  # int32 [tiles + 1] column tiles of row tile t are offset[t] .. offset[t + 1]
     full: np.ndarray  # int32 [tiles] the first full[t] of them need no mask
@@ -85,7 +85,7 @@ def _record(side: TilePlan) -> list[int]:
     most_rows = np.diff(side.head_tiles).max(initial=0)
     most_columns = np.diff(side.offset).max(initial=0)
     return [
-        side.row_tile, side.column_tile, side.granule, len(side.row_start),
+        side.row_tile, side.column_tile, side.granule, len(side.rows),
         len(side.columns), len(side.masks), most_rows, most_columns,
     ]  # fmt: skip
 
@@ -121,8 +121,8 @@ def unpack(blob: np.ndarray) -> Plan:
             "a divisor of both tiles",
         )
         shapes = [
-            (distinct + 1,), (tiles,), (tiles,), (tiles + 1,), (tiles,), (column_tiles, column_tile // granule),
-            (column_tiles,), (distinct_masks, row_tile, _words(column_tile)),
+            (distinct + 1,), (tiles, row_tile // granule), (tiles,), (tiles + 1,), (tiles,),
+            (column_tiles, column_tile // granule), (column_tiles,), (distinct_masks, row_tile, _words(column_tile)),
         ]  # fmt: skip
         arrays = [take(word, *shape) for word, shape in zip(words, shapes, strict=True)]
         return TilePlan(row_tile, column_tile, granule, *arrays[:-1], arrays[-1].view(np.uint32))
@@ -139,7 +139,7 @@ def unpack(blob: np.ndarray) -> Plan:
 
 
 def _check_side(name: str, side: TilePlan, rows: int, columns: int) -> None:
-    tiles, column_tiles, count = len(side.row_start), len(side.columns), np.diff(side.offset)
+    tiles, column_tiles, count = len(side.rows), len(side.columns), np.diff(side.offset)
     for field, start, stop in (("head_tiles", side.head_tiles, tiles), ("offset", side.offset, column_tiles)):
         rises = start[0] == 0 and start[-1] == stop and np.all(np.diff(start) >= 0)
         _require(rises, f"{name}.{field}", f"rising from 0 to {stop}")
@@ -148,8 +148,8 @@ def _check_side(name: str, side: TilePlan, rows: int, columns: int) -> None:
     )
     in_tile = (side.row_count >= 1) & (side.row_count <= side.row_tile)
     _require(np.all(in_tile), f"{name}.row_count", f"1 to {side.row_tile}")
-    inside = (side.row_start >= 0) & (side.row_start <= rows - side.row_count)
-    _require(np.all(inside), f"{name}.row_start", f"tiles inside {rows} rows")
+    last = rows // side.granule
+    _require(np.all((side.rows >= 0) & (side.rows < last)), f"{name}.rows", f"0 to {last - 1}")
     last = columns // side.granule
     _require(np.all((side.columns >= 0) & (side.columns < last)), f"{name}.columns", f"0 to {last - 1}")
     masked = np.arange(column_tiles) - np.repeat(side.offset[:-1], count) >= np.repeat(side.full, count)
@@ -199,7 +199,7 @@ def make_plan(
 def check_order(order: np.ndarray, query_time: int, key_time: int, unit: int) -> None:
     """Raise ValueError unless each residue class of each side, time / order rows, is whole units."""
     for stride in np.unique(order).tolist():
-        if stride < 1 or stride > 1 and (query_time % (stride * unit) or key_time % (stride * unit)):
+        if stride < 1 or (stride > 1 and (query_time % (stride * unit) or key_time % (stride * unit))):
             raise ValueError(
                 f"order={stride} has to divide query time {query_time} and key time {key_time} into residue classes of a "
                 f"multiple of {unit} rows"
@@ -213,7 +213,9 @@ def _plan_side(
     heads, masks, split = _split([_visible(head, masks) for head in lists], masks, min(row_tile, column_tile))
     rows, columns, granule = rows * split, columns * split, masks.shape[1]
     lanes = column_tile // granule
-    runs = [_run(row, column, rows, columns, row_tile // granule, lanes) for row, column, _ in heads]
+    arranged = [_arrange(row, column, rows, columns, row_tile // granule, lanes) for row, column, _ in heads]
+    runs = [run for run, _ in arranged]
+    heads = [(place[row], column, mask) for (row, column, mask), (_, place) in zip(heads, arranged, strict=True)]
     tiles = [-(-rows // run) for run in runs]
     head_tiles = np.cumsum([0, *tiles])
     start = np.concatenate([np.arange(0, rows, run) for run in runs])
@@ -257,9 +259,13 @@ def _plan_side(
     mask = np.zeros(offset[-1], np.int32)
     mask[masked] = number
     bits = _pack_masks(patterns, strips, masks, row_tile, column_tile)
+    slot = np.arange(row_tile // granule)
+    slot = start[heaviest, None] + np.where(slot < count[heaviest, None], slot, 0)
+    at = np.stack([np.argsort(place) for _, place in arranged])  # the row granule at each place
+    listed = at[np.repeat(np.arange(len(runs)), tiles)[:, None], slot]
     arrays = (
         head_tiles,
-        start[heaviest] * granule,
+        listed,
         count[heaviest] * granule,
         offset,
         full[heaviest],
@@ -299,20 +305,29 @@ def _split(heads, masks: np.ndarray, largest: int):
     return cut, kinds, parts
 
 
-def _run(row, column, rows: int, columns: int, most: int, lanes: int) -> int:
-    """Height of the row tiles, in granules, that visits the fewest column tiles; a row tile itself counts as one.
+def _arrange(row, column, rows: int, columns: int, most: int, lanes: int) -> tuple[int, np.ndarray]:
+    """(height of the row tiles, place of each row among them), in granules, that visit the fewest column tiles.
 
-    Only heights above most / 2 can win: two runs of a lower one fit in a tile and share their columns.
+    Rows stay in order, or the few heavy ones (summary columns that every later query sees) come first, side by side: a
+    tile with one heavy row visits that row's columns for all its rows.
     """
-    most = min(most, rows)
+    count = np.bincount(row, minlength=rows)
+    places = [np.arange(rows)]
+    heavy = count > 4 * np.median(count)
+    if heavy.any():
+        places.append(np.argsort(np.argsort(~heavy, kind="stable")))
+    # Only heights above most / 2 can win: two runs of a lower one fit in a tile and share their columns.
+    heights = range(min(most, rows), min(most, rows) // 2, -1)
+    choices = [(height, place) for place in places for height in heights]
+    if len(choices) == 1:
+        return choices[0]
+    return min(choices, key=lambda choice: _visits(choice[1][row] // choice[0], column, columns, lanes) + rows / choice[0])
 
-    def work(run: int) -> int:
-        pairs = np.sort(row // run * np.int64(columns) + column)
-        visited = np.bincount(pairs[_starts(pairs)] // columns)
-        return -(-rows // run) + int((-(-visited // lanes)).sum())
 
-    heights = range(most, most // 2, -1)
-    return min(heights, key=work) if len(heights) > 1 else most
+def _visits(tile: np.ndarray, column: np.ndarray, columns: int, lanes: int) -> int:
+    """Column tiles that these blocks make their row tiles visit."""
+    pairs = np.sort(tile * np.int64(columns) + column)
+    return int((-(-np.bincount(pairs[_starts(pairs)] // columns) // lanes)).sum())
 
 
 def _starts(ranked: np.ndarray) -> np.ndarray:
