@@ -61,9 +61,10 @@ def _call_on_tape(function: Callable, args: tuple, kwargs: dict) -> Any:
     def call(*tensors):
         with seeds.record():
             outputs = run(tensors)
+        end = _probe(outputs)
 
         def grad(*dys, variables=()):
-            again = _after(dys, tensors)
+            again = _after(end + _probe(dys), tensors)
             with tf.GradientTape() as tape, tf.control_dependencies(dys), seeds.replay():
                 tape.watch([x for x in again if x.dtype.is_floating])
                 outputs = tf.nest.flatten(run(again))
@@ -75,14 +76,19 @@ def _call_on_tape(function: Callable, args: tuple, kwargs: dict) -> Any:
     return call(*(flat[place] for place in places))
 
 
-def _after(dys: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The floating tensors plus 0, where XLA cannot know that it is 0 nor have it before dys.
+def _probe(structure: Any) -> tf.Tensor:
+    """A number that cannot be had before the floating tensors in structure."""
+    floating = [x for x in _tensors(structure) if x.dtype.is_floating]
+    return tf.add_n([as_float32(tf.reshape(x, [-1])[:1]) for x in floating])
 
-    XLA drops control dependencies and merges equal computations, so only a value keeps the second one apart.
+
+def _after(probe: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The floating tensors plus 0, where XLA cannot know that it is 0 nor have it before the probe.
+
+    XLA drops control dependencies and merges equal computations: only a value keeps the second one apart.
     """
-    probe = tf.add_n([as_float32(tf.reshape(dy, [-1])[:1]) for dy in dys if dy.dtype.is_floating])
-    below = tf.reduce_any(probe < -float("inf"))  # never, not even for NaN
-    return [x + tf.cast(below, x.dtype) if x.dtype.is_floating else x for x in tensors]
+    never = tf.reduce_any(probe < -float("inf"))  # not even for NaN
+    return [x + tf.cast(never, x.dtype) if x.dtype.is_floating else x for x in tensors]
 
 
 # In a TensorFlow 1 graph
