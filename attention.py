@@ -60,11 +60,11 @@ def attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
 ) -> tf.Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices: what all else means.
+    """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
 
-    Arguments, result and errors are those of `blocksparse_attention_impl`, but `time` may be any number, known
-    or not, and nothing has to divide anything, save heads the widths. Memory grows with time squared; with
-    recompute=True none of it is kept for the backward pass.
+    Arguments, result and errors are those of `blocksparse_attention_impl`, but `time` may be any number,
+    known or not, and nothing has to divide anything, save heads the widths. Memory grows with time squared;
+    with recompute=True none of it is kept for the backward pass.
     """
     q, k, v = _check_tensors(q, k, v, heads)
     modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
@@ -100,11 +100,11 @@ def blocksparse_attention_impl(
         q, k, v: [batch, time, heads * head_dim], all float16, bfloat16 or float32. The width of v may differ.
             `time` has to be known and a multiple of blocksize.
         heads: number of heads; divides the widths.
-        local_attn_ctx: window, stride or chunk length. `strided` wants a divisor of time / blocksize; `chunk`,
-            `summary` and `fixed` want a multiple of blocksize; `local` takes any.
+        local_attn_ctx: window, stride or chunk length. `strided` wants a divisor of time / blocksize;
+            `chunk`, `summary` and `fixed` want a multiple of blocksize; `local` takes any.
         blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
-        num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a chunk's
-            end, as its summary columns.
+        num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a
+            chunk's end, as its summary columns.
         recompute: as in `attention_impl`; here nothing of such size is kept in any case.
 
     Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
@@ -118,7 +118,7 @@ def blocksparse_attention_impl(
     modes = _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
     if not hasattr(BlocksparseTransformer, "attention"):
         return _three_steps(q, k, v, heads=heads, modes=modes, blocksize=blocksize, recompute=recompute)
-    # Whatever kernel runs keeps q, k, v, the result and its row sums: recompute=True has nothing more to forget.
+    # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     return _fused(q, k, v, heads, modes, blocksize)
 
 
@@ -156,7 +156,7 @@ def get_blocksparse_obj(
     num_verts: int = 4,
     vertsize: int = 1,
 ) -> BlocksparseTransformer:
-    """The BlocksparseTransformer of a pattern, in natural order; for `strided` alone, in `strided_transpose`'s."""
+    """The BlocksparseTransformer of a pattern, in natural order; `strided` alone in `strided_transpose`'s."""
     modes = _check_modes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
     patterns = (
         [_one_pass(mode, n_ctx) for mode in modes] if len(modes) == 1 else [mode.pattern() for mode in modes]
@@ -171,10 +171,10 @@ def get_callback(
     num_verts: int | None = None,
     vertsize: int | None = None,
 ) -> Callable:
-    """mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> bool `blk_shape`: who sees whom in a block.
+    """The mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) of a pattern: bool of blk_shape.
 
-    `strided` (in `strided_transpose`'s order) and, without num_verts, `fixed` are made of whole blocks, to which
-    the callback adds causality. blocksize is the unit of vertsize. `.batch` is the same for index arrays.
+    `strided` (in `strided_transpose`'s order) and, without num_verts, `fixed` are made of whole blocks, to
+    which the callback adds causality. blocksize is the unit of vertsize. `.batch` is the same for index arrays.
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
@@ -199,18 +199,15 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
 def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
     scale = 1 / sqrt(q.shape[-1] // heads)
     passes = _passes(q.shape[1], heads, modes, blocksize)
-    if len(passes) == 1:
-        [(bst, order)] = passes
-        return bst.attention(q, k, v, scale=scale, order=order)
-    return _join(
-        [bst.attention(q, k, v, scale=scale, order=order, with_lse=True) for bst, order in passes], heads
-    )
+    joined = len(passes) > 1
+    parts = [bst.attention(q, k, v, scale=scale, order=order, with_lse=joined) for bst, order in passes]
+    return _join(parts, heads) if joined else parts[0]
 
 
 def _join(parts: list[tuple[tf.Tensor, tf.Tensor]], heads: int) -> tf.Tensor:
-    """Attention over a union of disjoint key sets, from that over each: o = sum_p w_p o_p, w = softmax_p(lse).
+    """Attention over a union of disjoint key sets, from that over each: sum_p softmax(lse)_p out_p.
 
-    parts: (out [batch, time, heads * value_dim], lse [batch, heads, time]); lse is -inf where a part has no key.
+    parts: (out [batch, time, heads * value_dim], lse [batch, heads, time]), lse -inf where there is no key.
     """
     lse = tf.stack([lse for _, lse in parts])
     highest = tf.reduce_max(lse, axis=0)
@@ -259,7 +256,7 @@ def _one_pass(mode: Mode, n_ctx: int) -> Pattern:
 def _passes(
     n_ctx: int, heads: int, modes: tuple[Mode, ...], blocksize: int
 ) -> list[tuple[BlocksparseTransformer, list]]:
-    """(object, order of each head) of each pass; a head that has fewer than others sees nothing in the rest."""
+    """(object, order of each head) of each pass; a head with fewer than others sees nothing in the rest."""
     per_mode = [mode.passes(n_ctx) for mode in modes]
     found = []
     for number in range(max(map(len, per_mode))):
@@ -389,8 +386,8 @@ def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, 
 def _check_stride(n_ctx: int, local_attn_ctx: int, blocksize: int) -> None:
     if n_ctx % local_attn_ctx or n_ctx // local_attn_ctx % blocksize:
         raise ValueError(
-            f"local_attn_ctx={local_attn_ctx} does not divide n_ctx / blocksize = {n_ctx} / {blocksize}, which "
-            f"'strided' wants; nearest: {_nearest_divisor(n_ctx // blocksize, local_attn_ctx)}"
+            f"local_attn_ctx={local_attn_ctx} does not divide n_ctx / blocksize = {n_ctx} / {blocksize}, as "
+            f"'strided' needs; nearest: {_nearest_divisor(n_ctx // blocksize, local_attn_ctx)}"
         )
 
 

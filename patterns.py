@@ -144,7 +144,7 @@ def head_modes(
     num_verts: int | None = None,
     vertsize: int | None = None,
 ) -> tuple[Mode, ...]:
-    """The distinct modes of an `attn_mode`: head h has number h % len(result). Without heads, all there can be.
+    """The distinct modes of an `attn_mode`: head h has number h % len(result). heads caps them.
 
     Raises ValueError and TypeError for arguments that mean no pattern.
     """
@@ -187,8 +187,8 @@ def _check_names(mode: str, attn_mode: str | Sequence[str]) -> tuple[str, ...]:
         if name not in MODES:
             nearest = get_close_matches(name, MODES, n=1, cutoff=0)[0]
             raise ValueError(
-                f"attn_mode={attn_mode!r}: there is no mode {name!r}; use {', '.join(MODES)}, or several joined "
-                f"by + (nearest: {nearest!r})"
+                f"attn_mode={attn_mode!r} has no mode {name!r}; use {', '.join(MODES)}, or several joined by "
+                f"+; nearest: {nearest!r}"
             )
     return names
 
@@ -207,8 +207,8 @@ def _check_summary(local_attn_ctx: int, blocksize: int, num_verts: int, vertsize
     if num_verts > groups:
         nearest = f"num_verts={groups}" if groups else f"local_attn_ctx={num_verts * vertsize * blocksize}"
         raise ValueError(
-            f"num_verts={num_verts} groups of vertsize * blocksize = {vertsize} * {blocksize} columns do not fit "
-            f"a chunk of local_attn_ctx={local_attn_ctx}; nearest: {nearest}"
+            f"num_verts={num_verts} groups of vertsize * blocksize = {vertsize} * {blocksize} columns do not "
+            f"fit a chunk of local_attn_ctx={local_attn_ctx}; nearest: {nearest}"
         )
 
 
@@ -220,8 +220,8 @@ def has_summary(names: Sequence[str]) -> bool:
 class BlockTable:
     """A pattern at the grain of blocks: every block has a representative with the same mask among a few.
 
-    Blocks that differ by a shift along the diagonal have equal masks; so have blocks of one query that differ by
-    a period of keys, once they lie beyond the reach.
+    Blocks that differ by a shift along the diagonal have equal masks; so have blocks of one query that differ
+    by a period of keys, once they lie beyond the reach.
     """
 
     def __init__(self, pattern: Pattern, blocksize: int):
@@ -265,7 +265,7 @@ class BlockTable:
         return np.concatenate(found or [np.zeros(0, bool)]).reshape(shifts, gaps)
 
     def _far(self, active: np.ndarray, near: int, blocks: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Pairs beyond the reach: queries equal modulo a cycle see the same keys, as far as they have come."""
+        """Pairs beyond the reach: queries equal modulo a cycle see the same keys, up to their own."""
         if not active[:, near:].any():
             return []
         pairs = []

@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# The public interface lacks two things: a forward pass that no tape of the caller's holds on to, and a look at
-# each operation as it is made.
+# The public interface lacks two things: a forward pass that no tape of the caller's holds on to, and a look
+# at each operation as it is made.
 from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
 
@@ -33,14 +33,14 @@ _VARIABLES = frozenset("VarHandleOp VariableV2".split())
 def recomputable(function: Callable | str) -> Callable:
     """Decorator: `f(..., recompute=True)` keeps nothing but f's arguments for the backward pass.
 
-    recompute is False unless given. Results and gradients are the same either way; the second forward computation
-    costs time. Use it bare, or with a name as in OpenAI's code: `@recomputable` or `@recomputable("f")`. Arguments
-    and results may be nested, and need not be tensors. Works eagerly, under tf.function (jit_compile too) and in
-    TensorFlow 1 graphs, and one recomputable function may call another.
+    recompute is False unless given. Results and gradients are the same either way; the second forward
+    computation costs time. Use it bare, or with a name as in OpenAI's code: `@recomputable` or
+    `@recomputable("f")`. Arguments and results may be nested, and need not be tensors. Works eagerly, under
+    tf.function (jit_compile too) and in TensorFlow 1 graphs, and one recomputable function may call another.
 
-    Variables are made outside f and may be captured; so may tensors, but not eagerly, where what needs a gradient
-    has to be an argument. Random numbers that f draws are kept, so that both computations see the same dropout
-    mask; stateless draws cost no memory.
+    Variables are made outside f and may be captured; so may tensors, but not eagerly, where what needs a
+    gradient has to be an argument. Random numbers that f draws are kept, so that both computations see the
+    same dropout mask; stateless draws cost no memory.
 
     Raises:
         ValueError: f makes or assigns a variable, or draws statefully inside control flow or a tf.function.
@@ -233,15 +233,16 @@ class _Draws:
     def _keep(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
         if kind in _ASSIGNS:
             raise ValueError(
-                "a recomputable function assigned a variable, which the backward pass would do again; assign it "
-                "outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
+                "a recomputable function assigned a variable, which the backward pass would do again; assign "
+                "it outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
                 "tf.nn.experimental.stateless_dropout)"
             )
         if kind in _DRAWS:
             if graph is not self.graph:
                 raise ValueError(
-                    f"a recomputable function ran {kind} inside control flow or a tf.function, where the draw "
-                    "cannot be kept for the backward pass; draw statelessly there (tf.random.stateless_uniform ...)"
+                    f"a recomputable function ran {kind} inside control flow or a tf.function, where the "
+                    "draw cannot be kept for the backward pass; draw statelessly there "
+                    "(tf.nn.experimental.stateless_dropout, tf.random.stateless_uniform)"
                 )
             self.kept.append(list(outputs))
         return outputs

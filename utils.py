@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# OpenAI's utils has it too.
+# `from utils import recomputable` works as in OpenAI's code.
 if __package__:
-    from .recompute import recomputable
+    from .recompute import recomputable as recomputable
 else:
-    from recompute import recomputable
+    from recompute import recomputable as recomputable
 
 
 def shape_list(x: tf.Tensor) -> list:
