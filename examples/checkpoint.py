@@ -63,7 +63,9 @@ def write_config(folder: Path, config: Config) -> None:
         differing = [k for k in new if old[k] != new[k] and k not in ("checkpoint_every", "steps")]
         if differing:
             changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differing)
-            raise ValueError(f"{folder} holds a run with another configuration ({changes}); choose another --out")
+            raise ValueError(
+                f"{folder} holds a run with another configuration ({changes}); choose another --out"
+            )
     path.write_text(json.dumps(asdict(config), indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Bits per dim of a trained model on a split of its data (paper, Tables 1 and 3).
 
-    python examples/evaluate.py runs/enwik8 --data enwik8 --split test --min-context 12160
+python examples/evaluate.py runs/enwik8 --data enwik8 --split test --min-context 12160
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import checkpoint
 import data
 import numpy as np
 import tensorflow as tf
-from model import SparseTransformer, bits
+from sparse_transformer import SparseTransformer, bits
 from tqdm import tqdm
 
 
@@ -27,14 +27,9 @@ def load_model(folder: Path, averaged: bool = True) -> SparseTransformer:
         raise ValueError(f"{folder} holds no checkpoint yet")
     model = SparseTransformer(config)
     for weight in model.variables:
-        weight.assign(arrays[average_name(weight, arrays) if averaged else weight.path])
+        average = f"adam_w/{weight.path.replace('/', '_')}_average"
+        weight.assign(arrays[average if averaged else weight.path])
     return model
-
-
-def average_name(weight, arrays) -> str:
-    """The optimizer's name for a weight's average: its own before the path, with _ for /."""
-    name = weight.path.replace("/", "_") + "_average"
-    return next(key for key in arrays if key.endswith(f"/{name}"))
 
 
 def windows(length: int, n_ctx: int, min_context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +49,9 @@ def mean_bits(
     """Bits per token over the split, or over `limit` windows spread evenly over it."""
     n_ctx = model.config.n_ctx
     if not 0 <= min_context < n_ctx:
-        raise ValueError(f"--min-context {min_context} must lie between 0 and the model's context less one, {n_ctx - 1}")
+        raise ValueError(
+            f"--min-context {min_context} must lie between 0 and the model's context less one, {n_ctx - 1}"
+        )
     if isinstance(source, data.Stream):
         starts, first = windows(len(source.tokens), n_ctx, min_context)
     elif min_context:
@@ -84,14 +81,22 @@ def mean_bits(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--data", metavar="PATH", help="the data set; without it, data that every machine has")
+    parser.add_argument(
+        "--data", metavar="PATH", help="the data set; without it, data that every machine has"
+    )
     parser.add_argument("--split", choices=data.SPLITS, default="test")
-    parser.add_argument("--min-context", type=int, default=0, help="tokens that every scored one sees at least")
+    parser.add_argument(
+        "--min-context", type=int, default=0, help="tokens that every scored one sees at least"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--limit", type=int, help="number of windows, spread over the split; all by default")
-    parser.add_argument("--last-weights", action="store_true", help="the weights instead of their moving averages")
+    parser.add_argument(
+        "--last-weights", action="store_true", help="the weights instead of their moving averages"
+    )
     args = parser.parse_args()
     try:
         model = load_model(args.run, averaged=not args.last_weights)

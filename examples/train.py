@@ -62,7 +62,9 @@ class Log:
 def check(step: int, bits: float, norm: float, scaled: bool) -> None:
     """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved."""
     if not math.isfinite(bits) or not (scaled or math.isfinite(norm)):
-        raise Stop(f"the loss is {bits} and its gradient's norm {norm} at step {step}; try a lower learning_rate")
+        raise Stop(
+            f"the loss is {bits} and its gradient's norm {norm} at step {step}; try a lower learning_rate"
+        )
 
 
 def same_start(trainer: Trainer, start: int) -> None:
@@ -71,11 +73,15 @@ def same_start(trainer: Trainer, start: int) -> None:
     @tf.function
     def total():
         context = tf.distribute.get_replica_context
-        return trainer.strategy.run(lambda: context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(start))))
+        return trainer.strategy.run(
+            lambda: context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(start)))
+        )
 
     mean = trainer.strategy.experimental_local_results(total())[0] / trainer.strategy.num_replicas_in_sync
     if float(mean) != start:
-        raise Stop(f"this worker resumes from step {start}, others do not; --out must be a folder that all share")
+        raise Stop(
+            f"this worker resumes from step {start}, others do not; --out must be a folder that all share"
+        )
 
 
 def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
@@ -90,7 +96,9 @@ def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
     same_start(trainer, start)
     log = Log(folder, start) if chief else None
 
-    dataset = strategy.distribute_datasets_from_function(lambda context: data.pipeline(source, settings, start, context))
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: data.pipeline(source, settings, start, context)
+    )
     batches = iter(dataset)
     scaled = settings.precision == "mixed_float16"
     tokens = settings.batch * settings.n_ctx
@@ -114,16 +122,24 @@ def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", metavar="CONFIG", choices=config.names(), help=", ".join(config.names()))
-    parser.add_argument("--data", metavar="PATH", help="the data set; without it, data that every machine has")
+    parser.add_argument(
+        "--data", metavar="PATH", help="the data set; without it, data that every machine has"
+    )
     parser.add_argument("--steps", type=int, help="length of the run, the cosine's included")
-    parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[], help="changes the configuration")
+    parser.add_argument(
+        "--override", metavar="KEY=VALUE", action="append", default=[], help="changes the configuration"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run; runs/CONFIG by default")
     args = parser.parse_args()
     folder = args.out or Path("runs") / args.config
     try:
-        settings = config.load(args.config).override(args.override + ([f"steps={args.steps}"] if args.steps else []))
+        settings = config.load(args.config).override(
+            args.override + ([f"steps={args.steps}"] if args.steps else [])
+        )
         train(settings, args.data, folder)
         model = load_model(folder)
         result = mean_bits(model, data.load(settings, args.data, "valid"), limit=4)

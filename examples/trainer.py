@@ -12,7 +12,7 @@ import os
 import keras
 import tensorflow as tf
 from config import Config
-from model import SparseTransformer, bits
+from sparse_transformer import SparseTransformer, bits
 
 
 def make_strategy() -> tf.distribute.Strategy:
@@ -34,6 +34,7 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     )
     optimizer = keras.optimizers.AdamW(
         rate,
+        name="adam_w",  # not numbered: checkpoints hold variables by name
         weight_decay=config.weight_decay,
         beta_1=0.9,
         beta_2=0.999,
@@ -43,7 +44,7 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if config.precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
+        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
     return optimizer
 
 

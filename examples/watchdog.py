@@ -74,7 +74,9 @@ class Watchdog:
                     continue
                 silent = now - last > LIMIT
                 if silent or (steps < self.steps and now - self.since > LIMIT):
-                    self._end(peer, "has not been heard of" if silent else f"is still before step {steps + 1}")
+                    self._end(
+                        peer, "has not been heard of" if silent else f"is still before step {steps + 1}"
+                    )
 
     def _end(self, peer: int, problem: str) -> None:
         host, port = self.peers[peer]

@@ -94,9 +94,12 @@ class Embedding(keras.layers.Layer):
 
     def step(self, token, position):
         """Slot `position`, whose previous token is `token` [batch]: [batch, width]."""
-        x = tf.gather(tf.cast(self.token, self.compute_dtype), token)
-        x += self.positions()[tf.maximum(position - 1, 0)]
-        return tf.where(position == 0, tf.cast(self.start, self.compute_dtype), x)
+        x = tf.gather(self.token, token)
+        place = tf.maximum(position - 1, 0)
+        for size, table in zip(reversed(self.grid), reversed(self.position), strict=True):
+            x += tf.gather(table, place % size)
+            place //= size
+        return tf.cast(tf.where(position > 0, x, self.start), self.compute_dtype)
 
 
 class ResidualBlock(keras.layers.Layer):
@@ -140,13 +143,13 @@ class ResidualBlock(keras.layers.Layer):
         c = self.config
         return x if step is None else dropout(x, c.dropout, c.seed, step, 2 * self.index + branch, first_row)
 
+    @recomputable
     def block(self, x, step, first_row):
         x += self.drop(self.attention(self.norm1(x)), 0, step, first_row)
         return x + self.drop(self.contract(self.expand(self.norm2(x))), 1, step, first_row)
 
     def call(self, x, step=None, first_row=0):
-        block = recomputable(self.block) if self.config.recompute else self.block
-        return block(x, step, first_row)
+        return self.block(x, step, first_row, recompute=self.config.recompute)
 
     def step(self, x, decoder, state, position):
         """x [batch, width] at `position` -> (the block's output there, new state)."""
@@ -159,8 +162,7 @@ class SparseTransformer(keras.Model):
     """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it."""
 
     def __init__(self, config: Config, **kwargs):
-        kwargs.setdefault("dtype", config.precision)
-        super().__init__(**kwargs)
+        super().__init__(**{"name": "sparse_transformer", "dtype": config.precision, **kwargs})
         self.config = config
         self.embedding = Embedding(config.grid, config.width, name="embedding", dtype=self.dtype_policy)
         self.blocks = [
@@ -191,8 +193,11 @@ class SparseTransformer(keras.Model):
             x = block(x, step=step if training else None, first_row=first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 
-    def decoders(self):
-        return [block.attention.decode_step(self.config.n_ctx) for block in self.blocks]
+    def decoders(self, batch: int):
+        """One decoding step a block, and their empty states."""
+        steps = [block.attention.decode_step(self.config.n_ctx) for block in self.blocks]
+        key_width = int(self.config.width * self.config.key_ratio)
+        return steps, tuple(step.initial(batch, key_width, self.config.width) for step in steps)
 
     def step(self, token, decoders, states, position):
         """The previous token [batch] at `position` -> (logits [batch, 256], new states)."""
