@@ -1,0 +1,47 @@
+// Block-sparse attention on the CPU: fused forward and backward over a tile plan. Mathematics only: no TensorFlow.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "plan.h"
+
+namespace blocksparse {
+
+// Runs body(begin, end) over a partition of 0 .. count, on at most `threads` threads.
+struct Parallel {
+  int threads;
+  std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& body)> run;
+};
+
+struct Shape {
+  int64_t batch;
+  int32_t heads, head_dim, value_dim;
+  float scale;
+};
+
+template <typename T>
+struct Inputs {
+  const T *q, *k, *v;  // [batch, time, heads * head_dim], v with value_dim
+};
+
+template <typename T>
+struct Gradient {
+  const T *out, *dout;  // [batch, query_time, heads * value_dim]
+  const float *lse, *dlse;  // [batch, heads, query_time]
+  T *dq, *dk, *dv;
+};
+
+// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); a row that sees no key: 0, -inf.
+template <typename T>
+void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
+                       const Parallel& parallel);
+
+// Float32 numbers of workspace that attention_backward needs.
+int64_t backward_workspace(const Shape& shape, const Plan& plan);
+
+template <typename T>
+void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
+                        float* workspace, const Parallel& parallel);
+
+}  // namespace blocksparse

@@ -1,0 +1,83 @@
+// The op contract: names, types and shapes. Kernels for each device register themselves against it.
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace blocksparse {
+namespace {
+
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+// q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim], v [batch, key_time, heads * value_dim],
+// plan [size]: fits them together and gives the shapes of out and lse.
+absl::Status attention_shapes(InferenceContext* c, int plan_input, ShapeHandle* out, ShapeHandle* lse) {
+  ShapeHandle q, k, v, plan;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &q));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 3, &k));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &v));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(plan_input), 1, &plan));
+  DimensionHandle batch, width, key_time, head_dim, value_dim;
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(q, 0), c->Dim(k, 0), &batch));
+  TF_RETURN_IF_ERROR(c->Merge(batch, c->Dim(v, 0), &batch));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(q, 2), c->Dim(k, 2), &width));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(k, 1), c->Dim(v, 1), &key_time));
+  int32_t heads;
+  TF_RETURN_IF_ERROR(c->GetAttr("heads", &heads));
+  TF_RETURN_IF_ERROR(c->Divide(width, heads, /*evenly_divisible=*/true, &head_dim));
+  TF_RETURN_IF_ERROR(c->Divide(c->Dim(v, 2), heads, /*evenly_divisible=*/true, &value_dim));
+  *out = c->MakeShape({batch, c->Dim(q, 1), c->Dim(v, 2)});
+  *lse = c->MakeShape({batch, c->MakeDim(heads), c->Dim(q, 1)});
+  return absl::OkStatus();
+}
+
+absl::Status forward_shapes(InferenceContext* c) {
+  ShapeHandle out, lse;
+  TF_RETURN_IF_ERROR(attention_shapes(c, /*plan_input=*/3, &out, &lse));
+  c->set_output(0, out);
+  c->set_output(1, lse);
+  return absl::OkStatus();
+}
+
+absl::Status backward_shapes(InferenceContext* c) {
+  ShapeHandle out, lse, merged;
+  TF_RETURN_IF_ERROR(attention_shapes(c, /*plan_input=*/7, &out, &lse));
+  for (int input : {3, 5}) TF_RETURN_IF_ERROR(c->Merge(c->input(input), out, &merged));
+  for (int input : {4, 6}) TF_RETURN_IF_ERROR(c->Merge(c->input(input), lse, &merged));
+  for (int input : {0, 1, 2}) c->set_output(input, c->input(input));
+  return absl::OkStatus();
+}
+
+REGISTER_OP("BlocksparseAttention")
+    .Input("q: T")
+    .Input("k: T")
+    .Input("v: T")
+    .Input("plan: int32")
+    .Output("out: T")
+    .Output("lse: float")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("heads: int >= 1")
+    .Attr("scale: float")
+    .SetShapeFn(forward_shapes)
+    .Doc("out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp.");
+
+REGISTER_OP("BlocksparseAttentionGrad")
+    .Input("q: T")
+    .Input("k: T")
+    .Input("v: T")
+    .Input("out: T")
+    .Input("lse: float")
+    .Input("dout: T")
+    .Input("dlse: float")
+    .Input("plan: int32")
+    .Output("dq: T")
+    .Output("dk: T")
+    .Output("dv: T")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("heads: int >= 1")
+    .Attr("scale: float")
+    .SetShapeFn(backward_shapes)
+    .Doc("Gradients of BlocksparseAttention with respect to q, k and v, given those of out and lse.");
+
+}  // namespace
+}  // namespace blocksparse

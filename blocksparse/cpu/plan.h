@@ -1,0 +1,41 @@
+// The tile plan as the kernels read it: a view of the packed int32 vector that plan.py writes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace blocksparse {
+
+// Where the rows of one side lie: plan row r is tensor row (r % period) * stride + r / period.
+struct Order {
+  int32_t period, stride;
+  int64_t operator()(int32_t row) const { return int64_t(row % period) * stride + row / period; }
+};
+
+// For each row tile of one side, the column tiles of the other side to visit (plan.py, TilePlan).
+struct TilePlan {
+  int32_t row_tile, column_tile, granule, tiles, column_tiles, distinct_masks, most_row_tiles, most_column_tiles;
+  const int32_t *head_tiles, *row_start, *row_count, *offset, *full, *columns, *mask;
+  const uint32_t* masks;
+
+  int32_t mask_words() const { return (column_tile + 31) / 32; }
+  int32_t column_granules() const { return column_tile / granule; }
+  const int32_t* granules(int32_t column) const { return columns + int64_t(column) * column_granules(); }
+  bool is_full(int32_t tile, int32_t column) const { return column < offset[tile] + full[tile]; }
+  const uint32_t* mask_of(int32_t column) const { return masks + int64_t(mask[column]) * row_tile * mask_words(); }
+};
+
+struct Plan {
+  int32_t query_time, key_time, heads, distinct;
+  const int32_t *head_index, *order;
+  TilePlan by_query, by_key;
+
+  Order query_order(int32_t head) const { return {query_time / order[head], order[head]}; }
+  Order key_order(int32_t head) const { return {key_time / order[head], order[head]}; }
+};
+
+// Views `size` int32 as a plan. Everything that a kernel indexes by is checked, contents once for each content hash.
+// Returns what is wrong with it, or an empty string.
+std::string read_plan(const int32_t* data, int64_t size, Plan* plan);
+
+}  // namespace blocksparse

@@ -1,0 +1,78 @@
+// How the backward pass splits its work: the key tiles of each head in runs of about equal work. A run owns its keys'
+// gradients and a partial dq over the queries it touches; partials are added in the order of the runs. The split
+// depends on the plan and the shape alone, so the result has the same bits for any number of threads.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "plan.h"
+#include "product.h"
+
+namespace blocksparse {
+
+struct Segment {
+  int32_t first, last;               // its tiles are order[first] .. order[last]
+  int32_t query_begin, query_end;    // plan rows of the queries it touches
+  int64_t offset;                    // first row of its partial dq among its head's
+};
+
+class Segments {
+ public:
+  Segments(const TilePlan& tiles, int32_t distinct, int32_t query_time, int64_t batch_heads) : order_(tiles.tiles) {
+    std::iota(order_.begin(), order_.end(), 0);
+    for (int32_t head = 0; head < distinct; ++head) {
+      const auto begin = order_.begin() + tiles.head_tiles[head], end = order_.begin() + tiles.head_tiles[head + 1];
+      std::sort(begin, end, [&](int32_t a, int32_t b) { return tiles.row_start[a] < tiles.row_start[b]; });
+    }
+    constexpr int64_t kTasks = 32;  // enough for a balanced load on the threads of one machine
+    count = static_cast<int32_t>((kTasks + batch_heads - 1) / batch_heads);
+    for (split(tiles, distinct); count > 1 && rows > 3 * int64_t(query_time); split(tiles, distinct)) count /= 2;
+  }
+
+  const Segment& operator()(int32_t head, int32_t segment) const { return segments_[head * count + segment]; }
+  int32_t tile(int32_t index) const { return order_[index]; }
+
+  int32_t count;     // segments of each head
+  int64_t rows = 0;  // rows of partial dq of the head that has most
+
+ private:
+  void split(const TilePlan& tiles, int32_t distinct) {
+    segments_.clear();
+    rows = 0;
+    for (int32_t head = 0; head < distinct; ++head) {
+      const int32_t begin = tiles.head_tiles[head], end = tiles.head_tiles[head + 1];
+      const int64_t work = tiles.offset[end] - tiles.offset[begin];
+      int64_t done = 0, offset = 0;
+      int32_t tile = begin;
+      for (int32_t segment = 1; segment <= count; ++segment) {
+        const int32_t first = tile;
+        while (tile < end && (segment == count || done * count < work * segment)) done += visits(tiles, order_[tile++]);
+        segments_.push_back(touched(tiles, first, tile, offset));
+        offset += segments_.back().query_end - segments_.back().query_begin;
+      }
+      rows = std::max(rows, offset);
+    }
+  }
+
+  static int64_t visits(const TilePlan& tiles, int32_t tile) { return tiles.offset[tile + 1] - tiles.offset[tile]; }
+
+  Segment touched(const TilePlan& tiles, int32_t first, int32_t last, int64_t offset) const {
+    int32_t low = INT32_MAX, high = -1;
+    for (int32_t i = first; i < last; ++i) {
+      const int32_t tile = order_[i];
+      const int32_t *from = tiles.granules(tiles.offset[tile]), *to = tiles.granules(tiles.offset[tile + 1]);
+      for (const int32_t* granule = from; granule < to; ++granule) {
+        low = std::min(low, *granule), high = std::max(high, *granule);
+      }
+    }
+    if (high < 0) return {first, last, 0, 0, offset};
+    return {first, last, low * tiles.granule, (high + 1) * tiles.granule, offset};
+  }
+
+  std::vector<int32_t> order_;
+  std::vector<Segment> segments_;
+};
+
+}  // namespace blocksparse

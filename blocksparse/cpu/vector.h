@@ -1,0 +1,85 @@
+// One register of float32 lanes, in GCC's vector extension: the same source for AVX-512, AVX2 and SSE.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace blocksparse {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kStripVectors = 2;  // 8 x 2 accumulators, 2 operands: 18 of 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kStripVectors = 1;  // 8 x 1 accumulators: 9 of 16 registers
+#else
+constexpr int kLanes = 4;
+constexpr int kStripVectors = 1;
+#endif
+
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
+
+inline Vec load(const float* from) {
+  Vec value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+
+inline Vec broadcast(float value) { return Vec{} + value; }
+
+// A NaN in `candidate` is dropped here: it reaches the result through exp2 instead, in its own lane.
+inline Vec max(Vec value, Vec candidate) { return candidate > value ? candidate : value; }
+
+inline bool any(Bits mask) {
+  int32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
+  return found != 0;
+}
+
+// 2^x: exact 0 below 2^-126 (never a denormal), NaN for NaN; x <= 127. Relative error under 3e-7.
+inline Vec exp2(Vec x) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec rounded = x + magic;
+  const Vec f = x - (rounded - magic);       // in [-1/2, 1/2]
+  Vec p = broadcast(1.32647271e-03f);
+  p = p * f + 9.67151265e-03f;
+  p = p * f + 5.55073374e-02f;
+  p = p * f + 2.40222421e-01f;
+  p = p * f + 6.93146978e-01f;
+  p = p * f + 1.0f;
+  const Vec power = (Vec)(((Bits)rounded << 23) + 0x3f800000);
+  return x < broadcast(-126.0f) ? Vec{} : p * power;
+}
+
+template <int step>
+inline void swap_bit(Vec (&rows)[kLanes]) {
+  Bits low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane & step ? lane - step + kLanes : lane;
+    high[lane] = lane & step ? lane + kLanes : lane + step;
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes; ++row) {
+    if (row & step) continue;
+    const Vec a = rows[row], b = rows[row + step];
+    rows[row] = __builtin_shuffle(a, b, low);
+    rows[row + step] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// Transposes a square of registers: each stage exchanges one bit of the row number with the same bit of the lane.
+inline void transpose(Vec (&rows)[kLanes]) {
+  swap_bit<1>(rows);
+  swap_bit<2>(rows);
+  if constexpr (kLanes > 4) swap_bit<4>(rows);
+  if constexpr (kLanes > 8) swap_bit<8>(rows);
+}
+
+}  // namespace blocksparse
