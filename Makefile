@@ -24,11 +24,10 @@ format: .venv/test.installed
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-# The root goes by the name sparse_attention, whatever the folder is called.
 types: .venv/test.installed
 	mkdir -p build/types
 	ln -sfn ../.. build/types/sparse_attention
-	MYPYPATH=build/types:. $(RUN) -m mypy -m sparse_attention -p blocksparse
+	$(RUN) -m mypy
 
 .venv/%.installed: setup.py pyproject.toml | .venv/bin/python
 	$(RUN) -m pip install --editable '.[$*]'
