@@ -33,6 +33,14 @@ class Blocks:
     masks: np.ndarray  # bool [distinct, block_size, block_size]; row 0 is all True
     lut_heads: int  # layouts given: 1 for all heads together, or one for each
 
+    @property
+    def query_time(self) -> int:
+        return self.query_blocks * self.block_size
+
+    @property
+    def key_time(self) -> int:
+        return self.key_blocks * self.block_size
+
 
 def build_blocks(
     layout, block_size: int, mask_callback: Callable | None = None, heads: int | None = None

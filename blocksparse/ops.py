@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
+from .build import load_library
 from .layout import Blocks
 from .plan import make_plan
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
-
-try:
-    from .build import load_library
-except ImportError:
-
-    def load_library():
-        return None
-
 
 _LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
 _KERNELS = ("auto", "reference")
@@ -47,7 +38,7 @@ class Attention:
     def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
         """(out, lse); the arguments as in reference.attention, order one number a head."""
         heads = len(order)
-        head_dim, value_dim = q.shape[2] // heads, v.shape[2] // heads
+        head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
         library = _library() if _kernel_takes(head_dim) and _kernel_takes(value_dim) else None
         if library is None:
             return reference_attention(q, k, v, self.tables(order), scale)

@@ -184,16 +184,15 @@ def make_plan(
     for name, tiles in (("tiles_by_query", tiles_by_query), ("tiles_by_key", tiles_by_key)):
         if len(tiles) != 2 or not set(tiles) <= set(TILES):
             raise ValueError(f"{name}={tiles}; it has to be two of {TILES}")
-    query_time, key_time = blocks.query_blocks * blocks.block_size, blocks.key_blocks * blocks.block_size
     head_index = np.broadcast_to(blocks.head_index, heads or len(blocks.head_index))
     order = np.broadcast_to(np.asarray(order, np.int32), head_index.shape)
-    check_order(order, query_time, key_time, blocks.block_size)
+    check_order(order, blocks.query_time, blocks.key_time, blocks.block_size)
     lists = [(head.query, head.key, head.mask) for head in blocks.heads]
     by_query = _plan_side(blocks.query_blocks, blocks.key_blocks, lists, blocks.masks, *tiles_by_query)
     lists = [(head.key, head.query, head.mask) for head in blocks.heads]
     transposed = blocks.masks.transpose(0, 2, 1)
     by_key = _plan_side(blocks.key_blocks, blocks.query_blocks, lists, transposed, *tiles_by_key)
-    return Plan(query_time, key_time, head_index, order, by_query, by_key)
+    return Plan(blocks.query_time, blocks.key_time, head_index, order, by_query, by_key)
 
 
 def check_order(order: np.ndarray, query_time: int, key_time: int, unit: int) -> None:
@@ -215,7 +214,9 @@ def _plan_side(
     lanes = column_tile // granule
     arranged = [_arrange(row, column, rows, columns, row_tile // granule, lanes) for row, column, _ in heads]
     runs = [run for run, _ in arranged]
-    heads = [(place[row], column, mask) for (row, column, mask), (_, place) in zip(heads, arranged, strict=True)]
+    heads = [
+        (place[row], column, mask) for (row, column, mask), (_, place) in zip(heads, arranged, strict=True)
+    ]
     tiles = [-(-rows // run) for run in runs]
     head_tiles = np.cumsum([0, *tiles])
     start = np.concatenate([np.arange(0, rows, run) for run in runs])
@@ -321,7 +322,10 @@ def _arrange(row, column, rows: int, columns: int, most: int, lanes: int) -> tup
     choices = [(height, place) for place in places for height in heights]
     if len(choices) == 1:
         return choices[0]
-    return min(choices, key=lambda choice: _visits(choice[1][row] // choice[0], column, columns, lanes) + rows / choice[0])
+    return min(
+        choices,
+        key=lambda choice: _visits(choice[1][row] // choice[0], column, columns, lanes) + rows / choice[0],
+    )
 
 
 def _visits(tile: np.ndarray, column: np.ndarray, columns: int, lanes: int) -> int:

@@ -61,6 +61,7 @@ class BlockProducts:
         @tf.custom_gradient
         def run(w, b):
             def gradient(dc):
+                dc = self._shaped(dc, self._query_blocks, b)
                 return tf.cast(self.nt(dc, b), w.dtype), tf.cast(self.tn(w, dc), b.dtype)
 
             entries = np.arange(len(self._column))
@@ -74,6 +75,7 @@ class BlockProducts:
         @tf.custom_gradient
         def run(w, b):
             def gradient(dc):
+                dc = self._shaped(dc, self._key_blocks, b)
                 return tf.cast(self.nt(b, dc), w.dtype), tf.cast(self.nn(w, dc), b.dtype)
 
             return self._sum(self._by_column, self._sorted, self._row, w, b, transpose=True), gradient
@@ -112,9 +114,9 @@ class BlockProducts:
             left = tf.transpose(left, [0, 1, 3, 2, 4])
             left = tf.reshape(left, [-1, rows, self.block_size, width * self.block_size])
             right = tf.cast(tf.gather(b, other[number], axis=1), tf.float32)
-            right = tf.reshape(right, [-1, rows, width * self.block_size, b.shape[3]])
+            right = tf.reshape(right, [-1, rows, width * self.block_size, b.shape.as_list()[3]])
             parts.append(tf.matmul(left, right))
-        empty = tf.zeros([tf.shape(b)[0], 1, *b.shape[2:]], tf.float32)
+        empty = tf.zeros([tf.shape(b)[0], 1, *b.shape.as_list()[2:]], tf.float32)
         c = tf.gather(tf.concat([empty, *parts], axis=1), table.place, axis=1)
         return tf.cast(self._join(c), b.dtype)
 
@@ -145,15 +147,21 @@ class BlockProducts:
         y = tf.gather(tf.concat(parts, axis=1), place, axis=1)
         return tf.reshape(y, [-1, self.heads, self.blocks, size, size])
 
+    def _shaped(self, dc, blocks, b):
+        """dc with the shape that a Defun's gradient does not know."""
+        return tf.ensure_shape(dc, [None, blocks * self.block_size, b.shape[-1]])
+
     def _split(self, x):
         """[batch, time, heads * d] -> [batch * heads / layouts, layouts * time / bs, bs, d]"""
-        time, d = x.shape[1], x.shape[2] // self.heads
+        _, time, width = x.shape.as_list()
+        d = width // self.heads
         x = tf.transpose(tf.reshape(x, [-1, time, self.heads, d]), [0, 2, 1, 3])
         return tf.reshape(x, [-1, self.layouts * time // self.block_size, self.block_size, d])
 
     def _join(self, x):
         """The inverse of _split."""
-        time, d = x.shape[1] // self.layouts * self.block_size, x.shape[3]
+        _, blocks, size, d = x.shape.as_list()
+        time = blocks // self.layouts * size
         x = tf.transpose(tf.reshape(x, [-1, self.heads, time, d]), [0, 2, 1, 3])
         return tf.reshape(x, [-1, time, self.heads * d])
 

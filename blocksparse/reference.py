@@ -79,12 +79,13 @@ class Tables:
         self.by_key = _Side(
             key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit
         )
-        self.query_order = _Order(order, blocks.query_blocks * self.block_size)
-        self.key_order = _Order(order, blocks.key_blocks * self.block_size)
+        self.query_order = _Order(order, blocks.query_time)
+        self.key_order = _Order(order, blocks.key_time)
 
     def split(self, x, order: _Order):
         """[batch, time, heads * d] -> [batch * fold, heads / fold * blocks, block_size, d]"""
-        x = tf.reshape(x, [-1, x.shape[1], self.heads, x.shape[2] // self.heads])
+        _, time, width = x.shape.as_list()
+        x = tf.reshape(x, [-1, time, self.heads, width // self.heads])
         return self._blocks(tf.transpose(x, [0, 2, 1, 3]), order)
 
     def split_rows(self, x, order: _Order):
@@ -92,22 +93,23 @@ class Tables:
         return self._blocks(x[..., None], order)
 
     def _blocks(self, x, order: _Order):
-        _, heads, time, d = x.shape
+        _, heads, time, d = x.shape.as_list()
         x = order.gather(tf.reshape(x, [-1, heads * time, d]), order.rows)
         return tf.reshape(x, [-1, heads // self.fold * time // self.block_size, self.block_size, d])
 
     def join(self, x, order: _Order):
         """The inverse of split."""
         x = tf.transpose(self._heads(x, order), [0, 2, 1, 3])
-        return tf.reshape(x, [-1, x.shape[1], self.heads * x.shape[3]])
+        _, time, _, d = x.shape.as_list()
+        return tf.reshape(x, [-1, time, self.heads * d])
 
     def join_rows(self, x, order: _Order):
         """The inverse of split_rows."""
         return self._heads(x, order)[..., 0]
 
     def _heads(self, x, order: _Order):
-        d = x.shape[3]
-        rows = self.fold * x.shape[1] * self.block_size
+        _, blocks, size, d = x.shape.as_list()
+        rows = self.fold * blocks * size
         x = order.gather(tf.reshape(x, [-1, rows, d]), order.inverse)
         return tf.reshape(x, [-1, self.heads, rows // self.heads, d])
 
@@ -153,7 +155,7 @@ class _Side:
         """Who sees whom, bool [R, block_size, C * block_size]."""
         _, size, size = self.masks.shape
         grid = tf.transpose(tf.gather(self.masks, masks), [0, 2, 1, 3])
-        return tf.reshape(grid, [-1, size, masks.shape[1] * size])
+        return tf.reshape(grid, [-1, size, masks.shape.as_list()[1] * size])
 
     def sweep(self, step: Callable, *outputs: tuple[int, float], batch):
         """Run step(rows, columns, visible) over all chunks. outputs: width of each result and its value in a row that
@@ -185,8 +187,8 @@ def _rows(x, rows):
 
 def _columns(x, columns):
     """[batch, blocks, block_size, d] -> float32 [batch, R, C * block_size, d]"""
-    _, _, size, d = x.shape
-    rows, width = columns.shape
+    _, _, size, d = x.shape.as_list()
+    rows, width = columns.shape.as_list()
     return tf.cast(tf.reshape(tf.gather(x, columns, axis=1), [-1, rows, width * size, d]), tf.float32)
 
 
@@ -205,7 +207,7 @@ def forward(q, k, v, tables: Tables, scale: float):
         out = tf.matmul(p, _columns(values, columns)) / tf.where(tf.equal(total, 0.0), 1.0, total)
         return out, top + tf.math.log(total)
 
-    shapes = (values.shape[3], 0.0), (1, -np.inf)
+    shapes = (values.shape.as_list()[3], 0.0), (1, -np.inf)
     out, lse = tables.by_query.sweep(step, *shapes, batch=tf.shape(queries)[0])
     return tf.cast(tables.join(out, tables.query_order), q.dtype), tables.join_rows(lse, tables.query_order)
 
@@ -241,9 +243,9 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
         ds = tf.where(visible, p * (dp - tf.linalg.matrix_transpose(_columns(delta, columns))), 0.0)
         return scale * tf.matmul(ds, queries_seen), tf.matmul(p, gradients_seen)
 
-    width, batch = (keys.shape[3], 0.0), tf.shape(queries)[0]
+    width, batch = (keys.shape.as_list()[3], 0.0), tf.shape(queries)[0]
     (dq,) = tables.by_query.sweep(by_query, width, batch=batch)
-    dk, dv = tables.by_key.sweep(by_key, width, (values.shape[3], 0.0), batch=batch)
+    dk, dv = tables.by_key.sweep(by_key, width, (values.shape.as_list()[3], 0.0), batch=batch)
     joined = (
         tables.join(dq, tables.query_order),
         tables.join(dk, tables.key_order),

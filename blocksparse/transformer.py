@@ -18,8 +18,8 @@ from .nnops import (
     softmax,
     softmax_cross_entropy,
     top_k,
-    transpose_2d,
     transpose_0213,
+    transpose_2d,
 )
 from .ops import Attention, clear_bst_constants
 from .plan import check_order
@@ -100,14 +100,15 @@ class BlocksparseTransformer(LookupTables):
         """
         q = self._operand("q", q, self.ctx_blks_q)
         k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
-        _check_pair(q, k)
+        _check_equal("width", 2, q=q, k=k)
+        _check_equal("batch", 0, q=q, k=k, v=v)
         if not q.dtype == k.dtype == v.dtype:
             raise TypeError(
                 f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
             )
         order = tuple(np.broadcast_to(np.asarray(order, int), self.heads).tolist())
-        check_order(np.array(order), q.shape[1], k.shape[1], self.blk_size)
-        scale = 1 / math.sqrt(q.shape[2] // self.heads) if scale is None else float(scale)
+        check_order(np.array(order), self.layout.query_time, self.layout.key_time, self.blk_size)
+        scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else float(scale)
         out, lse = self._attention(q, k, v, scale, order)
         return (out, lse) if with_lse else out
 
@@ -125,7 +126,8 @@ class BlocksparseTransformer(LookupTables):
         (`bench` is taken in these operations for the sake of programs that give it.)"""
         with tf.name_scope(name or "nt_op"):
             a, b = self._operand("a", a, self.ctx_blks_q), self._operand("b", b, self.ctx_blks_k)
-            _check_pair(a, b)
+            _check_equal("width", 2, a=a, b=b)
+            _check_equal("batch", 0, a=a, b=b)
             return self._products.nt(a, b)
 
     def nn_op(self, a, b, name: str | None = None, bench: int = 0):
@@ -164,15 +166,16 @@ class BlocksparseTransformer(LookupTables):
     def _operand(self, name: str, x, blocks: int):
         """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""
         x, time = _float_tensor(name, x), blocks * self.blk_size
-        if x.shape.rank != 3 or x.shape[1] != time or x.shape[2] is None:
+        shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
+        if shape[1] != time or shape[2] is None:
             raise ValueError(
-                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] for {blocks} blocks of "
-                f"{self.blk_size}, with only the batch unknown (tf.ensure_shape tells TensorFlow a shape)"
+                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] for {blocks} blocks "
+                f"of {self.blk_size}, with only the batch unknown (tf.ensure_shape tells TensorFlow a shape)"
             )
-        if x.shape[2] == 0 or x.shape[2] % self.heads:
-            nearest = max(1, round(x.shape[2] / self.heads)) * self.heads
+        if shape[2] == 0 or shape[2] % self.heads:
+            nearest = max(1, round(shape[2] / self.heads)) * self.heads
             raise ValueError(
-                f"{name} is {x.shape[2]} wide, no multiple of {self.heads} heads; the nearest is {nearest}"
+                f"{name} is {shape[2]} wide, no multiple of {self.heads} heads; the nearest is {nearest}"
             )
         return x
 
@@ -200,8 +203,8 @@ def _float_tensor(name: str, x):
     return x
 
 
-def _check_pair(a, b):
-    if a.shape[2] != b.shape[2]:
-        raise ValueError(f"the operands are {a.shape[2]} and {b.shape[2]} wide; they have to be equally wide")
-    if not a.shape[:1].is_compatible_with(b.shape[:1]):
-        raise ValueError(f"the operands have batches of {a.shape[0]} and {b.shape[0]}; they have to be equal")
+def _check_equal(what: str, axis: int, **tensors):
+    sizes = {name: x.shape.as_list()[axis] for name, x in tensors.items()}
+    if len({size for size in sizes.values() if size is not None}) > 1:
+        came = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"{came} as its {what}; give all of them the same")
