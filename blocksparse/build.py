@@ -64,8 +64,8 @@ CPU = Library(
     "cpu",
     (
         Unit(("cpu/ops.cc", "cpu/kernels.cc"), _SMALL),
-        Unit(("cpu/forward.cc", "cpu/plan.cc", "cpu/call.cc"), _FAST),
-        Unit(("cpu/backward.cc",), _FAST),
+        Unit(("cpu/query_tile.cc", "cpu/key_tile.cc"), _FAST),
+        Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/plan.cc", "cpu/call.cc"), _FAST),
     ),
 )
 

@@ -35,7 +35,7 @@ class StripMask {
   int32_t begin = 0, end = 0;  // columns that some row sees lie in begin .. end, multiples of 8; 0, 0 if none
 
  private:
-  Bits bits_[4][kStripVectors];
+  Bits bits_[kMostRows / 32][kStripVectors];
 };
 
 }  // namespace blocksparse

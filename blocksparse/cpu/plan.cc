@@ -44,11 +44,11 @@ class Reader {
     require(side.tiles >= 0 && side.column_tiles >= 0 && side.distinct_masks >= 0, name + " counts", "0 or more");
     if (!error.empty()) return side;
     side.head_tiles = array(words[0], int64_t(distinct) + 1, name + ".head_tiles");
-    side.row_start = array(words[1], side.tiles, name + ".row_start");
+    side.rows = array(words[1], int64_t(side.tiles) * (side.row_tile / g), name + ".rows");
     side.row_count = array(words[2], side.tiles, name + ".row_count");
     side.offset = array(words[3], int64_t(side.tiles) + 1, name + ".offset");
     side.full = array(words[4], side.tiles, name + ".full");
-    side.columns = array(words[5], int64_t(side.column_tiles) * side.column_granules(), name + ".columns");
+    side.columns = array(words[5], int64_t(side.column_tiles) * (side.column_tile / g), name + ".columns");
     side.mask = array(words[6], side.column_tiles, name + ".mask");
     const int64_t mask_size = int64_t(side.row_tile) * side.mask_words();
     side.masks = reinterpret_cast<const uint32_t*>(array(words[7], side.distinct_masks * mask_size, name + ".masks"));
@@ -66,17 +66,18 @@ bool rises(const int32_t* values, int64_t count, int32_t last) {
   return values[0] == 0 && values[count] == last && std::is_sorted(values, values + count + 1);
 }
 
-// True when the row tiles of one head cover 0 .. rows exactly once.
-bool covers(const TilePlan& side, int32_t first, int32_t last, int32_t rows) {
-  std::vector<std::pair<int32_t, int32_t>> runs;
-  for (int32_t tile = first; tile < last; ++tile) runs.emplace_back(side.row_start[tile], side.row_count[tile]);
-  std::sort(runs.begin(), runs.end());
-  int32_t next = 0;
-  for (const auto& [start, count] : runs) {
-    if (start != next) return false;
-    next += count;
+// True when the row tiles of one head hold every granule of rows once.
+bool covers(const TilePlan& side, int32_t first, int32_t last, int32_t granules) {
+  std::vector<bool> seen(granules, false);
+  int32_t found = 0;
+  for (int32_t tile = first; tile < last; ++tile) {
+    const int32_t* row = side.row_granules(tile);
+    for (int32_t i = 0; i < side.row_count[tile] / side.granule; ++i, ++found) {
+      if (row[i] < 0 || row[i] >= granules || seen[row[i]]) return false;
+      seen[row[i]] = true;
+    }
   }
-  return next == rows;
+  return found == granules;
 }
 
 void check_side(Reader* reader, const TilePlan& side, const Plan& plan, int32_t rows, int32_t columns,
@@ -86,8 +87,8 @@ void check_side(Reader* reader, const TilePlan& side, const Plan& plan, int32_t 
   reader->require(rises(side.offset, side.tiles, side.column_tiles), name + ".offset", "rising to the tile count");
   if (!reader->error.empty()) return;
   for (int32_t tile = 0; tile < side.tiles; ++tile) {
-    const int32_t count = side.row_count[tile], start = side.row_start[tile];
-    const bool whole = count >= 1 && count <= side.row_tile && count % side.granule == 0 && start % side.granule == 0;
+    const int32_t count = side.row_count[tile];
+    const bool whole = count >= 1 && count <= side.row_tile && count % side.granule == 0;
     reader->require(whole, name + ".row_count", "granules of 1 to " + std::to_string(side.row_tile) + " rows");
     const int32_t visits = side.offset[tile + 1] - side.offset[tile];
     reader->require(side.full[tile] >= 0 && side.full[tile] <= visits, name + ".full", "at most the tiles visited");
@@ -97,10 +98,10 @@ void check_side(Reader* reader, const TilePlan& side, const Plan& plan, int32_t 
     }
   }
   for (int32_t head = 0; head < plan.distinct; ++head) {
-    const bool once = covers(side, side.head_tiles[head], side.head_tiles[head + 1], rows);
-    reader->require(once, name + ".row_start", "tiles that cover every row once");
+    const bool once = covers(side, side.head_tiles[head], side.head_tiles[head + 1], rows / side.granule);
+    reader->require(once, name + ".rows", "tiles that hold every row of a head once");
   }
-  const int64_t entries = int64_t(side.column_tiles) * side.column_granules();
+  const int64_t entries = int64_t(side.column_tiles) * (side.column_tile / side.granule);
   const int32_t last = columns / side.granule;
   const bool inside = std::all_of(side.columns, side.columns + entries, [=](int32_t c) { return c >= 0 && c < last; });
   reader->require(inside, name + ".columns", "0 to " + std::to_string(last - 1));
@@ -110,8 +111,10 @@ void check_contents(Reader* reader, const Plan& plan) {
   for (int32_t head = 0; head < plan.heads; ++head) {
     const int32_t index = plan.head_index[head], stride = plan.order[head];
     reader->require(index >= 0 && index < plan.distinct, "head_index", "0 to " + std::to_string(plan.distinct - 1));
-    const bool divides = stride >= 1 && plan.query_time % stride == 0 && plan.key_time % stride == 0;
-    reader->require(divides, "order", "a divisor of both times");
+    const int32_t granule = std::max(plan.by_query.granule, plan.by_key.granule);  // powers of two
+    const bool divides = stride >= 1 && plan.query_time % stride == 0 && plan.key_time % stride == 0 &&
+                         plan.query_time / stride % granule == 0 && plan.key_time / stride % granule == 0;
+    reader->require(divides, "order", "a divisor of both times into classes of whole granules");
   }
   check_side(reader, plan.by_query, plan, plan.query_time, plan.key_time, "by_query");
   check_side(reader, plan.by_key, plan, plan.key_time, plan.query_time, "by_key");

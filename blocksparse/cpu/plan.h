@@ -6,6 +6,8 @@
 
 namespace blocksparse {
 
+constexpr int32_t kMostRows = 128;  // of a tile, either side
+
 // Where the rows of one side lie: plan row r is tensor row (r % period) * stride + r / period.
 struct Order {
   int32_t period, stride;
@@ -15,12 +17,12 @@ struct Order {
 // For each row tile of one side, the column tiles of the other side to visit (plan.py, TilePlan).
 struct TilePlan {
   int32_t row_tile, column_tile, granule, tiles, column_tiles, distinct_masks, most_row_tiles, most_column_tiles;
-  const int32_t *head_tiles, *row_start, *row_count, *offset, *full, *columns, *mask;
+  const int32_t *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask;
   const uint32_t* masks;
 
   int32_t mask_words() const { return (column_tile + 31) / 32; }
-  int32_t column_granules() const { return column_tile / granule; }
-  const int32_t* granules(int32_t column) const { return columns + int64_t(column) * column_granules(); }
+  const int32_t* row_granules(int32_t tile) const { return rows + int64_t(tile) * (row_tile / granule); }
+  const int32_t* granules(int32_t column) const { return columns + int64_t(column) * (column_tile / granule); }
   bool is_full(int32_t tile, int32_t column) const { return column < offset[tile] + full[tile]; }
   const uint32_t* mask_of(int32_t column) const { return masks + int64_t(mask[column]) * row_tile * mask_words(); }
 };

@@ -2,37 +2,13 @@
 #pragma once
 
 #include <Eigen/Core>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "plan.h"
-#include "product.h"
 
 namespace blocksparse {
-
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Float32 scratch of one thread, on a cache line of its own.
-class Scratch {
- public:
-  explicit Scratch(int64_t size) : data_(static_cast<float*>(std::aligned_alloc(64, round_up(size, 16) * 4))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, round_up(size, 16) * 4);
-  }
-  float* take(int64_t size) {
-    float* part = data_.get() + used_;
-    used_ += round_up(size, 16);
-    return part;
-  }
-
- private:
-  struct Free {
-    void operator()(float* data) const { std::free(data); }
-  };
-  std::unique_ptr<float[], Free> data_;
-  int64_t used_ = 0;
-};
 
 // One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r).
 template <typename T>
@@ -41,7 +17,9 @@ struct HeadRows {
   int64_t stride;  // heads * width
   int32_t width;
   Order order;
+
   T* row(int32_t plan_row) const { return data + order(plan_row) * stride; }
+  int64_t step() const { return order.stride * stride; }  // between neighbours in plan order, inside a granule
 };
 
 // Head `head` of batch row `batch` of a [batch, time, heads * width] tensor.
@@ -69,43 +47,38 @@ inline void write_row(const float* from, int32_t width, T* to) {
   }
 }
 
-// Rows first .. first + count of the plan, into to[count][to_stride].
-template <typename T>
-void read_rows(const HeadRows<const T>& from, int32_t first, int32_t count, float* to, int64_t to_stride) {
-  for (int32_t row = 0; row < count; ++row) read_row(from.row(first + row), from.width, to + row * to_stride);
-}
+// Granules of plan rows, side by side: the rows or columns of a tile.
+struct Granules {
+  const int32_t* numbers;
+  int32_t size;
+  int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
+};
 
-// The rows of a column tile, granule by granule.
-template <typename T>
-void gather(const HeadRows<const T>& from, const int32_t* granules, int32_t count, int32_t granule, float* to,
-            int64_t to_stride) {
-  for (int32_t i = 0; i < count; ++i) {
-    read_rows(from, granules[i] * granule, granule, to + int64_t(i) * granule * to_stride, to_stride);
-  }
-}
-
-// to[column][kStrip] = from[row][column] for kStrip rows; from_stride and columns are multiples of kLanes.
-inline void transpose_in(const float* from, int64_t from_stride, int32_t columns, float* to) {
-  for (int strip = 0; strip < kStrip; strip += kLanes) {
-    for (int32_t column = 0; column < columns; column += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = load(from + (strip + i) * from_stride + column);
-      transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(to + int64_t(column + i) * kStrip + strip, square[i]);
+// Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile.
+template <typename T, typename Visit>
+inline void for_rows(const HeadRows<T>& tensor, Granules granules, int32_t begin, int32_t end, const Visit& visit) {
+  for (int32_t i = begin; i < end;) {
+    T* row = tensor.row(granules(i));
+    for (const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size); i < stop; ++i) {
+      visit(i, row);
+      row += tensor.step();
     }
   }
 }
 
-// to[row][column] = from[column][row] * scale[row]: the inverse of transpose_in, with a factor for each row.
-inline void transpose_out(const float* from, int32_t columns, const Vec* scale, float* to, int64_t to_stride) {
-  for (int strip = 0; strip < kStrip; strip += kLanes) {
-    for (int32_t column = 0; column < columns; column += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = load(from + int64_t(column + i) * kStrip + strip) * scale[strip / kLanes];
-      transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(to + (strip + i) * to_stride + column, square[i]);
-    }
-  }
+// to[i - begin] = row i, for rows begin .. end of a tile.
+template <typename T>
+void read_rows(const HeadRows<const T>& from, Granules granules, int32_t begin, int32_t end, float* to,
+               int64_t to_stride) {
+  for_rows(from, granules, begin, end,
+           [&](int32_t i, const T* row) { read_row(row, from.width, to + (i - begin) * to_stride); });
+}
+
+template <typename T>
+void write_rows(const float* from, int64_t from_stride, Granules granules, int32_t begin, int32_t end,
+                const HeadRows<T>& to) {
+  for_rows(to, granules, begin, end,
+           [&](int32_t i, T* row) { write_row(from + (i - begin) * from_stride, to.width, row); });
 }
 
 }  // namespace blocksparse

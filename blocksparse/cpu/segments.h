@@ -24,7 +24,7 @@ class Segments {
     std::iota(order_.begin(), order_.end(), 0);
     for (int32_t head = 0; head < distinct; ++head) {
       const auto begin = order_.begin() + tiles.head_tiles[head], end = order_.begin() + tiles.head_tiles[head + 1];
-      std::sort(begin, end, [&](int32_t a, int32_t b) { return tiles.row_start[a] < tiles.row_start[b]; });
+      std::sort(begin, end, [&](int32_t a, int32_t b) { return *tiles.row_granules(a) < *tiles.row_granules(b); });
     }
     constexpr int64_t kTasks = 32;  // enough for a balanced load on the threads of one machine
     count = static_cast<int32_t>((kTasks + batch_heads - 1) / batch_heads);

@@ -58,28 +58,4 @@ inline Vec exp2(Vec x) {
   return x < broadcast(-126.0f) ? Vec{} : p * power;
 }
 
-template <int step>
-inline void swap_bit(Vec (&rows)[kLanes]) {
-  Bits low, high;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane & step ? lane - step + kLanes : lane;
-    high[lane] = lane & step ? lane + kLanes : lane + step;
-  }
-#pragma GCC unroll 16
-  for (int row = 0; row < kLanes; ++row) {
-    if (row & step) continue;
-    const Vec a = rows[row], b = rows[row + step];
-    rows[row] = __builtin_shuffle(a, b, low);
-    rows[row + step] = __builtin_shuffle(a, b, high);
-  }
-}
-
-// Transposes a square of registers: each stage exchanges one bit of the row number with the same bit of the lane.
-inline void transpose(Vec (&rows)[kLanes]) {
-  swap_bit<1>(rows);
-  swap_bit<2>(rows);
-  if constexpr (kLanes > 4) swap_bit<4>(rows);
-  if constexpr (kLanes > 8) swap_bit<8>(rows);
-}
-
 }  // namespace blocksparse
