@@ -1,7 +1,7 @@
 """Classical music at 12 kHz, 1048576 samples, strided, about 3M parameters, 2.99 bits per byte (paper, Table 4).
 
 The paper gives length and size alone: 24 layers of width 128 with half-size queries, keys and feed-forward
-come to 3.0M, l = sqrt(n), heads interleaved local first (section 5.1 advises interleaving for extremely long
+come to 3.11M, l = sqrt(n), heads interleaved local first (section 5.1 advises interleaving for extremely long
 sequences); rate as imagenet64.
 """
 

@@ -1,0 +1,269 @@
+"""Data in the genuine formats, and what is said about files that are not."""
+
+import io
+import pickle
+import tarfile
+import wave
+from dataclasses import replace
+
+import config
+import data
+import formats
+import numpy as np
+import pytest
+import tensorflow as tf
+from formats import DataError
+
+TEXT = replace(config.load("enwik8_small"), grid=(4, 16))
+CIFAR = config.load("cifar10_small")
+IMAGENET = config.load("imagenet64_small")
+AUDIO = replace(config.load("music_small"), grid=(8, 16))
+
+
+# Text
+
+
+def test_enwik8_splits(tmp_path):
+    """A file with holes has the right length; the splits are 90M, 5M and 5M."""
+    path = tmp_path / "enwik8"
+    with path.open("wb") as file:
+        file.truncate(10**8)
+        for mark in (0, 90_000_000, 95_000_000):
+            file.seek(mark)
+            file.write(b"x")
+    sizes = []
+    for split in data.SPLITS:
+        tokens = data.load(TEXT, str(path), split).tokens
+        assert tokens[0] == ord("x")
+        sizes.append(len(tokens))
+    assert sizes == [90_000_000, 5_000_000, 5_000_000]
+
+
+def test_truncated_enwik8(tmp_path):
+    path = tmp_path / "enwik8"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(
+        DataError, match=r"enwik8: 1,000 bytes instead of 100,000,000\. Wanted: .*mattmahoney"
+    ):
+        data.load(TEXT, str(path))
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [(b"PK\3\4 and more", "zip archive; unpack it"), (b"abc", "only 3 tokens"), (b"", "only 0 tokens")],
+)
+def test_text_that_will_not_do(tmp_path, content, problem):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"text: .*{problem}"):
+        data.load(TEXT, str(path))
+
+
+# CIFAR-10
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (60_000, 3072), dtype=np.uint8)
+
+
+def cifar_batches(binary):
+    for i, part in enumerate(np.split(IMAGES, 6)):
+        name = "test_batch" if i == 5 else f"data_batch_{i + 1}"
+        if binary:
+            yield f"{name}.bin", np.concatenate([np.zeros((10_000, 1), np.uint8), part], axis=1).tobytes()
+        else:
+            record = {b"batch_label": name.encode(), b"labels": [0] * 10_000, b"data": part, b"filenames": []}
+            yield name, pickle.dumps(record, protocol=2)
+
+
+@pytest.fixture(scope="module", params=["python", "binary", "folder"])
+def cifar(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("cifar")
+    if request.param == "folder":
+        for name, raw in cifar_batches(binary=False):
+            (root / name).write_bytes(raw)
+        return root
+    path = root / f"cifar-10-{request.param}.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=0) as archive:
+        for name, raw in cifar_batches(binary=request.param == "binary"):
+            member = tarfile.TarInfo(f"cifar-10-batches/{name}")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    return path
+
+
+def test_cifar10(cifar):
+    test = data.load(CIFAR, str(cifar), "test")
+    assert test.size == 10_000
+    want = IMAGES[50_003].reshape(3, 32, 32).transpose(1, 2, 0).reshape(-1)  # row, column, channel
+    np.testing.assert_array_equal(test.examples(np.array([3]), 0)[0], want)
+
+
+def test_cifar10_split_is_scikit_learns(tmp_path_factory):
+    from sklearn.model_selection import train_test_split
+
+    root = tmp_path_factory.mktemp("cifar")
+    for name, raw in cifar_batches(binary=True):
+        (root / name).write_bytes(raw)
+    train, valid = train_test_split(np.arange(50_000), test_size=2_000, random_state=11172018)
+    np.testing.assert_array_equal(data.load(CIFAR, str(root)).chosen, train)
+    np.testing.assert_array_equal(data.load(CIFAR, str(root), "valid").chosen, valid)
+
+
+def test_cifar10_damaged(tmp_path):
+    with pytest.raises(DataError, match=r"no such file or folder\. Wanted: CIFAR-10's .*cs\.toronto\.edu"):
+        data.load(CIFAR, str(tmp_path / "none"))
+    for name, raw in cifar_batches(binary=True):
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "data_batch_3.bin").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"data_batch_3\.bin is damaged"):
+        data.load(CIFAR, str(tmp_path))
+    (tmp_path / "data_batch_2.bin").unlink()
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is missing"):
+        data.load(CIFAR, str(tmp_path))
+    truncated = tmp_path / "cifar.tar.gz"
+    truncated.write_bytes(b"\x1f\x8b\x08\x00nothing")
+    with pytest.raises(DataError, match=r"cifar\.tar\.gz: cannot be read"):
+        data.load(CIFAR, str(truncated))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    for name, raw in cifar_batches(binary=False):
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(DataError, match=r"os\.system has no place in CIFAR-10"):
+        data.load(CIFAR, str(tmp_path))
+
+
+# ImageNet
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imagenet")
+    for i in range(1, 11):
+        images = np.full((10, 12288), i, np.uint8)
+        np.savez(root / f"train_data_batch_{i}.npz", data=images, labels=np.ones(10), mean=np.zeros(12288))
+    planes = np.repeat(np.arange(3, dtype=np.uint8), 64 * 64)[None]
+    np.savez(root / "val_data.npz", data=planes, labels=np.ones(1))
+    return root
+
+
+def test_imagenet64(imagenet):
+    sizes = {split: data.load(IMAGENET, str(imagenet), split).size for split in data.SPLITS}
+    assert sizes == {"train": 97, "valid": 3, "test": 1}  # 50,018 of 1,281,167 validate
+    train = data.load(IMAGENET, str(imagenet))
+    assert train.examples(np.array([0, 9, 10, 96]), 0)[:, 0].tolist() == [1, 1, 2, 10]
+    image = data.load(IMAGENET, str(imagenet), "test").examples(np.array([0]), 0)[0]
+    assert image[:6].tolist() == [0, 1, 2, 0, 1, 2]  # channels vary fastest
+
+
+def test_imagenet64_damaged(imagenet, tmp_path):
+    with pytest.raises(
+        DataError, match=r"no such folder\. Wanted: the folder with train_data_batch_1\.npz .*image-net"
+    ):
+        data.load(IMAGENET, str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"train_data_batch_1\.npz: no such file"):
+        data.load(IMAGENET, str(tmp_path))
+    raw = (imagenet / "val_data.npz").read_bytes()
+    (tmp_path / "val_data.npz").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DataError, match=r"val_data\.npz: cannot be read"):
+        data.load(IMAGENET, str(tmp_path), "test")
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 3072), np.uint8))  # the 32x32 set
+    with pytest.raises(DataError, match=r"`data` is uint8 \[2, 3072\] instead of uint8 \[images, 12288\]"):
+        data.load(IMAGENET, str(tmp_path), "test")
+
+
+# Audio
+
+
+def write_wav(path, x, width=2, channels=1, rate=12_000):
+    scaled = np.round(x * (2 ** (8 * width - 1) - 1)).astype(np.int64)
+    if width == 1:
+        scaled += 128
+    raw = np.repeat(scaled, channels).astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width]
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(raw.tobytes())
+
+
+def test_mu_law_round_trip():
+    tokens = np.arange(256)
+    np.testing.assert_array_equal(formats.encode_mu_law(formats.decode_mu_law(tokens)), tokens)
+    assert formats.encode_mu_law(np.array([-1.0, 1.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    "width, channels, rate", [(1, 1, 12_000), (2, 2, 12_000), (3, 1, 44_100), (4, 2, 24_000)]
+)
+def test_wav_files(tmp_path, width, channels, rate):
+    time = np.arange(rate) / rate
+    write_wav(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * time), width, channels, rate)
+    heard = formats.decode_mu_law(formats.read_wav(tmp_path / "a.wav"))
+    assert len(heard) == 12_000
+    inner = slice(1000, -1000)  # resampling rings at the ends
+    want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(12_000) / 12_000)
+    np.testing.assert_allclose(heard[inner], want[inner], atol=0.02)
+
+
+def test_a_folder_of_wav_files(tmp_path):
+    for i in range(2):
+        write_wav(tmp_path / f"{i}.wav", np.full(10_000, i / 2))
+    tokens = np.concatenate([data.load(AUDIO, str(tmp_path), split).tokens for split in data.SPLITS])
+    assert len(tokens) == 20_000 and tokens[0] != tokens[-1]
+
+
+def test_audio_damaged(tmp_path):
+    with pytest.raises(DataError, match=r"no folder with \.wav files\. Wanted: a folder of \.wav files"):
+        data.load(AUDIO, str(tmp_path))
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFFnonsense")
+    with pytest.raises(DataError, match=r"a\.wav: not a PCM WAV file"):
+        data.load(AUDIO, str(tmp_path))
+    write_wav(path, np.zeros(10_000))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"a\.wav: cut short: 4,956 of 20,000 bytes"):
+        data.load(AUDIO, str(tmp_path))
+
+
+# What every machine has, and the order
+
+
+@pytest.mark.parametrize("settings", [TEXT, CIFAR, IMAGENET, AUDIO], ids=lambda settings: settings.name)
+def test_built_in_data(settings):
+    for split in data.SPLITS:
+        source = data.load(settings, None, split)
+        batch = data.batch_at(source, 0, 2, seed=0)
+        assert batch.shape == (2, settings.n_ctx) and batch.dtype == np.int32
+        assert 0 <= batch.min() < batch.max() < 256
+
+
+def test_an_epoch_shows_every_example_once():
+    images = data.Images([np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)], np.arange(10))
+    epochs = [
+        np.concatenate([data.batch_at(images, step, 5, seed=3) for step in pair]) for pair in ((0, 1), (2, 3))
+    ]
+    for epoch in epochs:
+        assert sorted(epoch[:, 0]) == list(range(10))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_a_stream_covers_its_windows_at_shifting_places():
+    stream = data.Stream(np.arange(1000) % 256, 10)
+    batch = data.batch_at(stream, 0, stream.size, seed=0)
+    assert (np.diff(batch, axis=1) % 256 == 1).all()
+    assert len(np.unique(batch[:, 0] % 10)) > 1 or stream.size < 26  # 256 is no multiple of 10
+
+
+@pytest.mark.parametrize("pipelines, replicas", [(1, 1), (1, 2), (2, 2), (2, 4)])
+def test_replicas_share_the_batch_that_one_device_has(pipelines, replicas):
+    settings = replace(TEXT, batch=4)
+    source = data.load(settings)
+    steps = []
+    for index in range(pipelines):
+        context = tf.distribute.InputContext(pipelines, index, replicas)
+        elements = (
+            data.pipeline(source, settings, 5, context).take(2 * replicas // pipelines).as_numpy_iterator()
+        )
+        steps.append(np.concatenate(list(elements)).reshape(2, -1, settings.n_ctx))
+    whole = np.stack([data.batch_at(source, step, 4, settings.seed) for step in (5, 6)])
+    np.testing.assert_array_equal(np.concatenate(steps, axis=1), whole)
