@@ -174,7 +174,7 @@ def get_callback(
     """The mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) of a pattern: bool of blk_shape.
 
     `strided` (in `strided_transpose`'s order) and, without num_verts, `fixed` are made of whole blocks, to
-    which the callback adds causality. blocksize is the unit of vertsize. `.batch` is the same for index arrays.
+    which the callback adds causality. blocksize is the unit of vertsize. `.batch` takes index arrays.
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
