@@ -178,9 +178,9 @@ def get_callback(
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
-        return _callback([causal])
+        return _Callback([causal])
     modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
-    return _callback([mode.pattern() for mode in modes])
+    return _Callback([mode.pattern() for mode in modes])
 
 
 @recomputable
@@ -229,8 +229,8 @@ def _three_steps(q, k, v, *, heads: int, modes: tuple[Mode, ...], blocksize: int
     outs: list = [None] * heads
     for number, mode in enumerate(modes):
         count = len(outs[number :: len(modes)])
-        own = (merge_states(x[:, :, number :: len(modes)]) for x in (q, k, v))
-        out = _three_steps_alike(*own, count, mode, blocksize)
+        own = [merge_states(x[:, :, number :: len(modes)]) for x in (q, k, v)]
+        out = _three_steps_alike(*own, heads=count, mode=mode, blocksize=blocksize)
         outs[number :: len(modes)] = tf.unstack(split_states(out, count), axis=2)
     return merge_states(tf.stack(outs, axis=2))
 
@@ -280,27 +280,28 @@ def _blocksparse(
     else:
         layout = np.stack([head.toarray() for head in layouts])
         layout = layout if len(layouts) > 1 else layout[0]
-    callback = _callback(patterns, blocksize)
+    callback = _Callback(patterns, blocksize)
     return BlocksparseTransformer(layout, block_size=blocksize, mask_callback=callback, heads=heads)
 
 
-def _callback(patterns: Sequence[Pattern], blocksize: int | None = None) -> Callable:
-    """A mask_callback; with blocksize it names a representative of each block, so that few are evaluated."""
+class _Callback:
+    """A mask_callback; given a blocksize it names a representative of each block: few are evaluated."""
 
-    def batch(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-        return BlockTable(patterns[head_idx % len(patterns)], blk_shape[0]).masks(qry_idx, key_idx)
+    def __init__(self, patterns: Sequence[Pattern], blocksize: int | None = None):
+        self.patterns = patterns
+        self.distinct_heads = len(patterns)
+        if blocksize:
+            tables = [BlockTable(pattern, blocksize) for pattern in patterns]
+            self.representative = lambda head_idx, qry_idx, key_idx: tables[
+                head_idx % len(tables)
+            ].representative(qry_idx, key_idx)
 
-    def callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-        return batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
+    def __call__(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
+        return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
 
-    def representative(head_idx, qry_idx, key_idx):
-        return BlockTable(patterns[head_idx % len(patterns)], blocksize).representative(qry_idx, key_idx)
-
-    callback.batch = batch
-    callback.distinct_heads = len(patterns)
-    if blocksize:
-        callback.representative = representative
-    return callback
+    def batch(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
+        pattern = self.patterns[head_idx % len(self.patterns)]
+        return BlockTable(pattern, blk_shape[0]).masks(qry_idx, key_idx)
 
 
 def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -39,8 +39,8 @@ WIDTHS = {
 def main(dense: Callable, blocksparse: Callable, arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 if a pattern disagrees beyond its dtype's tolerance, else 0.
 
-    dense and blocksparse are `attention_impl` and `blocksparse_attention_impl`, handed over because the module
-    that holds them runs as `__main__` and would be loaded again if imported.
+    dense and blocksparse are `attention_impl` and `blocksparse_attention_impl`, handed over because the
+    module that holds them runs as `__main__` and would be loaded again if imported.
     """
     parser = _parser()
     args = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ are the paper's (arXiv 1904.10509).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
@@ -212,7 +212,7 @@ def _check_summary(local_attn_ctx: int, blocksize: int, num_verts: int, vertsize
         )
 
 
-def has_summary(names: Sequence[str]) -> bool:
+def has_summary(names: Collection[str]) -> bool:
     """Whether a mode's names need num_verts and vertsize."""
     return not {"summary", "fixed"}.isdisjoint(names)
 
