@@ -1,4 +1,4 @@
-"""What a layout and a mask callback mean: each head's active blocks and the distinct masks inside them (NumPy only)."""
+"""What a layout and a mask callback mean: each head's active blocks and their distinct masks (NumPy only)."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def build_blocks(
 ) -> Blocks:
     """Read a layout and evaluate its masks.
 
-    layout: [query_blocks, key_blocks] (then `heads` is needed) or [heads, query_blocks, key_blocks], nonzero where a
-        block is active; or a scipy.sparse matrix; or a sequence of them, one a head.
-    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True where the
-        query (row) may see the key (column). It may carry three attributes that make it cheap:
-        .batch, the same over index arrays, returning [n, block_size, block_size];
-        .representative(head_idx, qry_idx, key_idx), the numbers of a block with the same mask, for arrays of blocks;
-        .distinct_heads, a number p such that heads h and h % p have the same masks.
+    layout: [query_blocks, key_blocks] (then `heads` is needed) or [heads, query_blocks, key_blocks], nonzero
+        where a block is active; or a scipy.sparse matrix; or a sequence of them, one a head.
+    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True
+        where the query (row) may see the key (column). It may carry three attributes that make it cheap:
+        .batch, the same over index arrays, returning [n, block_size, block_size]; .representative(head_idx,
+        qry_idx, key_idx), the numbers of a block with the same mask, for arrays of blocks; .distinct_heads, a
+        number p such that heads h and h % p have the same masks.
     Raises ValueError and TypeError for a layout, block size, number of heads or mask of the wrong kind.
     """
     if block_size not in BLOCK_SIZES:
@@ -137,9 +137,7 @@ def _check_heads(heads: int | None, layout: np.ndarray | list, lut_heads: int) -
             raise ValueError("heads is None; a layout shared by all heads needs heads=, the number of heads")
         return lut_heads
     if heads < 1 or lut_heads not in (1, heads):
-        raise ValueError(
-            f"heads={heads} does not fit a layout of {lut_heads} heads; use heads={lut_heads} or a layout for one head"
-        )
+        raise ValueError(f"heads={heads} does not fit a layout of {lut_heads} heads; use heads={lut_heads}")
     return heads
 
 
@@ -191,7 +189,7 @@ class _MaskTable:
             came = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
             error = ValueError if getattr(mask, "dtype", None) == np.bool_ else TypeError
             raise error(
-                f"mask_callback returned {came} for (head, query block, key block) = {tuple(map(int, block))}; "
+                f"mask_callback returned {came} for head, query and key block {tuple(map(int, block))}; "
                 f"it has to return a NumPy array of bool {list(shape)}"
             )
         bits = np.packbits(mask).tobytes()

@@ -1,4 +1,4 @@
-"""The three steps of attention in NumPy, block by block: what OpenAI's package offers to test its operations with."""
+"""The three steps of attention in NumPy, block by block, with which OpenAI's package tests its operations."""
 
 from __future__ import annotations
 

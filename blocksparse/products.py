@@ -18,7 +18,7 @@ _NO_LIMIT = 1 << 62  # these operations hold all scores at once anyway
 
 
 class BlockProducts:
-    """The products of one layout. query, key: int [lut_heads, blocks], sorted; one layout serves all heads, or each its own."""
+    """The products of one layout. query, key: int [lut_heads, blocks], sorted; lut_heads is 1 or heads."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class BlockProducts:
         self._by_column = gather_rows(self._column[self._sorted], self.layouts * key_blocks, _NO_LIMIT)
 
     def nt(self, a, b):
-        """float32 [batch, heads, blocks, bs, bs] from [batch, query_time, heads * d] and [batch, key_time, heads * d]."""
+        """float32 w from a [batch, query_time, heads * d] and b [batch, key_time, heads * d]."""
 
         @tf.custom_gradient
         def run(a, b):
@@ -83,7 +83,8 @@ class BlockProducts:
         return run(w, b)
 
     def softmax(self, x, scale, visible, dtype):
-        """exp(scale * x) over its sum along each query's visible keys; 0 where invisible, and in rows that see nothing.
+        """exp(scale * x) over its sum along each query's visible keys; 0 where invisible, and in rows that
+        see nothing.
 
         visible: None, or bool [lut_heads, blocks, bs, bs].
         """
@@ -121,7 +122,7 @@ class BlockProducts:
         return tf.cast(self._join(c), b.dtype)
 
     def _along_rows(self, function, *matrices, visible=None):
-        """function(matrices..., visible) over float32 [batch, R, bs, C * bs]: each query's blocks side by side."""
+        """function(matrices..., visible) over float32 [batch, R, bs, C * bs]: blocks side by side."""
         size = self.block_size
         flat = [tf.reshape(x, [-1, self.layouts * self.blocks, size, size]) for x in matrices]
         if visible is not None:

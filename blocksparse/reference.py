@@ -4,8 +4,9 @@ For a query i that sees the keys j in S(i), with s_ij = scale * q_i . k_j (Spars
 
     lse_i = log sum_{j in S(i)} exp(s_ij)        out_i = sum_{j in S(i)} exp(s_ij - lse_i) v_j
 
-Only active blocks are computed. Rows of blocks are gathered into rectangles of batched matrix products (rows.py), so
-the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever the dtype.
+Only active blocks are computed. Rows of blocks are gathered into rectangles of batched matrix products
+(rows.py), so the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever
+the dtype.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
 
 
 def attention(q, k, v, tables: Tables, scale: float):
-    """(out, lse) of q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim] and v [batch,
-    key_time, heads * value_dim], all of one dtype: out [batch, query_time, heads * value_dim] in that dtype and lse
-    float32 [batch, heads, query_time]. A query that sees no key has out 0, lse -inf and zero gradients.
+    """(out, lse) of q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim] and v
+    [batch, key_time, heads * value_dim], all of one dtype: out [batch, query_time, heads * value_dim] in that
+    dtype and lse float32 [batch, heads, query_time]. A query that sees no key has out 0, lse -inf and zero
+    gradients.
     """
 
     @tf.custom_gradient
@@ -54,11 +56,11 @@ def refuse_second_gradient(*_):
 
 
 class Tables:
-    """The gather tables of one layout: build once, use for every call. order, head_index: int [heads], as in Plan."""
+    """The gather tables of a layout, for any number of calls. order, head_index: int [heads], as in Plan."""
 
     def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray):
         self.block_size, self.heads = blocks.block_size, len(head_index)
-        # Heads with one layout are batch rows; heads with layouts of their own stand below each other in one matrix.
+        # Heads with one layout are batch rows; else all heads stand below each other in one block matrix.
         self.fold = self.heads if len(blocks.heads) == 1 else 1
         heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
         seen = [blocks.masks.any((1, 2))[head.mask] for head in heads]
@@ -115,7 +117,7 @@ class Tables:
 
 
 class _Order:
-    """Plan row r of head h is tensor row (r % (n / s)) * s + r // (n / s), s = order[h]: `rows`, heads in line."""
+    """Plan row r of head h is tensor row (r % (n / s)) * s + r // (n / s), s = order[h]."""
 
     def __init__(self, order: np.ndarray, time: int):
         self.rows = self.inverse = None  # as they come
@@ -158,8 +160,8 @@ class _Side:
         return tf.reshape(grid, [-1, size, masks.shape.as_list()[1] * size])
 
     def sweep(self, step: Callable, *outputs: tuple[int, float], batch):
-        """Run step(rows, columns, visible) over all chunks. outputs: width of each result and its value in a row that
-        has no column. Returns them as [batch, rows, block_size, width]."""
+        """Run step(rows, columns, visible) over all chunks. outputs: width of each result and its value in a
+        row that has no column. Returns them as [batch, rows, block_size, width]."""
 
         def part(tables):
             rows, columns, masks = tables
@@ -255,8 +257,8 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
 
 
 def _distinguish(x, lse, dout):
-    """x, in a way that no optimiser can prove: else it merges the backward pass's products with the forward pass's and
-    keeps them in memory between the two (control dependencies alone are lost under XLA)."""
+    """x, in a way that no optimiser can prove: else it merges the backward pass's products with the forward
+    pass's and keeps them in memory between the two (control dependencies alone are lost under XLA)."""
     with tf.control_dependencies(None if tf.executing_eagerly() else [dout]):
         never = tf.equal(tf.reduce_max(lse[:1, :1, :1]), np.inf)
         return tf.where(never, tf.constant(np.nan, x.dtype), x)

@@ -1,4 +1,4 @@
-"""Rows of a block list gathered into rectangles, so that plain array operations can walk a ragged layout (NumPy only)."""
+"""Rows of a block list gathered into rectangles, for operations that know no ragged arrays (NumPy only)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rectangle:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Every row that has entries, in rectangles, and where each row of the matrix ends up when they are laid in line."""
+    """Every row that has entries, in rectangles, and its place when those are laid in line."""
 
     rectangles: list[Rectangle]
     place: np.ndarray  # int32 [rows], from 1; a row without entries has 0
@@ -45,6 +45,6 @@ def gather_rows(row: np.ndarray, rows: int, limit: int) -> Rows:
 
 
 def _round_up(count: np.ndarray) -> np.ndarray:
-    """The next of 0 .. 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 ...: few different widths, at most a quarter too wide."""
+    """The next of 0 .. 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 ...: few widths, at most a quarter too wide."""
     step = 2 ** np.maximum(np.frexp(count - 1)[1] - 3, 0)
     return -(-count // step) * step

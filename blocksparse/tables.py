@@ -21,8 +21,8 @@ class LookupTables:
         counts = sorted({len(head.query) for head in self.layout.heads})
         if len(counts) > 1:
             raise ValueError(
-                f"heads have different numbers of active blocks ({', '.join(map(str, counts))}); the separate steps and "
-                "their tables need equal numbers, attention(q, k, v) does not"
+                f"heads have different numbers of active blocks ({', '.join(map(str, counts))}); the "
+                "separate steps and their tables need equal numbers, attention(q, k, v) does not"
             )
         return counts[0]
 
@@ -48,7 +48,7 @@ class LookupTables:
 
     @cached_property
     def nn_lut(self) -> np.ndarray:
-        """int32 [lut_heads, ctx_blks_q + blocks, 2]: (first entry, entries) of each row, then the entries of nn_list."""
+        """int32 [lut_heads, ctx_blks_q + blocks, 2]: (start, entries) of each row, then nn_list's entries."""
         return np.stack([_lut(head.query, head.key, self.layout.query_blocks) for head in self._equal_heads])
 
     @cached_property
@@ -68,8 +68,10 @@ class LookupTables:
 
     @cached_property
     def softmax_mask_np(self) -> np.ndarray | None:
-        """[lut_heads, blocks, bs] of unsigned integers of bs bits: bit k of row q is set where q sees k. None without a
-        mask_callback. Blocks of 128: uint64 [lut_heads, blocks, 128, 2]."""
+        """[lut_heads, blocks, bs] of unsigned integers of bs bits: bit k of row q is set where q sees k.
+
+        Blocks of 128: uint64 [lut_heads, blocks, 128, 2]. None without a mask_callback.
+        """
         if not self.has_mask:
             return None
         size = self.layout.block_size
@@ -87,8 +89,10 @@ class LookupTables:
         return self.nt_list[head][block]
 
     def visible(self, autoregress_at_key=None):
-        """bool [lut_heads, blocks, bs, bs]: who sees whom. From autoregress_at_key on (a number or a scalar tensor), a
-        key is also invisible to the queries before it."""
+        """bool [lut_heads, blocks, bs, bs]: who sees whom.
+
+        Keys from autoregress_at_key (a number or a scalar tensor) on are invisible to queries before them.
+        """
         seen = self.layout.masks[np.stack([head.mask for head in self._equal_heads])]
         if autoregress_at_key is None:
             return seen

@@ -1,4 +1,4 @@
-"""BlocksparseTransformer: block-sparse attention as OpenAI's blocksparse package offers it, on today's TensorFlow."""
+"""BlocksparseTransformer: OpenAI's interface to block-sparse attention, on today's TensorFlow."""
 
 from __future__ import annotations
 
@@ -45,15 +45,17 @@ _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 class BlocksparseTransformer(LookupTables):
     """Attention and its three steps over the active blocks of a layout.
 
-    layout: bool [query_blocks, key_blocks] for all heads (then `heads` is needed), or [heads, query_blocks, key_blocks];
-        or a scipy.sparse matrix, or a sequence of them, one a head.
+    layout: bool [query_blocks, key_blocks] for all heads (then `heads` is needed), or [heads, query_blocks,
+        key_blocks]; or a scipy.sparse matrix, or a sequence of them, one a head.
     block_size: 8, 16, 32, 64 or 128; query i is in block row i // block_size.
-    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx): bool [block_size, block_size] for each active block,
-        True where the query (row) may see the key (column); layout.build_blocks says how it can be made cheap.
+    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx): bool [block_size, block_size] for each
+        active block, True where the query (row) may see the key (column); layout.build_blocks says how it can
+        be made cheap.
     Raises ValueError or TypeError that name the argument, what came and what is wanted.
 
-    Block-sparse matrices are [batch, heads, blocks, block_size, block_size], blocks sorted by (query, key). `attention`
-    takes heads with different numbers of blocks; the separate steps and their tables need equal numbers.
+    Block-sparse matrices are [batch, heads, blocks, block_size, block_size], blocks sorted by (query, key).
+    `attention` takes heads with different numbers of blocks; the separate steps and their tables need equal
+    numbers.
     """
 
     def __init__(
@@ -88,15 +90,16 @@ class BlocksparseTransformer(LookupTables):
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
         q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
-        v: [batch, key_time, heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in float32.
+        v: [batch, key_time, heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in
+        float32.
         scale: 1 / sqrt(head_dim) by default.
-        order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s), so that
-            s = stride makes the rows of one residue class neighbours without moving any tensor.
+        order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s),
+            so that s = stride makes the rows of one residue class neighbours without moving any tensor.
         with_lse: also return the log of each row's sum of exp(scale q k^T).
-        Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32 [batch, heads,
-        query_time]; both can be differentiated, once. A query that sees no key has out 0, lse -inf and no gradient.
-        A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at most the tile of
-        rows and columns that holds it.
+        Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
+        [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
+        -inf and no gradient. A NaN or infinity in k reaches only the queries that see it; one in q, v or a
+        gradient, at most the tile of rows and columns that holds it.
         """
         q = self._operand("q", q, self.ctx_blks_q)
         k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
@@ -122,8 +125,10 @@ class BlocksparseTransformer(LookupTables):
         return self.nn_op(w, v, name)
 
     def nt_op(self, a, b, name: str | None = None, bench: int = 0):
-        """a_q b_k^T for each block, float32, of a [batch, query_time, heads * d] and b [batch, key_time, heads * d].
-        (`bench` is taken in these operations for the sake of programs that give it.)"""
+        """a_q b_k^T for each block, float32; a is [batch, query_time, heads * d], b over key_time.
+
+        `bench` is taken in these operations for the sake of programs that give it.
+        """
         with tf.name_scope(name or "nt_op"):
             a, b = self._operand("a", a, self.ctx_blks_q), self._operand("b", b, self.ctx_blks_k)
             _check_equal("width", 2, a=a, b=b)
@@ -131,20 +136,22 @@ class BlocksparseTransformer(LookupTables):
             return self._products.nt(a, b)
 
     def nn_op(self, a, b, name: str | None = None, bench: int = 0):
-        """sum_k a_qk b_k, [batch, query_time, heads * d] in b's dtype, of a block-sparse a and b [batch, key_time, ...]."""
+        """sum_k a_qk b_k, [batch, query_time, heads * d], of a block-sparse a and b over key_time."""
         with tf.name_scope(name or "nn_op"):
             return self._products.nn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_k))
 
     def tn_op(self, a, b, name: str | None = None, bench: int = 0):
-        """sum_q a_qk^T b_q, [batch, key_time, heads * d] in b's dtype, of a block-sparse a and b [batch, query_time, ...]."""
+        """sum_q a_qk^T b_q, [batch, key_time, heads * d], of a block-sparse a and b over query_time."""
         with tf.name_scope(name or "tn_op"):
             return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
 
     def masked_softmax(self, x, scale: float = 1.0, autoregress_at_key=None, dtype=None):
-        """Softmax of scale * x along each query's visible keys; 0 where invisible, and in a row that sees nothing.
+        """Softmax of scale * x along each query's visible keys; 0 where invisible, and in a row that sees
+        nothing.
 
-        autoregress_at_key: a key number or a scalar integer tensor: keys from there on are also invisible to the queries
-            before them; below it the mask alone decides. Raises ValueError without a mask_callback.
+        autoregress_at_key: a key number or a scalar integer tensor: keys from there on are also invisible to
+            the queries before them; below it the mask alone decides. Raises ValueError without a
+            mask_callback.
         dtype: of the result; by default q's in the last query_key_op, or else x's.
         """
         if autoregress_at_key is not None and not self.has_mask:
@@ -169,8 +176,8 @@ class BlocksparseTransformer(LookupTables):
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
         if shape[1] != time or shape[2] is None:
             raise ValueError(
-                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] for {blocks} blocks "
-                f"of {self.blk_size}, with only the batch unknown (tf.ensure_shape tells TensorFlow a shape)"
+                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] ({blocks} "
+                f"blocks of {self.blk_size}); only the batch may be unknown (tf.ensure_shape states a shape)"
             )
         if shape[2] == 0 or shape[2] % self.heads:
             nearest = max(1, round(shape[2] / self.heads)) * self.heads
