@@ -94,7 +94,9 @@ class BlockProducts:
             y = self._along_rows(lambda s, seen: _softmax(scale * s, seen), x, visible=visible)
 
             def gradient(dy):
-                dx = self._along_rows(lambda d, p, _: scale * p * (d - _total(d * p)), dy, y)
+                dx = self._along_rows(
+                    lambda d, p, seen: scale * p * (d - _total(tf.where(seen, d * p, 0.0))), dy, y
+                )
                 return tf.cast(dx, x.dtype)
 
             return tf.cast(y, dtype), gradient
