@@ -28,8 +28,8 @@ if find_spec("tensorflow"):  # without it, blocksparse.layout and blocksparse.pl
         softmax,
         softmax_cross_entropy,
         top_k,
-        transpose_2d,
         transpose_0213,
+        transpose_2d,
     )
     from .norms import layer_norm
     from .optimize import AdafactorOptimizer, AdamOptimizer, Ema, clip_by_global_norm, global_norm
