@@ -228,10 +228,11 @@ def _three_steps(q, k, v, *, heads: int, modes: tuple[Mode, ...], blocksize: int
     q, k, v = (split_states(x, heads) for x in (q, k, v))
     outs: list = [None] * heads
     for number, mode in enumerate(modes):
-        count = len(outs[number :: len(modes)])
-        own = [merge_states(x[:, :, number :: len(modes)]) for x in (q, k, v)]
-        out = _three_steps_alike(*own, heads=count, mode=mode, blocksize=blocksize)
-        outs[number :: len(modes)] = tf.unstack(split_states(out, count), axis=2)
+        mine = slice(number, None, len(modes))
+        count = len(outs[mine])
+        own_q, own_k, own_v = (merge_states(x[:, :, mine]) for x in (q, k, v))
+        out = _three_steps_alike(own_q, own_k, own_v, count, mode, blocksize)
+        outs[mine] = tf.unstack(split_states(out, count), axis=2)
     return merge_states(tf.stack(outs, axis=2))
 
 

@@ -1,0 +1,158 @@
+"""Patterns against their definitions written out, and what is derived from them against what it means."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_attention.patterns import (
+    MODES,
+    BlockTable,
+    causal,
+    head_modes,
+    local,
+    nothing,
+    residue_classes,
+    strided,
+)
+
+
+def seen(mode, n, length, first, last):
+    """The table of modes, once more and by hand."""
+    i, j = np.indices((n, n))
+    in_columns = (j % length >= first) & (j % length < last)
+    meaning = {
+        "all": np.full((n, n), True),
+        "local": i - j < length,
+        "strided": (i - j) % length == 0,
+        "chunk": i // length == j // length,
+        "summary": in_columns,
+        "fixed": (i // length == j // length) | in_columns,
+    }
+    return np.logical_or.reduce([meaning[name] for name in mode.split("+")]) & (j <= i)
+
+
+def evaluate(pattern, n):
+    return np.broadcast_to(pattern.sees(np.arange(n)[:, None], np.arange(n)), (n, n))
+
+
+def by_blocks(mask, bs):
+    n = len(mask) // bs
+    return mask.reshape(n, bs, n, bs).transpose(0, 2, 1, 3)
+
+
+modes = st.lists(st.sampled_from(MODES), min_size=1, max_size=3, unique=True).map("+".join)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    mode=modes,
+    length=st.integers(1, 80),
+    bs=st.sampled_from([8, 16, 32]),
+    blocks=st.integers(1, 12),
+    group=st.integers(0, 3),
+    data=st.data(),
+)
+def test_layout_masks_and_representatives_agree_with_the_predicate(mode, length, bs, blocks, group, data):
+    n = blocks * bs
+    width = data.draw(st.integers(1, length))
+    groups = data.draw(st.integers(1, length // width))
+    # blocksize=1 lets vertsize count single columns
+    mode_of_head = head_modes(mode, group + 1, length, 1, groups, width)
+    chosen = mode_of_head[group % len(mode_of_head)]
+    first = length - (group % groups + 1) * width
+    want = seen(mode, n, length, first, first + width)
+    pattern = chosen.pattern()
+    np.testing.assert_array_equal(evaluate(pattern, n), want)
+    check_table(pattern, want, bs)
+
+
+def check_table(pattern, want, bs):
+    table, blocked = BlockTable(pattern, bs), by_blocks(want, bs)
+    layout = table.layout(len(blocked))
+    np.testing.assert_array_equal(layout.toarray(), blocked.any((2, 3)))
+    query, key = layout.nonzero()
+    np.testing.assert_array_equal(table.masks(query, key), blocked[query, key])
+    same_query, same_key = table.representative(query, key)
+    assert (same_query <= query).all() and (same_key >= 0).all() and (same_key <= same_query).all()
+    np.testing.assert_array_equal(table.masks(same_query, same_key), blocked[query, key])
+
+
+@pytest.mark.parametrize("without", ["nothing", "local", "chunk", "summary", "fixed"])
+@pytest.mark.parametrize("n, length, bs", [(128, 4, 8), (192, 8, 8), (256, 16, 16), (64, 1, 16), (96, 12, 8)])
+def test_strided_in_the_order_of_residues_sees_what_it_sees_in_natural_order(without, n, length, bs):
+    first, last = length // 2, length // 2 + 1
+    near = nothing
+    hidden = np.zeros((n, n), bool)
+    if without != "nothing":
+        [mode] = head_modes(without, 1, length, 1, 1, 1)
+        near, hidden = mode.natural(), seen(without, n, length, length - 1, length)
+    want = seen("strided", n, length, first, last) & ~hidden
+    order = np.arange(n).reshape(-1, length).T.ravel()  # row r of the plan is position order[r]
+    pattern = residue_classes(n, length, near)
+    np.testing.assert_array_equal(evaluate(pattern, n), want[np.ix_(order, order)])
+    check_table(pattern, want[np.ix_(order, order)], bs)
+
+
+def test_passes_of_a_merged_mode_are_disjoint_and_complete():
+    n, length = 128, 8
+    for mode in ("local+strided", "strided+chunk", "fixed+strided", "all+strided", "strided", "fixed"):
+        [one] = head_modes(mode, 1, length, 1, 1, 2)
+        total = np.zeros((n, n), int)
+        for pattern, order in one.passes(n):
+            rows = np.arange(n).reshape(-1, order).T.ravel()
+            total[np.ix_(rows, rows)] += evaluate(pattern, n)
+        np.testing.assert_array_equal(
+            total, seen(mode, n, length, length - 2, length).astype(int), err_msg=mode
+        )
+
+
+def test_patterns_compose_and_know_what_repeats():
+    odd = ~strided(2) & causal
+    assert (odd.shift, odd.period, odd.reach) == (1, 2, 0)
+    assert evaluate(odd, 4).astype(int).tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]]
+    both = causal & (local(3) | strided(4))
+    assert (both.shift, both.period, both.reach) == (1, 4, 3)
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(causal)
+
+
+def test_heads_cycle_through_modes_and_summary_groups():
+    found = head_modes(("local", "summary"), 8, 64, 8, num_verts=3, vertsize=2)
+    assert len(found) == 6
+    assert [mode.names for mode in found] == [("local",), ("summary",)] * 3
+    assert [mode.last for mode in found] == [None, 48, None, 64, None, 32]  # heads 1, 3, 5: groups 1, 0, 2
+    assert len(head_modes(("local", "summary"), 2, 64, 8, 3, 2)) == 2
+
+
+# (n, heads, attn_mode, its sizes), seconds, gigabytes. The merged mode plans what local and strided do alone.
+BUDGETS = [
+    ((65_536, 8, "fixed", {"local_attn_ctx": 256, "num_verts": 8, "vertsize": 1}), 5, 2.0),
+    ((1_048_576, 4, "local+strided", {"local_attn_ctx": 1024}), 15, 2.0),
+]
+
+PLAN = """
+import resource, sys, time
+from sparse_attention.attention import _passes
+from sparse_attention.patterns import head_modes
+from blocksparse.plan import make_plan
+n, heads, mode, sizes = eval(sys.argv[1])
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.process_time()
+for bst, order in _passes(n, heads, head_modes(mode, heads, blocksize=32, **sizes), 32):
+    make_plan(bst.layout, order, heads)
+print(time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 2**20)
+"""
+
+
+@pytest.mark.parametrize("case, seconds, gigabytes", BUDGETS)
+def test_planning_takes_seconds_and_memory_of_what_is_active(case, seconds, gigabytes):
+    command = [sys.executable, "-c", PLAN, repr(case)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    took, grew = map(float, out.split())
+    print(f"{case[2]} at {case[0]}: {took:.2f} s, {grew:.2f} GB")
+    assert took < seconds
+    assert grew < gigabytes
