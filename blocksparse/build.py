@@ -41,7 +41,7 @@ class Unit:
     """Sources that g++ reads as one: TensorFlow's headers take 7 s, so what includes them is compiled together."""
 
     sources: tuple[str, ...]  # relative to this folder
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # {include} stands for TensorFlow's headers
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Library:
 
     name: str
     units: tuple[Unit, ...]
-    link: tuple[str, ...] = ()
+    tuned: bool = True  # compiled for the CPU at hand
+    link: tuple[str, ...] = ()  # {lib} stands for the folder of TensorFlow's libraries
 
     def sources(self) -> list[Path]:
         """Every file that goes into it, headers included."""
@@ -67,6 +68,29 @@ CPU = Library(
         Unit(("cpu/query_tile.cc", "cpu/key_tile.cc"), _FAST),
         Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/plan.cc", "cpu/call.cc"), _FAST),
     ),
+)
+# The kernels themselves are Triton's, compiled when first needed: this is what launches them.
+GPU = Library(
+    "gpu",
+    (
+        Unit(("gpu/attention_gpu.cc", "gpu/plan_cache.cc", "gpu/timing.cc"), _SMALL),
+        Unit(("gpu/launcher.cc", "gpu/compiler.cc", "gpu/exports.cc", "cpu/plan.cc"), _SMALL),
+    ),
+    tuned=False,
+    link=("-ldl",),
+)
+# Its own library because XLA's headers take half a minute: built when something is first compiled with XLA.
+XLA = Library(
+    "xla",
+    (
+        Unit(
+            ("xla/attention_xla.cc", "cpu/plan.cc"),
+            ("-O0", "-I{include}/external/highwayhash", "-I{include}/external/farmhash_archive/src"),
+        ),
+        Unit(("xla/custom_call.cc",), _SMALL),
+    ),
+    tuned=False,
+    link=("-L{lib}", "-l:libtensorflow_cc.so.2"),
 )
 
 _loading = threading.Lock()
@@ -111,13 +135,15 @@ def library_path(library: Library) -> Path:
     """The intact shared object of a library, built now if there is none. Raises BuildError."""
     prebuilt = os.environ.get("BLOCKSPARSE_PREBUILT")
     if prebuilt:
-        for level in _levels():
+        for level in _levels() if library.tuned else ["any"]:
             path = Path(prebuilt) / _portable_name(library, level)
             if _intact(path):
                 return path
     compiler = _compiler()
-    march = ("-march=native",)
-    key = _hash(_identity(library), _run([compiler, "--version"]), _cpu("model name"), _cpu("flags"), _cpu("Features"))
+    march = ("-march=native",) if library.tuned else ()
+    key = _hash(
+        _identity(library), _run([compiler, "--version"]), _cpu("model name"), _cpu("flags"), _cpu("Features")
+    )
     path = cache_folder() / f"{library.name}-{key}.so"
     if not _intact(path):
         with _lock(path.with_suffix(".lock")):
@@ -127,11 +153,12 @@ def library_path(library: Library) -> Path:
 
 
 def build_portable(library: Library, folder: Path) -> list[Path]:
-    """Build a library for each x86-64 level into `folder`, for BLOCKSPARSE_PREBUILT. Raises BuildError."""
+    """Build a library into `folder` for BLOCKSPARSE_PREBUILT, a tuned one for each x86-64 level. Raises BuildError."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / _portable_name(library, level) for level in _LEVELS]
-    for path, level in zip(paths, _LEVELS, strict=True):
-        _build(library, (f"-march={level}",), path)
+    marches = {level: (f"-march={level}",) for level in _LEVELS} if library.tuned else {"any": ()}
+    paths = [folder / _portable_name(library, level) for level in marches]
+    for path, march in zip(paths, marches.values(), strict=True):
+        _build(library, march, path)
     return paths
 
 
@@ -172,15 +199,22 @@ def _build(library: Library, march: tuple[str, ...], path: Path) -> None:
         objects, running = [], []
         for number, unit in enumerate(library.units):
             objects.append(f"{work}/{number}.o")
-            command = [compiler, *common, *unit.flags, "-x", "c++", "-", "-c", "-o", objects[-1]]
+            flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
+            command = [compiler, *common, *flags, "-x", "c++", "-", "-c", "-o", objects[-1]]
             text = "".join(f'#include "{_ROOT / source}"\n' for source in unit.sources)
-            running.append((subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True), text))
+            running.append(
+                (subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True), text)
+            )
         errors = [process.communicate(text)[1] for process, text in running]
         failed = [error for (process, _), error in zip(running, errors, strict=True) if process.returncode]
         if failed:
             raise BuildError(f"{compiler} could not compile the {library.name} kernels:\n{failed[0][-2000:]}")
         linked = Path(work) / "linked.so"
-        _run([compiler, "-shared", *objects, "-o", str(linked), *tf.sysconfig.get_link_flags(), *library.link])
+        link = [
+            *tf.sysconfig.get_link_flags(),
+            *(flag.format(lib=tf.sysconfig.get_lib()) for flag in library.link),
+        ]
+        _run([compiler, "-shared", *objects, "-o", str(linked), *link])
         data = linked.read_bytes()
         linked.write_bytes(data + hashlib.sha256(data).digest())  # ELF ignores what follows its sections
         os.replace(linked, path)
@@ -198,7 +232,9 @@ def _intact(path: Path) -> bool:
 def _compiler() -> str:
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
-        raise BuildError("no C++ compiler was found (install g++, or point CXX at one or BLOCKSPARSE_PREBUILT at a build)")
+        raise BuildError(
+            "no C++ compiler was found (install g++, or point CXX at one or BLOCKSPARSE_PREBUILT at a build)"
+        )
     return compiler
 
 
@@ -255,8 +291,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m blocksparse.build", description="Build the C++ kernels.")
     parser.add_argument("--portable", metavar="DIR", type=Path, help="for x86-64-v2, v3 and v4, into DIR")
     folder = parser.parse_args().portable
-    for path in build_portable(CPU, folder) if folder else [library_path(CPU)]:
-        print(path)
+    for library in (CPU, GPU, XLA):
+        for path in build_portable(library, folder) if folder else [library_path(library)]:
+            print(path)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Compile the GPU kernels of KEY... with Triton: python blocksparse/gpu/compile.py --out FOLDER KEY...
 
-A process of its own: Triton and TensorFlow must not share one (two copies of LLVM register the same options and abort).
-Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Exit status 1 and one message a
-failed kernel, naming kernel, shape, dtype and capability.
+A process of its own: Triton and TensorFlow must not share one (two copies of LLVM register the same options
+and abort). Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Ends with status 1
+and one message a kernel that failed, which names kernel, shape, dtype and capability.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def try_compile(key: str, number: int):
-    """(function, cubin, symbol, warps, shared bytes) of one launch of `key`, or a sentence on why there is none."""
+    """(function, cubin, symbol, warps, shared bytes) of one launch of `key`, or a sentence on what failed."""
     launch = manifest.launches(key)[number]
     try:
         return launch.function, *compile_launch(key, launch)
@@ -79,7 +79,7 @@ def check_parameters(compiled, arguments: int) -> None:
 
 
 def publish(out: Path, key: str, compiled: list) -> None:
-    """Write the files beside their place and rename the folder: readers and other writers see all of it or nothing."""
+    """Write the files beside their place, then rename the folder: nobody sees a part of it."""
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=out))
     try:

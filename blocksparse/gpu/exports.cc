@@ -29,6 +29,8 @@ std::string describe(const char* text, const int64_t* symbols) {
   return lines;
 }
 
+void write(const std::string& text, char* out, int size) { out[text.copy(out, std::max(0, size - 1))] = '\0'; }
+
 }  // namespace
 }  // namespace blocksparse::gpu
 
@@ -40,6 +42,12 @@ extern "C" void blocksparse_gpu_configure(const char* folders, const char* comma
 
 // Parses a manifest without a GPU and writes what the launcher would run with these symbols (kSymbols); for tests.
 extern "C" void blocksparse_gpu_describe(const char* manifest, const int64_t* symbols, char* out, int size) {
-  const std::string text = blocksparse::gpu::describe(manifest, symbols);
-  out[text.copy(out, std::max(0, size - 1))] = '\0';
+  blocksparse::gpu::write(blocksparse::gpu::describe(manifest, symbols), out, size);
+}
+
+// The folder of a key's kernels, compiled if need be, or "error: ..."; for tests and for compiling ahead.
+extern "C" void blocksparse_gpu_folder(const char* key, char* out, int size) {
+  using namespace blocksparse::gpu;
+  const absl::StatusOr<std::string> folder = Compiler::global().folder(key);
+  write(folder.ok() ? *folder : absl::StrCat("error: ", folder.status().message()), out, size);
 }

@@ -27,8 +27,8 @@ constexpr absl::string_view kSymbols[] = {
     "k.distinct_masks", "k.most_tiles", "k.most_columns"};
 constexpr absl::string_view kPointers[] = {
     "null",        "q",        "k",         "v",      "out",          "lse",         "dout",        "dlse",
-    "dq",          "dk",       "dv",        "head_index", "order",    "q.head_tiles", "q.row_start", "q.row_count",
-    "q.offset",    "q.full",   "q.columns", "q.mask", "q.masks",      "k.head_tiles", "k.row_start", "k.row_count",
+    "dq",          "dk",       "dv",        "head_index", "order",    "q.head_tiles", "q.rows", "q.row_count",
+    "q.offset",    "q.full",   "q.columns", "q.mask", "q.masks",      "k.head_tiles", "k.rows", "k.row_count",
     "k.offset",    "k.full",   "k.columns", "k.mask", "k.masks"};
 constexpr int kSymbolCount = std::size(kSymbols);
 constexpr int kPointerCount = std::size(kPointers);

@@ -1,0 +1,79 @@
+"""Which compiled libraries this process uses: the CPU's ops, the GPU's kernels, XLA's custom calls."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import warnings
+from types import ModuleType
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from . import build
+from .gpu import runtime
+
+_loading = threading.Lock()
+
+
+def load_kernels() -> ModuleType | None:
+    """The ops, with kernels for every device of this machine; None where the reference has to run.
+
+    One warning says why it has to. Under jit_compile the first call builds the XLA library: half a minute.
+    """
+    ops = build.load_library()
+    if ops is None:
+        return None
+    in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    with _loading:
+        return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
+
+
+@functools.cache
+def gpu_library() -> tuple[ModuleType, ctypes.CDLL]:
+    """The GPU library: its ops, and its plain C functions. Raises build.BuildError."""
+    ops, functions = build.load(build.GPU), ctypes.CDLL(str(build.library_path(build.GPU)))
+    runtime.configure(functions, build.cache_folder())
+    return ops, functions
+
+
+@functools.cache
+def xla_library() -> ctypes.CDLL:
+    """The XLA library, pointed at the loaded CPU and GPU libraries. Raises build.BuildError."""
+    build.load(build.XLA)
+    functions = ctypes.CDLL(str(build.library_path(build.XLA)))
+    cpu = ctypes.CDLL(str(build.library_path(build.CPU))).blocksparse_call_cpu
+    gpu = gpu_library()[1].blocksparse_call_gpu if runtime.capabilities() else None
+    functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
+    return functions
+
+
+@functools.cache
+def _gpu_or_none_needed() -> bool:
+    """Whether graphs may hold the op on this machine: TensorFlow may place it on any device that it sees."""
+    reason = runtime.reason_for_reference(build.cache_folder())
+    if reason is None and runtime.capabilities():
+        reason = _failure(gpu_library)
+    return _accept(reason)
+
+
+@functools.cache
+def _xla() -> bool:
+    return _accept(_failure(xla_library))
+
+
+def _failure(load) -> str | None:
+    try:
+        load()
+    except build.BuildError as error:
+        return str(error)
+    return None
+
+
+def _accept(reason: str | None) -> bool:
+    if reason is not None:
+        warnings.warn(
+            f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}", stacklevel=4
+        )
+    return reason is None

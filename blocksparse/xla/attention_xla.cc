@@ -1,0 +1,99 @@
+// BlocksparseAttention and BlocksparseAttentionGrad under XLA: each becomes a custom call on the op's own inputs.
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../cpu/arguments.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_join.h"
+#include "constants.h"
+#include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
+#include "tensorflow/compiler/tf2xla/xla_op_registry.h"
+#include "tensorflow/core/framework/kernel_def_builder.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#include "xla/hlo/builder/xla_builder.h"
+
+namespace blocksparse {
+namespace {
+
+class AttentionXla : public tensorflow::XlaOpKernel {
+ public:
+  explicit AttentionXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+  }
+
+  void Compile(tensorflow::XlaOpKernelContext* context) override {
+    const int last = context->num_inputs() - 1;
+    const bool backward = last == 7;
+    const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(last);
+    OP_REQUIRES_OK(context, plan.status());
+    Arguments arguments;
+    const auto shape = [&](int input) { return context->InputShape(input); };
+    OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+    if (backward) OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
+
+    const xla::PrimitiveType type = context->input_xla_type(0);
+    std::vector<xla::Shape> results;
+    if (backward) {
+      for (int input : {0, 1, 2}) results.push_back(xla::ShapeUtil::MakeShape(type, shape(input).dim_sizes()));
+    } else {
+      results.push_back(xla::ShapeUtil::MakeShape(type, arguments.out_shape().dim_sizes()));
+      results.push_back(xla::ShapeUtil::MakeShape(xla::F32, arguments.lse_shape().dim_sizes()));
+    }
+    std::vector<xla::XlaOp> operands;
+    for (int input = 0; input <= last; ++input) operands.push_back(context->Input(input));
+    const xla::XlaOp call = xla::CustomCall(
+        context->builder(), kTarget, operands, xla::ShapeUtil::MakeTupleShape(results),
+        attribute(backward, type, arguments, *plan), /*has_side_effect=*/false, /*output_operand_aliasing=*/{},
+        /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE, xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
+    for (size_t i = 0; i < results.size(); ++i) context->SetOutput(i, xla::GetTupleElement(call, i));
+  }
+
+ private:
+  std::string attribute(bool backward, xla::PrimitiveType type, const Arguments& arguments,
+                        const tensorflow::Tensor& plan) const {
+    const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
+    const int32_t* order = arguments.plan.order;
+    const bool reordered = std::any_of(order, order + heads_, [](int32_t stride) { return stride != 1; });
+    const Shape& shape = arguments.shape;
+    Constants constants = {backward,        type == xla::F16 ? 0 : type == xla::BF16 ? 1 : single,
+                           shape.heads,     shape.head_dim,
+                           shape.value_dim, shape.scale,
+                           reordered};
+    std::copy_n(plan.vec<int32_t>().data(), 64, constants.header);
+    int32_t words[kWords];
+    std::memcpy(words, &constants, sizeof(words));
+    return absl::StrCat("{constants = array<i32: ", absl::StrJoin(words, ", "), ">}");
+  }
+
+  int heads_;
+  float scale_;
+};
+
+REGISTER_XLA_OP(Name("BlocksparseAttention").CompileTimeConstantInput("plan"), AttentionXla);
+REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"), AttentionXla);
+
+// TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that is
+// loaded later registers its kernels itself, for the devices that any other op has got one for.
+[[maybe_unused]] const bool registered_late = [] {
+  std::set<std::string> devices;
+  for (const tensorflow::KernelDef& kernel : tensorflow::GetRegisteredKernelsForOp("AddV2").kernel()) {
+    if (absl::EndsWith(kernel.device_type(), "_JIT")) devices.insert(kernel.device_type());
+  }
+  const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
+    return new AttentionXla(context);
+  };
+  for (const std::string& device : devices) {
+    for (const char* op : {"BlocksparseAttention", "BlocksparseAttentionGrad"}) {
+      const auto* kernel = tensorflow::KernelDefBuilder(op).Device(device.c_str()).HostMemory("plan").Build();
+      tensorflow::kernel_factory::OpKernelRegistrar(kernel, "AttentionXla", create);
+    }
+  }
+  return !devices.empty();
+}();
+
+}  // namespace
+}  // namespace blocksparse

@@ -1,0 +1,19 @@
+// What the host knows when XLA compiles a call: the custom call's one attribute, an array of int32.
+#pragma once
+
+#include <cstdint>
+
+namespace blocksparse {
+
+constexpr char kTarget[] = "blocksparse_attention";
+constexpr const char* kDtypes[] = {"f16", "bf16", "f32", "tf32"};
+
+struct Constants {
+  int32_t backward, dtype, heads, head_dim, value_dim;
+  float scale;
+  int32_t reordered;
+  int32_t header[64];  // the plan's first words
+};
+constexpr int kWords = sizeof(Constants) / sizeof(int32_t);
+
+}  // namespace blocksparse

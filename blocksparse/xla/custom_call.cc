@@ -1,0 +1,149 @@
+// The custom call at run time: XLA's buffers go to the CPU library's functions or the GPU library's kernels, the same
+// code that the ops run, so the same bits.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../cpu/call.h"
+#include "constants.h"
+#include "xla/ffi/api/ffi.h"
+
+extern "C" const XLA_FFI_Api* XLA_FFI_GetApi();
+
+namespace blocksparse {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Set by blocksparse_xla_bind; null where that library is not loaded.
+CallCpu* call_cpu = nullptr;
+CallGpu* call_gpu = nullptr;
+
+Call make_call(const Constants& constants, const std::vector<void*>& in, int64_t batch, int64_t plan_size,
+               const std::vector<void*>& out) {
+  Call call{};
+  call.backward = constants.backward;
+  call.dtype = kDtypes[constants.dtype];
+  call.shape = {batch, constants.heads, constants.head_dim, constants.value_dim, constants.scale};
+  call.header = constants.header;
+  call.reordered = constants.reordered;
+  call.plan = in.back();
+  call.plan_size = plan_size;
+  call.q = in[0], call.k = in[1], call.v = in[2];
+  if (call.backward) {
+    call.out = in[3], call.lse = in[4], call.dout = in[5], call.dlse = in[6];
+    call.dq = out[0], call.dk = out[1], call.dv = out[2];
+  } else {
+    call.out = out[0], call.lse = out[1];
+  }
+  return call;
+}
+
+template <typename Run>
+ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int32_t> words,
+                    const Run& run) {
+  Constants constants;
+  if (words.size() != kWords) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "another version's custom call");
+  std::memcpy(&constants, words.begin(), sizeof(constants));
+  std::vector<void*> in, out;
+  int64_t batch = 0, plan_size = 0;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto buffer = arguments.get<ffi::AnyBuffer>(i);
+    if (buffer.has_error()) return buffer.error();
+    in.push_back(buffer->untyped_data());
+    if (i == 0) batch = buffer->dimensions()[0];
+    plan_size = buffer->dimensions()[0];
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto buffer = results.get<ffi::AnyBuffer>(i);
+    if (buffer.has_error()) return buffer.error();
+    out.push_back((*buffer)->untyped_data());
+  }
+  if (batch == 0) return ffi::Error::Success();
+  const std::string error = run(make_call(constants, in, batch, plan_size, out));
+  return error.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInternal, error);
+}
+
+// Work that XLA's threads share. The caller takes part and waits only for threads that have begun: all of them may be
+// blocked in calls like this one.
+class SharedLoop : public std::enable_shared_from_this<SharedLoop> {
+ public:
+  using Body = std::function<void(int64_t, int64_t)>;
+  SharedLoop(int64_t count, const Body& body) : count_(count), body_(body) {}
+
+  void run(ffi::ThreadPool pool, int64_t helpers) {
+    for (int64_t i = 0; i < helpers; ++i) pool.Schedule([self = shared_from_this()] { self->work(); });
+    work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    finished_.wait(lock, [this] { return done_ == count_; });
+  }
+
+ private:
+  void work() {
+    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {  // body_ is alive: the caller waits for every i taken
+      body_(i, i + 1);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (++done_ == count_) finished_.notify_all();
+    }
+  }
+
+  const int64_t count_;
+  const Body& body_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable finished_;
+  int64_t done_ = 0;
+};
+
+ffi::Error run_cpu(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                   ffi::Span<const int32_t> constants) {
+  if (call_cpu == nullptr) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "the CPU library is not loaded");
+  const int threads = std::max<int>(1, pool.num_threads());
+  const Parallel parallel = {threads, [&](int64_t count, const SharedLoop::Body& body) {
+                               std::make_shared<SharedLoop>(count, body)->run(pool, std::min<int64_t>(threads, count) - 1);
+                             }};
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
+  const auto allocate = [&](size_t bytes) {
+    memory.emplace_back(std::aligned_alloc(64, (bytes + 63) / 64 * 64), &std::free);
+    return memory.back().get();
+  };
+  return run_call(arguments, results, constants, [&](const Call& call) { return call_cpu(call, parallel, allocate); });
+}
+
+ffi::Error run_gpu(void* stream, ffi::ScratchAllocator scratch, ffi::RemainingArgs arguments,
+                   ffi::RemainingRets results, ffi::Span<const int32_t> constants) {
+  if (call_gpu == nullptr) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "the GPU library is not loaded");
+  const auto allocate = [&](size_t bytes) { return scratch.Allocate(bytes, 256).value_or(nullptr); };
+  return run_call(arguments, results, constants, [&](const Call& call) { return call_gpu(call, stream, allocate); });
+}
+
+XLA_FFI_DEFINE_HANDLER(handle_cpu, run_cpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<ffi::Span<const int32_t>>("constants"));
+XLA_FFI_DEFINE_HANDLER(handle_gpu, run_gpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::PlatformStream<void*>>()
+                           .Ctx<ffi::ScratchAllocator>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<ffi::Span<const int32_t>>("constants"));
+XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), kTarget, "Host", handle_cpu);
+XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), kTarget, "CUDA", handle_gpu);
+
+}  // namespace
+}  // namespace blocksparse
+
+// The addresses of blocksparse_call_cpu and blocksparse_call_gpu; null for a library that is not loaded.
+extern "C" void blocksparse_xla_bind(void* cpu, void* gpu) {
+  blocksparse::call_cpu = reinterpret_cast<blocksparse::CallCpu*>(cpu);
+  blocksparse::call_gpu = reinterpret_cast<blocksparse::CallGpu*>(gpu);
+}
