@@ -6,7 +6,7 @@
 namespace blocksparse {
 namespace {
 
-constexpr int32_t kChunk = 256;  // rows in a task of the two passes that move memory only
+constexpr int32_t kChunk = 256;  // rows in a task of the pass that adds
 
 template <typename T>
 class Backward {
@@ -14,26 +14,12 @@ class Backward {
   Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, float* workspace)
       : shape_(shape), plan_(plan), in_(in), gradient_(gradient),
         segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads),
-        head_width_(round_up(shape.head_dim, kLanes)), delta_(workspace),
-        partial_(workspace + round_up(shape.batch * shape.heads * plan.query_time, 16)) {}
+        head_width_(round_up(shape.head_dim, kLanes)), partial_(workspace) {}
 
   int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
-  int64_t row_tasks() const { return shape_.batch * shape_.heads * chunks(); }
+  int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
-  // delta = sum over the row of dout * out, less dlse.
-  void compute_delta(int64_t task) const {
-    const int64_t batch_head = task / chunks(), first = task % chunks() * kChunk;
-    const int64_t batch = batch_head / shape_.heads, head = batch_head % shape_.heads, width = shape_.value_dim;
-    using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
-    for (int64_t row = first; row < std::min<int64_t>(first + kChunk, plan_.query_time); ++row) {
-      const int64_t at = ((batch * plan_.query_time + row) * shape_.heads + head) * width;
-      const int64_t lane = batch_head * plan_.query_time + row;
-      const Row out(gradient_.out + at, width), dout(gradient_.dout + at, width);
-      delta_[lane] = (out.template cast<float>() * dout.template cast<float>()).sum() - gradient_.dlse[lane];
-    }
-  }
-
-  // One segment: its keys' dk and dv, and its partial dq.
+  // One segment: its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
   void run(int64_t task, KeyTile* work) const {
     const TilePlan& tiles = plan_.by_key;
     const int64_t batch_head = task / segments_.count, batch = batch_head / shape_.heads;
@@ -49,10 +35,19 @@ class Backward {
     const auto v = side(in_.v, plan_.key_time, shape_.value_dim, key_order);
     const auto dk = side(gradient_.dk, plan_.key_time, shape_.head_dim, key_order);
     const auto dv = side(gradient_.dv, plan_.key_time, shape_.value_dim, key_order);
-    const float *lse = gradient_.lse + batch_head * plan_.query_time, *delta = delta_ + batch_head * plan_.query_time;
-    float* dq = partial(batch_head, segment);
-    std::memset(dq, 0, sizeof(float) * (segment.query_end - segment.query_begin) * head_width_);
-    dq -= segment.query_begin * head_width_;
+    const auto out = side(gradient_.out, plan_.query_time, shape_.value_dim, query_order);
+    const auto dq = side(gradient_.dq, plan_.query_time, shape_.head_dim, query_order);
+
+    const int32_t begin = segment.query_begin, end = segment.query_end;
+    std::vector<float> lse(end - begin), delta(end - begin);
+    for (int32_t row = begin; row < end; ++row) {
+      const int64_t at = batch_head * plan_.query_time + query_order(row);
+      lse[row - begin] = gradient_.lse[at] * kLog2e;
+      delta[row - begin] = dot(out.row(row), dout.row(row), shape_.value_dim) - gradient_.dlse[at];
+    }
+    float* sums = partial(batch_head, segment);
+    std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
+    const QueryRows by_row = {lse.data() - begin, delta.data() - begin, sums - begin * head_width_};
 
     for (int32_t i = segment.first; i < segment.last; ++i) {
       const int32_t tile = segments_.tile(i), count = tiles.row_count[tile];
@@ -69,12 +64,7 @@ class Backward {
         const Granules columns = {tiles.granules(column), tiles.granule};
         read_rows(q, columns, 0, tiles.column_tile, work->queries, work->head_width);
         read_rows(dout, columns, 0, tiles.column_tile, work->douts, work->value_width);
-        for (int32_t query = 0; query < tiles.column_tile; ++query) {
-          const int64_t row = query_order(columns(query));
-          work->lse[query] = lse[row] * kLog2e;
-          work->delta[query] = delta[row];
-        }
-        work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column), columns, dq);
+        work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column), columns, by_row);
       }
       for (int32_t row = 0; row < count; row += kStrip) {
         const int32_t end = std::min(row + kStrip, count);
@@ -84,21 +74,26 @@ class Backward {
         write_rows(work->staging, work->value_width, rows, row, end, dv);
       }
     }
+    for (int32_t row = segment.own_begin; row < segment.own_end; ++row) {
+      write_row(by_row.dq + row * head_width_, shape_.head_dim, dq.row(row));
+    }
   }
 
-  // dq = the partial sums, segment by segment.
+  // dq of the other queries: the partial sums, segment by segment.
   void add_partials(int64_t task) const {
     const int64_t batch_head = task / chunks(), batch = batch_head / shape_.heads;
     const int32_t head = batch_head % shape_.heads, first = task % chunks() * kChunk;
     const auto dq = head_rows(gradient_.dq, batch, head, shape_.heads, plan_.query_time, shape_.head_dim,
                               plan_.query_order(head));
+    const Segment* segments = &segments_(plan_.head_index[head], 0);
+    const Segment* last = segments + segments_.count;
     Eigen::ArrayXf sum(head_width_);
     for (int32_t row = first; row < std::min(first + kChunk, plan_.query_time); ++row) {
+      if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row); })) continue;
       sum.setZero();
-      for (int32_t i = 0; i < segments_.count; ++i) {
-        const Segment& segment = segments_(plan_.head_index[head], i);
-        if (row < segment.query_begin || row >= segment.query_end) continue;
-        const float* part = partial(batch_head, segment) + (row - segment.query_begin) * head_width_;
+      for (const Segment* segment = segments; segment < last; ++segment) {
+        if (!segment->touches(row)) continue;
+        const float* part = partial(batch_head, *segment) + (row - segment->query_begin) * head_width_;
         sum += Eigen::Map<const Eigen::ArrayXf>(part, head_width_);
       }
       write_row(sum.data(), shape_.head_dim, dq.row(row));
@@ -117,8 +112,7 @@ class Backward {
   const Gradient<T>& gradient_;
   const Segments segments_;
   const int64_t head_width_;
-  float *delta_;    // [batch, heads, query_time], in tensor order
-  float *partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
+  float* partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
 };
 
 }  // namespace
@@ -126,21 +120,18 @@ class Backward {
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
   const int64_t batch_heads = shape.batch * shape.heads;
   const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads);
-  return round_up(batch_heads * plan.query_time, 16) + batch_heads * segments.rows * round_up(shape.head_dim, kLanes);
+  return batch_heads * segments.rows * round_up(shape.head_dim, kLanes);
 }
 
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, workspace);
-  run_tasks(parallel, backward.row_tasks(), [&](const auto& take) {
-    for (int64_t task = take(); task >= 0; task = take()) backward.compute_delta(task);
-  });
   run_tasks(parallel, backward.tasks(), [&](const auto& take) {
     KeyTile work(plan.by_key, shape.head_dim, shape.value_dim, shape.scale);
     for (int64_t task = take(); task >= 0; task = take()) backward.run(task, &work);
   });
-  run_tasks(parallel, backward.row_tasks(), [&](const auto& take) {
+  run_tasks(parallel, backward.adding_tasks(), [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });
 }

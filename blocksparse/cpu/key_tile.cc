@@ -10,8 +10,6 @@ KeyTile::KeyTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim, flo
       scratch_({{&staging, int64_t{kStrip} * std::max(head_width, value_width)},
                 {&queries, int64_t{tiles.column_tile} * head_width},
                 {&douts, int64_t{tiles.column_tile} * value_width},
-                {&lse, tiles.column_tile},
-                {&delta, tiles.column_tile},
                 {&keys_, round_up(tiles.row_tile, kStrip) * head_width},
                 {&keys_t_, round_up(tiles.row_tile, kStrip) * head_width},
                 {&values_t_, round_up(tiles.row_tile, kStrip) * value_width},
@@ -40,41 +38,46 @@ void KeyTile::load_values(int32_t row) {
   transpose_in(staging, value_width, broadcast(1.0f), values_t_ + row * value_width);
 }
 
-void KeyTile::visit(const uint32_t* mask, Granules rows, float* dq) {
+void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row) {
   for (int32_t row = 0; row < count_; row += kStrip) {
     if (mask == nullptr) {
-      visit_strip<false>(StripMask(tiles_.column_tile), rows, row, dq);
+      visit_strip<false>(StripMask(tiles_.column_tile), rows, row, by_row);
     } else {
-      visit_strip<true>(StripMask(mask + row * tiles_.mask_words(), tiles_.mask_words(), count_ - row), rows, row, dq);
+      const int32_t words = tiles_.mask_words();
+      visit_strip<true>(StripMask(mask + row * words, words, count_ - row), rows, row, by_row);
     }
   }
 }
 
 template <bool masked>
-void KeyTile::visit_strip(const StripMask& seen, Granules rows, int32_t row, float* dq) {
+void KeyTile::visit_strip(const StripMask& seen, Granules rows, int32_t row, const QueryRows& by_row) {
   const int32_t begin = seen.begin, end = seen.end, size = end - begin;
   const float *q = queries + begin * head_width, *dout = douts + begin * value_width;
   float *p = p_ + begin * kStrip, *ds = ds_ + begin * kStrip;
   product<kStripVectors, false>({q, head_width, 1}, keys_t_ + row * head_width, kStrip, size, head_dim_, p, kStrip);
   product<kStripVectors, false>({dout, value_width, 1}, values_t_ + row * value_width, kStrip, size, value_dim_, ds,
                                 kStrip);
-  for (int32_t query = begin; query < end; ++query) {
-    for (int v = 0; v < kStripVectors; ++v) {
-      float *p_at = p_ + query * kStrip + v * kLanes, *ds_at = ds_ + query * kStrip + v * kLanes;
-      Vec weight = exp2(load(p_at) - lse[query]), slope = weight * (load(ds_at) - delta[query]);
-      if constexpr (masked) {
-        weight = seen.select(query, v, weight, 0.0f);
-        slope = seen.select(query, v, slope, 0.0f);
-      }
-      store(p_at, weight);
-      store(ds_at, slope);
-    }
+  const int32_t keys = std::min(kStrip, count_ - row);  // what lies past the tile is no key
+  for (int32_t query = begin; query < end; query += kRows) {  // eight rows of a granule are neighbours in plan order
+    const int64_t plan_row = rows(query);
+    differentiate<masked>(seen, query, by_row.lse + plan_row, by_row.delta + plan_row);
+    add_dq({ds_ + query * kStrip, kStrip, 1}, keys_ + row * head_width, keys, by_row.dq + plan_row * head_width);
   }
   product<kStripVectors, true>({dout, 1, value_width}, p, kStrip, value_dim_, size, dvalues_ + row * value_width, kStrip);
   product<kStripVectors, true>({q, 1, head_width}, ds, kStrip, head_dim_, size, dkeys_ + row * head_width, kStrip);
-  const int32_t keys = std::min(kStrip, count_ - row);  // what lies past the tile is no key
-  for (int32_t query = begin; query < end; query += kRows) {
-    add_dq({ds_ + query * kStrip, kStrip, 1}, keys_ + row * head_width, keys, dq + int64_t(rows(query)) * head_width);
+}
+
+// Eight rows of scores and of dout v^T, in place, into p and ds.
+template <bool masked>
+void KeyTile::differentiate(const StripMask& seen, int32_t query, const float* lse, const float* delta) {
+  for (int32_t i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kStripVectors; ++v) {
+      const int32_t at = (query + i) * kStrip + v * kLanes;
+      Vec p = exp2(load(p_ + at) - lse[i]), ds = p * (load(ds_ + at) - delta[i]);
+      if constexpr (masked) p = seen.select(query + i, v, p, 0.0f), ds = seen.select(query + i, v, ds, 0.0f);
+      store(p_ + at, p);
+      store(ds_ + at, ds);
+    }
   }
 }
 

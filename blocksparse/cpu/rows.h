@@ -47,6 +47,12 @@ inline void write_row(const float* from, int32_t width, T* to) {
   }
 }
 
+template <typename T>
+inline float dot(const T* a, const T* b, int32_t width) {
+  using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
+  return (Row(a, width).template cast<float>() * Row(b, width).template cast<float>()).sum();
+}
+
 // Granules of plan rows, side by side: the rows or columns of a tile.
 struct Granules {
   const int32_t* numbers;

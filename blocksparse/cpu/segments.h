@@ -1,6 +1,6 @@
 // How the backward pass splits its work: the key tiles of each head in runs of about equal work. A run owns its keys'
-// gradients and a partial dq over the queries it touches; partials are added in the order of the runs. The split
-// depends on the plan and the shape alone, so the result has the same bits for any number of threads.
+// gradients and a partial dq over the queries it touches; where runs overlap, partials are added in their order. The
+// split depends on the plan and the shape alone, so the result has the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,11 @@ namespace blocksparse {
 struct Segment {
   int32_t first, last;               // its tiles are order[first] .. order[last]
   int32_t query_begin, query_end;    // plan rows of the queries it touches
+  int32_t own_begin, own_end;        // those of them that no other segment touches
   int64_t offset;                    // first row of its partial dq among its head's
+
+  bool touches(int32_t query) const { return query >= query_begin && query < query_end; }
+  bool owns(int32_t query) const { return query >= own_begin && query < own_end; }
 };
 
 class Segments {
@@ -53,6 +57,18 @@ class Segments {
         offset += segments_.back().query_end - segments_.back().query_begin;
       }
       rows = std::max(rows, offset);
+      find_own(segments_.end() - count, segments_.end());
+    }
+  }
+
+  template <typename Iterator>
+  static void find_own(Iterator begin, Iterator end) {
+    for (Iterator segment = begin; segment != end; ++segment) {
+      segment->own_begin = segment->query_begin, segment->own_end = segment->query_end;
+      for (Iterator other = begin; other != end; ++other) {
+        if (other < segment) segment->own_begin = std::max(segment->own_begin, other->query_end);
+        if (other > segment && other->query_end > 0) segment->own_end = std::min(segment->own_end, other->query_begin);
+      }
     }
   }
 
@@ -67,8 +83,8 @@ class Segments {
         low = std::min(low, *granule), high = std::max(high, *granule);
       }
     }
-    if (high < 0) return {first, last, 0, 0, offset};
-    return {first, last, low * tiles.granule, (high + 1) * tiles.granule, offset};
+    if (high < 0) return {first, last, 0, 0, 0, 0, offset};
+    return {first, last, low * tiles.granule, (high + 1) * tiles.granule, 0, 0, offset};
   }
 
   std::vector<int32_t> order_;

@@ -32,7 +32,7 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-inline Vec broadcast(float value) { return Vec{} + value; }
+inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x, which GCC knows; x + 0 it has to compute
 
 // A NaN in `candidate` is dropped here: it reaches the result through exp2 instead, in its own lane.
 inline Vec max(Vec value, Vec candidate) { return candidate > value ? candidate : value; }
