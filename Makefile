@@ -12,6 +12,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/examples.installed
 	$(RUN) attention.py
 	$(RUN) examples/enwik8.py
+	rm -rf runs/demo
+	$(RUN) examples/train.py enwik8_small --out runs/demo
+	$(RUN) examples/sample.py runs/demo --length 400 --prompt "import "
 
 test: .venv/test.installed
 	$(RUN) -m pytest -c tests/pytest.ini tests -n 2
@@ -30,7 +33,7 @@ types: .venv/test.installed
 	$(RUN) -m mypy
 
 .venv/%.installed: setup.py pyproject.toml | .venv/bin/python
-	$(RUN) -m pip install --editable '.[$*]'
+	$(RUN) -m pip install --no-compile --editable '.[$*]'
 	touch $@
 
 .venv/bin/python:
