@@ -32,7 +32,7 @@ else:  # a process that compiles holds no TensorFlow, and so not the package aro
 
 LONG = 6
 ELEMENT = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "tf32": "fp32"}
-_PLAN = ("head_tiles", "row_start", "row_count", "offset", "full", "columns", "mask", "masks")
+_PLAN = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
 _TENSORS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"}
 _FLOATS = {"lse", "dlse", "delta"}
 _KEY = re.compile(
@@ -141,7 +141,7 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
         N=n,
         GRANULE=g,
         SPLIT=how.split,
-        HEADS_FIRST=how.heads_first,
+        HEAVIEST_FIRST=how.heaviest_first,
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
@@ -155,7 +155,7 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
         constexprs=constexprs,
         # Every pointer is 16-byte aligned: TensorFlow's buffers are, and rows are multiples of 16 bytes.
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(pointers))},
-        options=dict(num_warps=how.warps, num_stages=how.stages, enable_fp_fusion=True),
+        options=dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True),
         grid=(f"{side}.most_tiles*heads*batch", "1", "1"),
         args=tuple(names.get(name, f"p:{name}") for name in signature),
     )

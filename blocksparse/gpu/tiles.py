@@ -18,12 +18,13 @@ DTYPES |= {"f32": "single", "tf32": "single"}
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel runs. split: unmasked column tiles get a loop of their own; heads_first: see kernels.locate."""
+    """How one kernel runs. split: unmasked column tiles get a loop of their own; heaviest_first: see locate in the kernels."""
 
     warps: int
     stages: int
+    registers: int | None  # at most so many a thread, so that more programs share a multiprocessor
     split: bool
-    heads_first: bool
+    heaviest_first: bool
 
 
 def padded(dim: int) -> int:
@@ -58,8 +59,8 @@ def launch(
     wanted = dict(kernel=kernel, dtype=DTYPES[dtype], dim=dim, m=m, n=n, long=long_rows)
     for row in table(capability)["launches"]:
         if all(row[name] == value for name, value in wanted.items()):
-            return Launch(row["warps"], row["stages"], row["split"], row["heads_first"])
-    return Launch(_warps(m, dim), _stages(DTYPES[dtype], dim, n), long_rows, not long_rows)
+            return Launch(row["warps"], row["stages"], row["registers"], row["split"], row["heaviest_first"])
+    return Launch(_warps(m, dim), _stages(DTYPES[dtype], dim, n), None, long_rows, long_rows)
 
 
 @functools.cache

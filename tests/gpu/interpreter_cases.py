@@ -5,7 +5,6 @@
 Each line has the relative error of every result against a float64 NumPy oracle, or what else a case checks.
 """
 
-import ctypes
 import json
 import os
 import sys
@@ -19,6 +18,8 @@ sys.modules["blocksparse"] = types.ModuleType("blocksparse")  # the package's ow
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 
 import numpy as np  # noqa: E402
+import triton.language as tl  # noqa: E402
+import triton.runtime.interpreter as interpreter  # noqa: E402
 from blocksparse.gpu import kernels, manifest  # noqa: E402
 from blocksparse.layout import build_blocks  # noqa: E402
 from blocksparse.plan import make_plan  # noqa: E402
@@ -76,6 +77,14 @@ def to_bfloat16(array):
 def from_bfloat16(array):
     return (array.astype(np.uint32) << 16).view(np.float32)
 
+
+def dot(builder, a, b, d, *_):
+    """The interpreter's own multiplies bfloat16's bit patterns."""
+    a, b = (from_bfloat16(x.data) if x.dtype.scalar == tl.bfloat16 else x.data for x in (a, b))
+    return interpreter.TensorHandle(np.matmul(a, b, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+interpreter.InterpreterBuilder.create_dot = dot
 
 ENCODE = {"f16": lambda x: x.astype(np.float16), "bf16": to_bfloat16, "f32": lambda x: x.astype(np.float32)}
 DECODE = {"f16": lambda x: x, "bf16": from_bfloat16, "f32": lambda x: x}
@@ -163,7 +172,7 @@ def keys_of(case, plan, distinct):
         permuted=bool((plan.order != 1).any()),
         wide=case.wide,
         shared=distinct == 1,
-        long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.row_start),
+        long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
         capability=90,
     )
     sides = [(side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)]
@@ -201,7 +210,7 @@ def attention(case, seen, plan, tensors, dout, dlse):
     buffers["dout"] = Tensor(encode(dout), name)
     buffers["lse"] = Tensor(np.full((batch, heads, query_time), np.nan, np.float32), "float32")
     buffers["dlse"] = Tensor(dlse.astype(np.float32), "float32")
-    fields = ("head_tiles", "row_start", "row_count", "offset", "full", "columns", "mask", "masks")
+    fields = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         for n in fields:
             array = np.ascontiguousarray(getattr(tiles, n)).view(np.int32)
@@ -335,5 +344,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    assert ctypes.sizeof(ctypes.c_void_p) == 8
     main(sys.argv[1:])

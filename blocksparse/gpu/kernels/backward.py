@@ -7,7 +7,7 @@ delta = rowsum(out dout) - dlse. The query pass writes delta and dq, the key pas
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, store_rows, tensor_rows, visible
+from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, mask_words, store_rows, visible
 
 
 @triton.jit
@@ -18,15 +18,21 @@ def gather_query_gradient(
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq + ds k over column tiles first .. last. FINITE silences keys that are NaN or infinite: who sees one has ds NaN."""
+    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
+    if MASKED:
+        low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
+        number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        rows = gathered_rows(columns, j, time, stride, N, GRANULE, PERMUTED)
         keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
         values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
+        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(q, keys.T, input_precision=PRECISION)
         dp = tl.dot(dout, values.T, input_precision=PRECISION)
         ds = tl.exp2(s * scale_log2 - lse[:, None]) * (dp - delta[:, None])
         if MASKED:
-            ds = tl.where(visible(mask, masks, j, full, M, N), ds, 0.0)
+            ds = tl.where(visible(low, high, M, N), ds, 0.0)
+            low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
+            number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
         if FINITE:
             keys = tl.where(tl.abs(keys) < float("inf"), keys, 0.0)
         dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
@@ -35,14 +41,14 @@ def gather_query_gradient(
 
 @triton.jit
 def attention_query_gradient(
-    q, k, v, out, lse, dout, dlse, delta, dq, head_index, order, head_tiles, row_start, row_count, offset, full,
+    q, k, v, out, lse, dout, dlse, delta, dq, head_index, order, head_tiles, rows, row_count, offset, full,
     columns, mask, masks, scale, scale_log2, heads, query_time, key_time, tiles,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEAVIEST_FIRST: tl.constexpr,
     PERMUTED: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta and dq of one row tile of queries."""
-    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEADS_FIRST)
+    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
     stride = tl.load(order + head) if PERMUTED else 1
@@ -50,18 +56,18 @@ def attention_query_gradient(
     count = tl.load(offset + tile + 1) - start
     unmasked = tl.load(full + tile)
     stored = tl.arange(0, M) < tl.load(row_count + tile)
-    rows = tensor_rows(tl.load(row_start + tile) + tl.arange(0, M), query_time, stride, PERMUTED)
+    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
 
     query_row = batch * query_time * heads + head
-    statistics = (batch * heads + head) * query_time + rows
-    gradients = load_rows(dout + query_row * VALUE_DIM, rows, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
-    outputs = load_rows(out + query_row * VALUE_DIM, rows, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
+    statistics = (batch * heads + head) * query_time + own
+    gradients = load_rows(dout + query_row * VALUE_DIM, own, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
+    outputs = load_rows(out + query_row * VALUE_DIM, own, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
     row_delta = tl.sum(gradients.to(tl.float32) * outputs.to(tl.float32), 1)
     row_delta -= tl.load(dlse + statistics, mask=stored, other=0.0)
     tl.store(delta + statistics, row_delta, mask=stored)
     row_lse = tl.load(lse + statistics, mask=stored, other=0.0) * LOG2_E
 
-    queries = load_rows(q + query_row * HEAD_DIM, rows, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
+    queries = load_rows(q + query_row * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
     k += (batch * key_time * heads + head) * HEAD_DIM
     v += (batch * key_time * heads + head) * VALUE_DIM
     columns += start * (N // GRANULE)
@@ -86,7 +92,7 @@ def attention_query_gradient(
             tl.zeros((M, HEAD_PAD), tl.float32), scale_log2, heads, key_time, stride,
             HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, True, True, PERMUTED, WIDE, PRECISION,
         )  # fmt: skip
-    store_rows(dq + query_row * HEAD_DIM, rows, stored, heads, gradient * scale, HEAD_DIM, HEAD_PAD, WIDE)
+    store_rows(dq + query_row * HEAD_DIM, own, stored, heads, gradient * scale, HEAD_DIM, HEAD_PAD, WIDE)
 
 
 @triton.jit
@@ -97,16 +103,24 @@ def gather_key_gradient(
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(dk + ds^T q, dv + p^T dout) over column tiles (of queries) first .. last; s, p, dp, ds stand as [keys, queries]."""
+    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
+    row_lse, row_delta = tl.load(lse + rows), tl.load(delta + rows)
+    if MASKED:
+        low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
+        number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        rows = gathered_rows(columns, j, time, stride, N, GRANULE, PERMUTED)
         queries = gather(q, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
-        s = tl.dot(k, queries.T, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - (tl.load(lse + rows) * LOG2_E)[None, :])
         gradients = gather(dout, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
+        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
+        s = tl.dot(k, queries.T, input_precision=PRECISION)
+        p = tl.exp2(s * scale_log2 - (row_lse * LOG2_E)[None, :])
         dp = tl.dot(v, gradients.T, input_precision=PRECISION)
-        ds = p * (dp - tl.load(delta + rows)[None, :])
+        ds = p * (dp - row_delta[None, :])
+        row_lse, row_delta = tl.load(lse + rows), tl.load(delta + rows)
         if MASKED:  # both: a query that sees a NaN key has NaN in lse and delta
-            seen = visible(mask, masks, j, full, M, N)
+            seen = visible(low, high, M, N)
+            low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
+            number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
             p = tl.where(seen, p, 0.0)
             ds = tl.where(seen, ds, 0.0)
         dv = tl.dot(p.to(gradients.dtype), gradients, dv, input_precision=PRECISION)
@@ -116,14 +130,14 @@ def gather_key_gradient(
 
 @triton.jit
 def attention_key_gradient(
-    q, k, v, lse, dout, delta, dk, dv, head_index, order, head_tiles, row_start, row_count, offset, full,
+    q, k, v, lse, dout, delta, dk, dv, head_index, order, head_tiles, rows, row_count, offset, full,
     columns, mask, masks, scale, scale_log2, heads, query_time, key_time, tiles,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEAVIEST_FIRST: tl.constexpr,
     PERMUTED: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one row tile of keys; its column tiles are queries."""
-    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEADS_FIRST)
+    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
     stride = tl.load(order + head) if PERMUTED else 1
@@ -131,11 +145,11 @@ def attention_key_gradient(
     count = tl.load(offset + tile + 1) - start
     unmasked = tl.load(full + tile)
     stored = tl.arange(0, M) < tl.load(row_count + tile)
-    rows = tensor_rows(tl.load(row_start + tile) + tl.arange(0, M), key_time, stride, PERMUTED)
+    own = gathered_rows(rows, tile, tile + 1, key_time, stride, M, GRANULE, PERMUTED)
 
     key_row = batch * key_time * heads + head
-    keys = load_rows(k + key_row * HEAD_DIM, rows, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
-    values = load_rows(v + key_row * VALUE_DIM, rows, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
+    keys = load_rows(k + key_row * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
+    values = load_rows(v + key_row * VALUE_DIM, own, stored, heads, VALUE_DIM, VALUE_PAD, WIDE)
     q += (batch * query_time * heads + head) * HEAD_DIM
     dout += (batch * query_time * heads + head) * VALUE_DIM
     lse += (batch * heads + head) * query_time
@@ -156,5 +170,5 @@ def attention_key_gradient(
         key_gradient, value_gradient, scale_log2, heads, query_time, stride,
         HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, True, PERMUTED, WIDE, PRECISION,
     )  # fmt: skip
-    store_rows(dk + key_row * HEAD_DIM, rows, stored, heads, key_gradient * scale, HEAD_DIM, HEAD_PAD, WIDE)
-    store_rows(dv + key_row * VALUE_DIM, rows, stored, heads, value_gradient, VALUE_DIM, VALUE_PAD, WIDE)
+    store_rows(dk + key_row * HEAD_DIM, own, stored, heads, key_gradient * scale, HEAD_DIM, HEAD_PAD, WIDE)
+    store_rows(dv + key_row * VALUE_DIM, own, stored, heads, value_gradient, VALUE_DIM, VALUE_PAD, WIDE)

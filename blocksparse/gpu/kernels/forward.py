@@ -6,7 +6,7 @@ Online softmax in base 2: m is the running row maximum of scale * log2(e) * q.k,
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, store_rows, tensor_rows, visible
+from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, mask_words, store_rows, visible
 
 
 @triton.jit
@@ -16,13 +16,23 @@ def absorb(
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr,
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Takes column tiles first .. last into (m, l, acc)."""
+    """Takes column tiles first .. last into (m, l, acc).
+
+    Row numbers are loaded one tile ahead and mask numbers two ahead, so that no load waits for the one before it.
+    """
+    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
+    if MASKED:
+        low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
+        number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        rows = gathered_rows(columns, j, time, stride, N, GRANULE, PERMUTED)
         keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
+        values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
+        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(q, keys.T, input_precision=PRECISION)
         if MASKED:
-            s = tl.where(visible(mask, masks, j, full, M, N), s * scale_log2, -float("inf"))
+            s = tl.where(visible(low, high, M, N), s * scale_log2, -float("inf"))
+            low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
+            number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
             top = tl.maximum(m, tl.max(s, 1))
             reference = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
             p = tl.exp2(s - reference[:, None])
@@ -32,7 +42,6 @@ def absorb(
             p = tl.exp2(s * scale_log2 - reference[:, None])
         fade = tl.exp2(m - reference)
         l = l * fade + tl.sum(p, 1)
-        values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
         acc = tl.dot(p.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
         m = top
     return m, l, acc
@@ -40,14 +49,14 @@ def absorb(
 
 @triton.jit
 def attention_forward(
-    q, k, v, out, lse, head_index, order, head_tiles, row_start, row_count, offset, full, columns, mask, masks,
+    q, k, v, out, lse, head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks,
     scale_log2, heads, query_time, key_time, tiles,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEAVIEST_FIRST: tl.constexpr,
     PERMUTED: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program a (batch, head, row tile). SPLIT: full column tiles in a loop of their own, without mask arithmetic."""
-    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEADS_FIRST)
+    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
     stride = tl.load(order + head) if PERMUTED else 1
@@ -55,10 +64,10 @@ def attention_forward(
     count = tl.load(offset + tile + 1) - start
     unmasked = tl.load(full + tile)
     stored = tl.arange(0, M) < tl.load(row_count + tile)
-    rows = tensor_rows(tl.load(row_start + tile) + tl.arange(0, M), query_time, stride, PERMUTED)
+    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
 
     queries = load_rows(
-        q + (batch * query_time * heads + head) * HEAD_DIM, rows, stored, heads, HEAD_DIM, HEAD_PAD, WIDE
+        q + (batch * query_time * heads + head) * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE
     )
     queries = tl.where(scale_log2 < 0, -queries, queries)  # the running maximum wants a positive scale
     scale_log2 = tl.abs(scale_log2)
@@ -84,8 +93,8 @@ def attention_forward(
     empty = l == 0.0
     l = tl.where(empty, 1.0, l)
     store_rows(
-        out + (batch * query_time * heads + head) * VALUE_DIM, rows, stored, heads, acc / l[:, None],
+        out + (batch * query_time * heads + head) * VALUE_DIM, own, stored, heads, acc / l[:, None],
         VALUE_DIM, VALUE_PAD, WIDE,
     )  # fmt: skip
     log_sum = tl.where(empty, -float("inf"), (m + tl.log2(l)) / LOG2_E)
-    tl.store(lse + (batch * heads + head) * query_time + rows, log_sum, mask=stored)
+    tl.store(lse + (batch * heads + head) * query_time + own, log_sum, mask=stored)

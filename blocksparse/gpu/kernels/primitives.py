@@ -11,20 +11,22 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def locate(head_index, head_tiles, heads, tiles, SHARED: tl.constexpr, HEADS_FIRST: tl.constexpr):
+def locate(head_index, head_tiles, heads, tiles, SHARED: tl.constexpr, HEAVIEST_FIRST: tl.constexpr):
     """This program's (batch, head, row tile, does it exist): heads with fewer row tiles than `tiles` have idle programs.
 
-    HEADS_FIRST puts the heads of the same rows side by side (they share memory pages); otherwise a head's row tiles
-    follow one another, heaviest first (they share its keys and values in the cache).
+    The heads of the same rows run side by side, since they share memory pages. Batch rows follow one another, or
+    alternate too when the heaviest row tiles of all of them, long before the light ones, are to start first.
     """
     program = tl.program_id(0)
-    if HEADS_FIRST:
-        head = program % heads
-        tile = program // heads % tiles
+    head = program % heads
+    if HEAVIEST_FIRST:
+        batches = tl.num_programs(0) // (heads * tiles)
+        batch = program // heads % batches
+        tile = program // (heads * batches)
     else:
-        tile = program % tiles
-        head = program // tiles % heads
-    batch = (program // (heads * tiles)).to(tl.int64)
+        batch = program // (heads * tiles)
+        tile = program // heads % tiles
+    batch = batch.to(tl.int64)
     if SHARED:  # one plan for all heads: two dependent loads fewer before the first useful one
         return batch, head, tile, True
     plan = tl.load(head_index + head)
@@ -42,13 +44,13 @@ def tensor_rows(rows, time, stride, PERMUTED: tl.constexpr):
 
 
 @triton.jit
-def gathered_rows(columns, j, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr):
-    """Tensor rows of column tile j, int32 [N]: N / GRANULE runs of GRANULE plan rows."""
+def gathered_rows(granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr):
+    """Tensor rows of row or column tile j, int32 [N]: N / GRANULE runs of GRANULE plan rows; row 0 from `last` on."""
     n = tl.arange(0, N)
     if GRANULE == N:
-        granule = tl.load(columns + j)
+        granule = tl.load(granules + j, mask=j < last, other=0)
     else:
-        granule = tl.load(columns + j * (N // GRANULE) + n // GRANULE)
+        granule = tl.load(granules + j * (N // GRANULE) + n // GRANULE, mask=n * 0 + j < last, other=0)
     first = tensor_rows(granule * GRANULE, time, stride, PERMUTED)
     if PERMUTED:  # a run never crosses from one residue class into the next
         return first + n % GRANULE * stride
@@ -56,16 +58,28 @@ def gathered_rows(columns, j, time, stride, N: tl.constexpr, GRANULE: tl.constex
 
 
 @triton.jit
-def visible(mask, masks, j, full, M: tl.constexpr, N: tl.constexpr):
-    """bool [M, N]: bit c % 32 of word c // 32 of the tile's mask; column tiles before `full` are visible throughout."""
-    WORDS: tl.constexpr = (N + 31) // 32
+def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
+    """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
     row = tl.arange(0, M)
-    words = masks + tl.load(mask + j) * (M * WORDS) + row * WORDS
-    masked = row * 0 + j >= full  # a whole vector: the interpreter takes no scalar condition for a vector of loads
+    wanted = row * 0 + wanted != 0  # a whole vector: the interpreter takes no scalar condition for a vector of loads
+    if N <= 32:
+        low = tl.load(masks + number * M + row, mask=wanted, other=-1).to(tl.int64)
+        return low, low
+    words = (masks + number * (M * N // 32)).to(tl.pointer_type(tl.int64)) + row * (N // 64)
+    low = tl.load(words, mask=wanted, other=-1)
+    return low, tl.load(words + 1, mask=wanted, other=-1) if N > 64 else low
+
+
+@triton.jit
+def visible(low, high, M: tl.constexpr, N: tl.constexpr):
+    """bool [M, N]: bit c of row r's mask words."""
     column = tl.arange(0, N)[None, :]
-    bits = tl.broadcast_to(tl.load(words, mask=masked, other=-1)[:, None], (M, N))
-    for w in tl.static_range(1, WORDS):
-        bits = tl.where(column >= 32 * w, tl.load(words + w, mask=masked, other=-1)[:, None], bits)
+    bits = tl.broadcast_to(low.to(tl.int32)[:, None], (M, N))
+    if N > 32:
+        bits = tl.where(column >= 32, (low >> 32).to(tl.int32)[:, None], bits)
+    if N > 64:
+        bits = tl.where(column >= 64, high.to(tl.int32)[:, None], bits)
+        bits = tl.where(column >= 96, (high >> 32).to(tl.int32)[:, None], bits)
     return (bits >> (column % 32)) & 1 != 0
 
 
