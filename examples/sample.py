@@ -84,7 +84,7 @@ def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
         for path, sample in zip(paths, tokens, strict=True):
             with wave.open(str(path), "wb") as file:
                 file.setparams((1, 2, formats.SAMPLE_RATE, 0, "NONE", ""))
-                file.writeframes((formats.decode_mu_law(sample) * 32767).astype("<i2").tobytes())
+                file.writeframes(np.round(formats.decode_mu_law(sample) * 32767).astype("<i2").tobytes())
         return paths
     path = out.with_suffix(".png")
     columns = int(np.ceil(len(tokens) ** 0.5))

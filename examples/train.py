@@ -115,8 +115,11 @@ def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
             continue
         log.add(step, bits, norm, seconds)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            log.flush()
-            checkpoint.save(folder, step + 1, trainer.variables)
+            try:
+                log.flush()
+                checkpoint.save(folder, step + 1, trainer.variables)
+            except OSError as error:
+                raise Stop(f"cannot write to {folder} ({error})") from error
     bar.close()
     watchdog.close()
 

@@ -30,7 +30,7 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
         0.0,
         decay_steps=max(1, config.steps - config.warmup),
         warmup_target=config.learning_rate,
-        warmup_steps=config.warmup,
+        warmup_steps=max(1, config.warmup),
     )
     optimizer = keras.optimizers.AdamW(
         rate,

@@ -1,0 +1,121 @@
+"""Training that survives whatever ends it, and stops where it cannot go on."""
+
+import os
+import resource
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+from runs import EXAMPLES, arrays, finish, metrics, run, start, train_command
+
+STEPS = 8
+# Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
+KILLED_WHILE_WRITING = f"""
+import os, runpy, signal, sys, zipfile
+left, real = int(sys.argv[1]), zipfile.ZipFile.open
+def counted(self, name, mode="r", **kwargs):
+    global left
+    left -= mode == "w"
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, name, mode, **kwargs)
+zipfile.ZipFile.open = counted
+sys.argv = sys.argv[2:]
+sys.path.insert(0, {str(EXAMPLES)!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    output = run(train_command(out, STEPS))
+    assert "bits per dim on held-out data, with averaged weights" in output
+    return out
+
+
+def killed_while_writing(out, array):
+    status, output = finish(start([str(array), *train_command(out, STEPS)], "-c", KILLED_WHILE_WRITING))
+    assert status == -signal.SIGKILL, output
+    assert (out / "checkpoint.npz.partial").exists()
+
+
+def killed_after_a_checkpoint(out):
+    process = start(train_command(out, STEPS))
+    before = (out / "checkpoint.npz").stat().st_mtime_ns
+    while (out / "checkpoint.npz").stat().st_mtime_ns == before and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    finish(process)
+
+
+def test_killed_at_any_moment_the_run_is_the_same_to_the_bit(unbroken, tmp_path):
+    count = len(arrays(unbroken))
+    killed_while_writing(tmp_path, count + count // 2)  # within the second checkpoint, of step 4
+    assert int(arrays(tmp_path)["step"]) == 2
+    killed_after_a_checkpoint(tmp_path)
+    run(train_command(tmp_path, STEPS))
+    assert metrics(tmp_path) == metrics(unbroken)
+    assert len(metrics(tmp_path)) == STEPS
+    whole, resumed = arrays(unbroken), arrays(tmp_path)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+def test_averages_are_not_the_weights(unbroken):
+    saved = arrays(unbroken)
+    name = "sparse_transformer/block0/expand/kernel"
+    average = saved[f"adam_w/{name.replace('/', '_')}_average"]
+    assert not np.array_equal(saved[name], average)
+
+
+def stopped(command, **kwargs):
+    status, output = finish(start(command, **kwargs))
+    assert status == 1, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def test_a_full_disk_leaves_the_checkpoint(unbroken, tmp_path):
+    for name in ("config.json", "checkpoint.npz", "metrics.csv"):
+        (tmp_path / name).write_bytes((unbroken / name).read_bytes())
+    good = (tmp_path / "checkpoint.npz").read_bytes()
+    limit = len(good) // 2
+    output = stopped(
+        train_command(tmp_path, STEPS + 4),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert "train.py: cannot write" in output and "The last good checkpoint" in output
+    assert (tmp_path / "checkpoint.npz").read_bytes() == good
+    assert not (tmp_path / "checkpoint.npz.partial").exists()
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path):
+    output = stopped(train_command(tmp_path, 20, "learning_rate=1e30", "warmup=1", "checkpoint_every=1"))
+    assert "train.py: the loss is" in output and "try a lower learning_rate" in output
+    assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
+
+
+def test_another_configuration_is_refused(unbroken):
+    output = stopped(train_command(unbroken, STEPS, "width=64"))
+    assert "holds a run with another configuration (width 32 -> 64); choose another --out" in output
+
+
+def test_a_missing_file_is_named(tmp_path):
+    output = stopped([*train_command(tmp_path, STEPS), "--data", str(tmp_path / "enwik8")])
+    assert "enwik8: no such file. Wanted: a text file" in output
+
+
+def test_the_other_commands_take_the_run(unbroken):
+    output = run([str(EXAMPLES / "evaluate.py"), str(unbroken), "--limit", "3", "--min-context", "32"])
+    assert "bits per dim on test, minimum context 32" in output
+    output = run([str(EXAMPLES / "sample.py"), str(unbroken), "--length", "40", "--prompt", "import "])
+    assert "import " in output
+    assert (unbroken / "sample.txt").stat().st_size == 40
+    run([str(EXAMPLES / "plot.py"), "curves", str(unbroken), "--out", str(unbroken / "curves.png")])
+    assert (unbroken / "curves.png").read_bytes().startswith(b"\x89PNG")
