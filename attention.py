@@ -352,6 +352,7 @@ def _check_time(q: tf.Tensor, blocksize: int) -> int:
 
 def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize) -> tuple[Mode, ...]:
     """The modes, once they are what the block-sparse path can do."""
+    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
     if blocksize not in BLOCKSIZES:
         nearest = min(BLOCKSIZES, key=lambda size: abs(size - blocksize))
         raise ValueError(
@@ -360,7 +361,6 @@ def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, 
     if n_ctx % blocksize or n_ctx < 1:
         nearest = max(1, round(n_ctx / blocksize)) * blocksize
         raise ValueError(f"n_ctx={n_ctx} is no multiple of blocksize={blocksize}; nearest n_ctx: {nearest}")
-    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
     names = {name for mode in modes for name in mode.names}
     if "strided" in names:
         _check_stride(n_ctx, local_attn_ctx, blocksize)
