@@ -200,4 +200,4 @@ def _drawn(seed: tf.Tensor, shape: tf.Tensor, keep_prob: TensorLike) -> tf.Tenso
 
 def _unpack(words: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     bits = tf.bitwise.right_shift(words[:, tf.newaxis], tf.range(32)) & 1
-    return tf.reshape(tf.reshape(bits, [-1])[: tf.reduce_prod(shape)], shape) == 1
+    return tf.reshape(tf.reshape(bits, [-1])[: tf.reduce_prod(shape)], shape) > 0

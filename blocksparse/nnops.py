@@ -50,14 +50,15 @@ def _scores(x, mask, scale) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
         raise ValueError(
             f"mask is {mask.shape}, but x is {x.shape}: as many axes, each of x's size or 1, are wanted"
         )
-    visible = tf.broadcast_to(mask != 0, tf.shape(x))
+    visible = tf.broadcast_to(tf.not_equal(mask, 0.0), tf.shape(x))
     return x, visible, tf.where(visible, scores * mask, LOWEST)
 
 
 def _broadcasts(mask: tf.TensorShape, x: tf.TensorShape) -> bool:
     if mask.rank is None or x.rank is None:
         return True
-    return mask.rank == x.rank and all(m in (1, n) or None in (m, n) for m, n in zip(mask, x))
+    sizes = zip(mask.as_list(), x.as_list())
+    return mask.rank == x.rank and all(m in (1, n) or None in (m, n) for m, n in sizes)
 
 
 def _softmax_among(visible: tf.Tensor | None, scores: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -103,7 +104,7 @@ def _largest(x: tf.Tensor, k: int) -> tf.Tensor:
     rows = tf.broadcast_to(tf.range(tf.shape(chosen)[0])[:, tf.newaxis], tf.shape(chosen))
     shape = [tf.shape(chosen)[0], tf.shape(x)[-1]]
     ones = tf.scatter_nd(tf.stack([rows, chosen], axis=-1), tf.ones_like(chosen), shape)
-    return tf.reshape(ones, tf.shape(x)) == 1
+    return tf.reshape(ones, tf.shape(x)) > 0
 
 
 def _check_k(k: int, x: TensorLike) -> None:

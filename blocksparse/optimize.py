@@ -169,7 +169,7 @@ class AdamOptimizer(_Optimizer):
         new_m = self._beta1 * m + (1 - self._beta1) * clipped
         new_p = p - self._rate_now * new_m / (sigma + self._epsilon)
         if lazy:
-            seen = tf.reduce_any(grad != 0, axis=-1, keepdims=True)
+            seen = tf.reduce_any(tf.not_equal(grad, 0.0), axis=-1, keepdims=True)
             new_p, new_m, new_v = (
                 tf.where(seen, new, old) for new, old in ((new_p, p), (new_m, m), (new_v, v))
             )
