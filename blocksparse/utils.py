@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-import weakref
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +14,19 @@ import tensorflow as tf
 
 TensorLike = Any  # tensor, variable, array or number
 
-_entropy: weakref.WeakKeyDictionary[Any, tf.Variable] = weakref.WeakKeyDictionary()
-_eager = type("Eager", (), {})()  # the key of variables that belong to no graph
-_sites = itertools.count(1)  # one number for each call that draws, so that no two draw alike
+_eager = types.SimpleNamespace()
 _local = threading.local()
 
 
 def _home() -> Any:
-    """The graph that variables are made in now; a fixed object when they are eager."""
+    """What keeps the entropy: the graph that variables are made in now, one object for all where they are eager."""
     with tf.init_scope():
         return _eager if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _entropy() -> tuple[tf.Variable, Iterator[int]] | None:
+    """The seed, and a number for each call that draws from it, so that no two draw alike."""
+    return getattr(_home(), "_blocksparse_entropy", None)
 
 
 def set_entropy(init: TensorLike = None) -> None:
@@ -39,16 +42,15 @@ def set_entropy(init: TensorLike = None) -> None:
     if len(words) < 16:
         raise ValueError(f"init has {len(words)} bytes, but a seed needs 16: pass two int64, or None")
     with tf.init_scope(), tf.device("/cpu:0"):
-        _entropy[_home()] = tf.compat.v1.Variable(
-            np.frombuffer(words, np.int64), trainable=False, name="Entropy"
-        )
+        seed = tf.compat.v1.Variable(np.frombuffer(words, np.int64), trainable=False, name="Entropy")
+    _home()._blocksparse_entropy = (seed, itertools.count(1))
 
 
 def get_entropy() -> tf.Variable:
     """The variable that set_entropy() made here. Raises ValueError when it was not called."""
-    if (home := _home()) not in _entropy:
+    if (entropy := _entropy()) is None:
         raise ValueError("no entropy in this graph: call blocksparse.set_entropy() while building it")
-    return _entropy[home]
+    return entropy[0]
 
 
 class Seeds:
@@ -112,11 +114,13 @@ def draw_seed() -> tf.Tensor:
 
 
 def _fresh_seed() -> tf.Tensor:
-    base = _entropy.get(_home())
-    site = None if base is None else next(_sites)
+    entropy = _entropy()
     with tf.device("/cpu:0"):
-        seed = tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64, seed=site)
-        return seed if base is None else tf.bitwise.bitwise_xor(seed, tf.convert_to_tensor(base))
+        if entropy is None:
+            return tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64)
+        base, numbers = entropy
+        draw = tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64, seed=next(numbers))
+        return tf.bitwise.bitwise_xor(draw, tf.convert_to_tensor(base))
 
 
 def as_float32(x: TensorLike) -> tf.Tensor:
