@@ -190,15 +190,16 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
     masks = [mode.pattern().sees(i, j) for mode in modes]
     mask = masks[0] if len(masks) == 1 else tf.stack([masks[head % len(masks)] for head in range(heads)])
     q, k, v = (tf.cast(split_heads(x, heads), tf.float32) for x in (q, k, v))
-    scores = tf.matmul(q, k, transpose_b=True) / sqrt(q.shape[-1])
+    scores = tf.matmul(q, k, transpose_b=True) / sqrt(shape_list(q)[-1])
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
     weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
     return tf.cast(merge_heads(tf.matmul(weights, v)), dtype)
 
 
 def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
-    scale = 1 / sqrt(q.shape[-1] // heads)
-    passes = _passes(q.shape[1], heads, modes, blocksize)
+    _, n_ctx, width = shape_list(q)
+    scale = 1 / sqrt(width // heads)
+    passes = _passes(n_ctx, heads, modes, blocksize)
     joined = len(passes) > 1
     parts = [bst.attention(q, k, v, scale=scale, order=order, with_lse=joined) for bst, order in passes]
     return _join(parts, heads) if joined else parts[0]
@@ -237,8 +238,9 @@ def _three_steps(q, k, v, *, heads: int, modes: tuple[Mode, ...], blocksize: int
 
 
 def _three_steps_alike(q, k, v, heads: int, mode: Mode, blocksize: int) -> tf.Tensor:
-    n_ctx, transposed = q.shape[1], mode.names == ("strided",)
-    scale = tf.constant(1 / sqrt(q.shape[-1] // heads), tf.float32)
+    _, n_ctx, width = shape_list(q)
+    scale = tf.constant(1 / sqrt(width // heads), tf.float32)
+    transposed = mode.names == ("strided",)
     if transposed:
         q, k, v = (strided_transpose(x, n_ctx, mode.local_attn_ctx, blocksize) for x in (q, k, v))
     bst = _blocksparse([_one_pass(mode, n_ctx)], n_ctx, heads, blocksize)
@@ -322,7 +324,7 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             )
         if x.shape.rank != 3:
             raise ValueError(f"{name} has shape {x.shape}; it has to be [batch, time, heads * head_dim]")
-        width = x.shape[-1]
+        width = x.shape.as_list()[-1]
         if width is None:
             raise ValueError(
                 f"{name} has shape {x.shape}; its last axis has to be known (tf.ensure_shape sets it)"
@@ -336,18 +338,19 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     for name, x in (("k", k), ("v", v)):
         if not q.shape[:2].is_compatible_with(x.shape[:2]):
             raise ValueError(f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal")
-    if q.shape[-1] != k.shape[-1]:
+    if not q.shape[2:].is_compatible_with(k.shape[2:]):
         raise ValueError(f"k has width {k.shape[-1]} and q {q.shape[-1]}; they have to be equal")
     return q, k, v
 
 
 def _check_time(q: tf.Tensor, blocksize: int) -> int:
-    if q.shape[1] is None:
+    n_ctx = q.shape.as_list()[1]
+    if n_ctx is None:
         raise ValueError(
             f"q has shape {q.shape}; time has to be known, as the layout depends on it: set it by "
             "tf.ensure_shape(q, [None, time, width]), or use attention_impl"
         )
-    return q.shape[1]
+    return n_ctx
 
 
 def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize) -> tuple[Mode, ...]:

@@ -27,7 +27,6 @@ _DRAWS = frozenset(
 _ASSIGNS = frozenset(
     "Assign AssignAdd AssignSub AssignVariableOp AssignAddVariableOp AssignSubVariableOp".split()
 )
-_VARIABLES = frozenset("VarHandleOp VariableV2".split())
 
 
 def recomputable(function: Callable | str) -> Callable:
@@ -151,11 +150,6 @@ def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
     operations = graph.get_operations()[before:]
     outside = {internal.op for _, internal in getattr(graph, "captures", ())}
     inside = set(operations) - outside
-    for operation in inside:
-        if operation.type in _VARIABLES:
-            raise ValueError(
-                f"a recomputable function made the variable {operation.name}; make variables outside it"
-            )
     own = {x.ref() for x in inputs}
     found = {}
     for operation in operations:
@@ -233,8 +227,8 @@ class _Draws:
     def _keep(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
         if kind in _ASSIGNS:
             raise ValueError(
-                "a recomputable function assigned a variable, which the backward pass would do again; assign "
-                "it outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
+                "a recomputable function made or assigned a variable, which the backward pass would do again; "
+                "do that outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
                 "tf.nn.experimental.stateless_dropout)"
             )
         if kind in _DRAWS:

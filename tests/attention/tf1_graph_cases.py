@@ -1,0 +1,74 @@
+"""recomputable in TensorFlow 1 graphs, with variables of both kinds; run in a process of its own."""
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from sparse_attention import attention_impl, blocksparse_attention_impl, recomputable
+
+tf.disable_v2_behavior()
+
+
+def check(resource):
+    """Captured variables and tensors, dropout, nested use, an unknown batch, under a session."""
+    with tf.Graph().as_default(), tf.Session() as session, tf.variable_scope("v", use_resource=resource):
+        random = np.random.default_rng(0)
+        w = tf.get_variable("w", initializer=random.standard_normal((8, 8)).astype(np.float32))
+        x = tf.placeholder(tf.float32, [None, 8])
+        scale = tf.exp(x)
+        mask = []
+
+        @recomputable("inner")
+        def inner(y):
+            return tf.tanh(tf.matmul(y, w)) * scale
+
+        @recomputable("block")
+        def block(y, recompute_inner):
+            kept = tf.nn.dropout(tf.ones_like(y), rate=0.5)
+            mask.append(kept)
+            return inner(y, recompute=recompute_inner) * kept
+
+        y = block(x, True, recompute=True)
+        grads = tf.gradients(tf.reduce_sum(y**2), [x, w])
+        plain = inner(x) * mask[0]
+        expected = tf.gradients(tf.reduce_sum(plain**2), [x, w])
+        session.run(tf.global_variables_initializer())
+        feed = {x: random.standard_normal((16, 8))}
+        found = session.run([y, *grads, plain, *expected], feed)
+        for got, want in zip(found[:3], found[3:]):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        assert 0 < (found[0] == 0).mean() < 1
+
+
+def attention():
+    """Dense and block-sparse attention with placeholders of unknown batch and recompute=True."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        q = tf.placeholder(tf.float32, [None, 64, 32])
+        sizes = {"local_attn_ctx": 16, "num_verts": 2, "vertsize": 1, "blocksize": 8}
+        for mode in ("local", "fixed", "local+chunk"):
+            out = [
+                f(q, q, q, 4, mode, recompute=True, **sizes)
+                for f in (attention_impl, blocksparse_attention_impl)
+            ]
+            grads = [tf.gradients(tf.reduce_sum(y**2), q)[0] for y in out]
+            feed = {q: np.random.default_rng(0).standard_normal((2, 64, 32))}
+            dense, sparse, d_dense, d_sparse = session.run([*out, *grads], feed)
+            np.testing.assert_allclose(sparse, dense, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(d_sparse, d_dense, rtol=1e-4, atol=1e-4)
+
+
+def variables_inside_are_refused():
+    with tf.Graph().as_default():
+        f = recomputable(lambda x: x * tf.get_variable("inside", initializer=1.0))
+        try:
+            f(tf.ones([2]), recompute=True)
+        except ValueError as error:
+            assert "made or assigned a variable" in str(error)
+        else:
+            raise AssertionError("a variable made inside was accepted")
+
+
+for kind in (True, False):
+    check(resource=kind)
+    print("resource" if kind else "reference", kind)
+attention()
+variables_inside_are_refused()
