@@ -10,9 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
-from .build import load_library
+from .backends import load_kernels
+from .gpu import runtime
+from .gpu import tiles as gpu_tiles
 from .layout import Blocks
+from .native import load_library
 from .plan import make_plan
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
@@ -25,7 +29,7 @@ _lock = threading.Lock()
 
 
 class Attention:
-    """The attention of one layout: what its kernels need is built at first use, once, by whichever thread comes first."""
+    """The attention of one layout; what its kernels need is built once, by the thread that first uses it."""
 
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
@@ -70,10 +74,10 @@ class PackedPlan:
 
 
 def kernel_name() -> str:
-    """What attention runs on in this process: "cpu", "gpu" (where TensorFlow places it on one) or "reference"."""
+    """What attention runs on here: "cpu", "gpu" (wherever TensorFlow places it on one) or "reference"."""
     if _library() is None:
         return "reference"
-    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+    return "gpu" if runtime.capabilities() else "cpu"
 
 
 def clear_bst_constants() -> None:
@@ -94,16 +98,22 @@ def _library():
     chosen = os.environ.get("BLOCKSPARSE_KERNELS") or "auto"
     if chosen not in _KERNELS:
         raise ValueError(f"BLOCKSPARSE_KERNELS={chosen} is not known; it can be one of {', '.join(_KERNELS)}")
-    return None if chosen == "reference" else load_library()
+    return None if chosen == "reference" else load_kernels()
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float):
-    return (64, 64), (64, 64)
+    """((M, N) by query, (M, N) by key): the best for the oldest GPU, or for the CPU where there is none."""
+    capabilities = runtime.capabilities()
+    if capabilities:
+        return gpu_tiles.choose(dtype.name, head_dim, value_dim, block_size, work, min(capabilities))
+    tile = (128, 128) if max(head_dim, value_dim) <= 128 else (64, 64)
+    return tile, tile
 
 
 def _plan_tensor(plan: PackedPlan, library):
-    """The plan in the graph at hand: a constant, or beyond 64 MB an op that carries it compressed."""
-    if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly():
+    """The plan in the graph at hand: a constant, or above 64 MB an op that has it compressed (XLA knows no such op)."""
+    in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly() and not in_xla:
         return library.blocksparse_plan(data=zlib.compress(plan.blob.tobytes(), 1), length=len(plan.blob))
     with tf.init_scope(), _lock:
         if tf.executing_eagerly():
@@ -112,11 +122,12 @@ def _plan_tensor(plan: PackedPlan, library):
                     _eager[plan] = tf.constant(plan.blob)
             return _eager[plan]
         graph = tf.compat.v1.get_default_graph()
-        _graphs.add(graph)
-        constants = vars(graph).setdefault("_blocksparse_plans", {})
-        if plan not in constants:
-            constants[plan] = tf.constant(plan.blob, name="blocksparse_plan")
-        return constants[plan]
+        if graph not in _graphs:
+            _graphs.add(graph)
+            graph._blocksparse_plans = {}  # on the graph: a table of ours would keep it alive
+        if plan not in graph._blocksparse_plans:
+            graph._blocksparse_plans[plan] = tf.constant(plan.blob, name="blocksparse_plan")
+        return graph._blocksparse_plans[plan]
 
 
 @tf.RegisterGradient("BlocksparseAttention")

@@ -40,6 +40,9 @@ def attention(q, k, v, tables: Tables, scale: float):
 
 
 def _gradient(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+    # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
+    dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
+
     @tf.custom_gradient
     def run(*tensors):
         return backward(*tensors, tables, scale), refuse_second_gradient

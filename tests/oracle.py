@@ -44,7 +44,9 @@ def dense_mask(layout, block_size, callback=None, heads=None, order=1):
             visible[head, i * bs : (i + 1) * bs, j * bs : (j + 1) * bs] = mask
     for head, stride in enumerate(np.broadcast_to(order, heads)):
         moved = np.zeros_like(visible[head])
-        moved[np.ix_(plan_order(visible.shape[1], stride), plan_order(visible.shape[2], stride))] = visible[head]
+        moved[np.ix_(plan_order(visible.shape[1], stride), plan_order(visible.shape[2], stride))] = visible[
+            head
+        ]
         visible[head] = moved
     return visible
 
@@ -61,11 +63,15 @@ def assert_close(name, got, want, epsilon, slack=8):
     assert got.shape == want.shape, f"{name}: shape {got.shape}, not {want.shape}"
     finite = np.isfinite(want)
     np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
-    assert np.isfinite(got[finite]).all(), f"{name}: {(~np.isfinite(got[finite])).sum()} entries are not finite"
+    assert np.isfinite(got[finite]).all(), (
+        f"{name}: {(~np.isfinite(got[finite])).sum()} entries are not finite"
+    )
     if finite.any():
         largest = np.abs(want[finite]).max()
         error, limit = np.abs(got[finite] - want[finite]).max(), slack * epsilon * max(largest, 1e-3)
-        assert error <= limit, f"{name}: off by {error:.3g}, allowed {limit:.3g} (largest entry {largest:.3g})"
+        assert error <= limit, (
+            f"{name}: off by {error:.3g}, allowed {limit:.3g} (largest entry {largest:.3g})"
+        )
 
 
 def _split(x, heads):

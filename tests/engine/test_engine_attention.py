@@ -131,10 +131,9 @@ def test_functions_with_unknown_batch(kernels, small, jit_compile):
         lambda *x: bst.attention(*x, with_lse=True), inputs, tf.ones([3, 64, 16]), tf.ones([3, 2, 64])
     )
     for a, b in zip(step(*inputs), eager, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
-    one = step(*(x[:1] for x in inputs))
-    for a, b in zip(one, eager, strict=True):
-        np.testing.assert_allclose(a, b[:1], rtol=0, atol=2e-6)
+        oracle.assert_close("batch of 3", a, b, EPSILON["float32"])
+    for a, b in zip(step(*(x[:1] for x in inputs)), eager, strict=True):
+        oracle.assert_close("batch of 1", a, b[:1], EPSILON["float32"])
     assert [x.shape[0] for x in step(*(x[:0] for x in inputs))] == [0] * 5
 
 
@@ -184,15 +183,21 @@ def test_no_second_derivative(kernels, small):
 def test_how_far_nan_spreads(kernels, name, value):
     """In k: to the queries that see it. Elsewhere: to the tile of at most 128 rows and columns that holds it."""
     n, at = 512, 200
-    bst = BlocksparseTransformer(np.tri(n // 8, dtype=bool) & ~np.tri(n // 8, k=-3, dtype=bool), 8, 2, local(16))
+    bst = BlocksparseTransformer(
+        np.tri(n // 8, dtype=bool) & ~np.tri(n // 8, k=-3, dtype=bool), 8, 2, local(16)
+    )
     visible = oracle.dense_mask(np.tri(n // 8), 8, local(16))[0]
     generator = np.random.default_rng(2)
     names = ("q", "k", "v", "dout")
     x = {key: generator.standard_normal((2, n, 16)).astype(np.float32) for key in names}
     x[name][0, at, 3] = value
     inputs = [tf.constant(x[key]) for key in names[:3]]
-    got = gradients(lambda *x: bst.attention(*x, with_lse=True), inputs, tf.constant(x["dout"]), tf.zeros([2, 2, n]))
-    reach = {key: ~np.isfinite(y.numpy()) for key, y in zip(("out", "lse", "dq", "dk", "dv"), got, strict=True)}
+    got = gradients(
+        lambda *x: bst.attention(*x, with_lse=True), inputs, tf.constant(x["dout"]), tf.zeros([2, 2, n])
+    )
+    reach = {
+        key: ~np.isfinite(y.numpy()) for key, y in zip(("out", "lse", "dq", "dk", "dv"), got, strict=True)
+    }
     for key, spread in reach.items():
         assert not spread[1].any(), f"{key}: another batch row"
         assert not (spread[0, 1].any() if key == "lse" else spread[0, :, 8:].any()), f"{key}: another head"
@@ -224,7 +229,9 @@ def test_merging_two_parts_by_lse(kernels):
 
     def merged(q, k, v):
         (a, la), (b, lb) = (part.attention(q, k, v, with_lse=True) for part in parts)
-        weight = tf.sigmoid(tf.where(tf.math.is_inf(lb), -100.0, lb) - tf.where(tf.math.is_inf(la), -100.0, la))
+        weight = tf.sigmoid(
+            tf.where(tf.math.is_inf(lb), -100.0, lb) - tf.where(tf.math.is_inf(la), -100.0, la)
+        )
         weight = tf.where(tf.math.is_inf(lb), 0.0, weight)
         weight = tf.repeat(tf.transpose(weight, [0, 2, 1]), 8, axis=2)
         return (1 - weight) * a + weight * b
@@ -237,7 +244,7 @@ def test_merging_two_parts_by_lse(kernels):
         if function is merged:
             first = got
     for a, b in zip(first, got, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+        oracle.assert_close("joined", a, b, EPSILON["float32"])
 
 
 def test_head_dims_no_kernel_takes_run_on_the_reference():
@@ -265,22 +272,18 @@ def test_plans_are_kept_by_everything_that_makes_them_differ(kernels, small):
 def test_unknown_kernel_choice(monkeypatch, small):
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", "fast")
     bst, inputs = small
-    with pytest.raises(ValueError, match="BLOCKSPARSE_KERNELS=fast is not known; it can be one of auto, reference"):
+    with pytest.raises(
+        ValueError, match="BLOCKSPARSE_KERNELS=fast is not known; it can be one of auto, reference"
+    ):
         bst.attention(*inputs)
 
 
-def test_a_float32_gradient_costs_no_scores():
-    """What a function keeps between the passes: nothing of the size of the scores, on the reference path either."""
+def test_nothing_larger_than_the_inputs_is_kept_for_the_gradient(kernels):
     bst = BlocksparseTransformer(np.tri(16, dtype=bool), 32, 1, causal)
     spec = [tf.TensorSpec([1, 512, 8])] * 3
-    os.environ["BLOCKSPARSE_KERNELS"] = "reference"
-    try:
-        forward = tf.function(lambda q, k, v: bst.attention(q, k, v) ** 2).get_concrete_function(*spec)
-        forward_pass, _ = forward._delayed_rewrite_functions.forward_backward()
-    finally:
-        del os.environ["BLOCKSPARSE_KERNELS"]
-    kept = max(np.prod(output.shape.as_list()) for output in forward_pass.outputs if output.shape.rank is not None)
-    assert kept <= 512 * 32
+    forward = tf.function(lambda q, k, v: bst.attention(q, k, v) ** 2).get_concrete_function(*spec)
+    forward_pass, _ = forward._delayed_rewrite_functions.forward_backward()
+    assert max(output.shape.num_elements() for output in forward_pass.graph.outputs) <= 512 * 8
 
 
 GRAPH = """
@@ -302,7 +305,7 @@ GRAPH = """
                 for batch in (1, 3):
                     feed = {x: np.random.default_rng(batch).standard_normal((batch, 64, 16)) for x in (q, k, v)}
                     for a, b in zip(*session.run(both, feed)):
-                        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+                        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
         clear_bst_constants()
     print("same")
 """
