@@ -11,7 +11,7 @@ from types import ModuleType
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from . import build
+from . import native
 from .gpu import runtime
 
 _loading = threading.Lock()
@@ -22,7 +22,7 @@ def load_kernels() -> ModuleType | None:
 
     One warning says why it has to. Under jit_compile the first call builds the XLA library: half a minute.
     """
-    ops = build.load_library()
+    ops = native.load_library()
     if ops is None:
         return None
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
@@ -32,18 +32,18 @@ def load_kernels() -> ModuleType | None:
 
 @functools.cache
 def gpu_library() -> tuple[ModuleType, ctypes.CDLL]:
-    """The GPU library: its ops, and its plain C functions. Raises build.BuildError."""
-    ops, functions = build.load(build.GPU), ctypes.CDLL(str(build.library_path(build.GPU)))
-    runtime.configure(functions, build.cache_folder())
+    """The GPU library: its ops, and its plain C functions. Raises native.BuildError."""
+    ops, functions = native.load(native.GPU), ctypes.CDLL(str(native.library_path(native.GPU)))
+    runtime.configure(functions, native.cache_folder())
     return ops, functions
 
 
 @functools.cache
 def xla_library() -> ctypes.CDLL:
-    """The XLA library, pointed at the loaded CPU and GPU libraries. Raises build.BuildError."""
-    build.load(build.XLA)
-    functions = ctypes.CDLL(str(build.library_path(build.XLA)))
-    cpu = ctypes.CDLL(str(build.library_path(build.CPU))).blocksparse_call_cpu
+    """The XLA library, pointed at the loaded CPU and GPU libraries. Raises native.BuildError."""
+    native.load(native.XLA)
+    functions = ctypes.CDLL(str(native.library_path(native.XLA)))
+    cpu = ctypes.CDLL(str(native.library_path(native.CPU))).blocksparse_call_cpu
     gpu = gpu_library()[1].blocksparse_call_gpu if runtime.capabilities() else None
     functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
     return functions
@@ -52,7 +52,7 @@ def xla_library() -> ctypes.CDLL:
 @functools.cache
 def _gpu_or_none_needed() -> bool:
     """Whether graphs may hold the op on this machine: TensorFlow may place it on any device that it sees."""
-    reason = runtime.reason_for_reference(build.cache_folder())
+    reason = runtime.reason_for_reference(native.cache_folder())
     if reason is None and runtime.capabilities():
         reason = _failure(gpu_library)
     return _accept(reason)
@@ -66,7 +66,7 @@ def _xla() -> bool:
 def _failure(load) -> str | None:
     try:
         load()
-    except build.BuildError as error:
+    except native.BuildError as error:
         return str(error)
     return None
 
