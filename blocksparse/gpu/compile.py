@@ -1,8 +1,8 @@
 """Compile the GPU kernels of KEY... with Triton: python blocksparse/gpu/compile.py --out FOLDER KEY...
 
 A process of its own: Triton and TensorFlow must not share one (two copies of LLVM register the same options
-and abort). Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Ends with status 1
-and one message a kernel that failed, which names kernel, shape, dtype and capability.
+and abort). Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Ends with status
+1 and one message a kernel that failed, which names kernel, shape, dtype and capability.
 """
 
 import argparse

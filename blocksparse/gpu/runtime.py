@@ -32,7 +32,7 @@ def reason_for_reference(cache: Path) -> str | None:
     found = capabilities()
     for number, capability in enumerate(found):
         if capability < LEAST_CAPABILITY:
-            return f"GPU:{number} has compute capability {capability / 10}; the kernels need {LEAST_CAPABILITY / 10}"
+            return f"GPU:{number} has compute capability {capability / 10}, the kernels need 8.0 or newer"
     if found and not has_triton() and not any(folder.is_dir() for folder in kernel_folders(cache)):
         return "Triton is not installed (pip install 'triton>=3.6,<3.10') and no compiled kernels were found"
     return None

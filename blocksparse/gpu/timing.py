@@ -1,46 +1,59 @@
-"""Device time of TensorFlow code: events on the GPU's own stream, which TensorFlow has no interface for."""
+"""Device time of TensorFlow code: events on the GPU's own stream, for which TensorFlow has no interface."""
 
 from __future__ import annotations
 
 import ctypes
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from .. import backends
 
-CACHE = 256 << 20  # bytes cleared before each run: more than the L2 cache of any GPU
+FLUSH = (
+    1 << 30
+)  # bytes cleared before each run: empties the caches, and lets the host get ahead of the device
+WARM_UP = 2
 
 
-def device_times(step: Callable, inputs: tuple, repeats: int = 20) -> list[float]:
+def device_times(
+    step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 20, prepare: Callable | None = None
+) -> list[float]:
     """Milliseconds that the GPU takes for step(*inputs), `repeats` times, caches flushed before each.
 
-    step: maps tensors to a tensor or a nest of them; it is traced once. inputs: tensors on the GPU.
-    Raises RuntimeError where the GPU library is not in use.
+    step: maps its arguments to a tensor or a nest of tensors; traced once. inputs: tensors on the GPU.
+    prepare: runs before the clock, on the inputs; step then gets what it returns (a gradient's tape, say).
+    Raises RuntimeError where TensorFlow sees no GPU.
     """
     if not tf.config.get_visible_devices("GPU"):
         raise RuntimeError("device time needs a GPU; TensorFlow sees none")
     ops, functions = backends.gpu_library()
-    mark = ops.blocksparse_mark
 
     @tf.function(autograph=False)
     def timed(*tensors):
-        with tf.control_dependencies(tensors), tf.device("GPU:0"):
-            first = mark(tensors[0], flush=CACHE)
-        with tf.control_dependencies([first]):
-            results = tf.nest.flatten(step(*map(tf.identity, tensors)))
+        arguments = prepare(*tensors) if prepare else tensors
+        ready = _tensors(arguments)
+        with tf.control_dependencies(ready), tf.device("GPU:0"):
+            start = ops.blocksparse_mark(ready[0], flush=FLUSH)
+        with tf.control_dependencies([start]):
+            results = _tensors(step(*arguments))
         with tf.control_dependencies(results), tf.device("GPU:0"):
-            return mark(results[0])
+            return ops.blocksparse_mark(results[0])
 
-    for _ in range(repeats + 2):
+    for _ in range(repeats + WARM_UP):
         timed(*inputs)
-    return _read_marks(functions, repeats + 2)[2:]
+    return _read_marks(functions, repeats + WARM_UP)[WARM_UP:]
 
 
-def device_ms(step: Callable, inputs: tuple, repeats: int = 20) -> float:
+def device_ms(
+    step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 20, prepare: Callable | None = None
+) -> float:
     """The median of device_times."""
-    return statistics.median(device_times(step, inputs, repeats))
+    return statistics.median(device_times(step, inputs, repeats, prepare))
+
+
+def _tensors(nest) -> list[tf.Tensor]:
+    return [each for each in tf.nest.flatten(nest) if tf.is_tensor(each)]
 
 
 def _read_marks(library: ctypes.CDLL, pairs: int) -> list[float]:

@@ -80,7 +80,8 @@ REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"
 // loaded later registers its kernels itself, for the devices that any other op has got one for.
 [[maybe_unused]] const bool registered_late = [] {
   std::set<std::string> devices;
-  for (const tensorflow::KernelDef& kernel : tensorflow::GetRegisteredKernelsForOp("AddV2").kernel()) {
+  const tensorflow::KernelList others = tensorflow::GetRegisteredKernelsForOp("AddV2");
+  for (const tensorflow::KernelDef& kernel : others.kernel()) {
     if (absl::EndsWith(kernel.device_type(), "_JIT")) devices.insert(kernel.device_type());
   }
   const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {

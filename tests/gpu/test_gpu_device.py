@@ -1,0 +1,393 @@
+"""The attention op on a real GPU: values, gradients, bits, placement, speed of the host side, faults."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+from blocksparse import BlocksparseTransformer, backends, ops
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
+NAMES = ("out", "lse", "dq", "dk", "dv")
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu():
+    """Float32 is exact unless a test says otherwise, and nothing may fall back."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    assert ops.kernel_name() == "gpu"
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
+def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
+
+
+def ragged(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+    generator = np.random.default_rng([head_idx, qry_idx, key_idx])
+    return generator.random(blk_shape) < (1.0, 0.0, 0.5, 0.9)[generator.integers(4)]
+
+
+class Problem:
+    """A transformer with inputs for it, and the truth in float64."""
+
+    def __init__(
+        self,
+        block_size,
+        blocks,
+        heads,
+        dims,
+        dtype,
+        callback=causal,
+        order=1,
+        batch=2,
+        density=0.6,
+        per_head=False,
+    ):
+        generator = np.random.default_rng(0)
+        layout = generator.random((heads, *blocks) if per_head else blocks) < density
+        self.bst = BlocksparseTransformer(layout, block_size, heads, callback)
+        self.visible = oracle.dense_mask(layout, block_size, callback, heads, order)
+        self.order, self.dtype = order, dtype
+        (query_time, key_time), (head_dim, value_dim) = self.visible.shape[1:], dims
+        shapes = (query_time, head_dim), (key_time, head_dim), (key_time, value_dim), (query_time, value_dim)
+        self.q, self.k, self.v, self.dout = (
+            tf.cast(generator.standard_normal((batch, rows, heads * dim)), dtype) for rows, dim in shapes
+        )
+        self.dlse = tf.constant(generator.standard_normal((batch, heads, query_time)), tf.float32)
+
+    def run(self, q=None, k=None, v=None, dout=None):
+        """(out, lse, dq, dk, dv), in whatever mode the caller is."""
+        inputs = [
+            given if given is not None else mine for given, mine in zip((q, k, v), (self.q, self.k, self.v))
+        ]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            out, lse = self.bst.attention(*inputs, scale=0.3, order=self.order, with_lse=True)
+        return out, lse, *tape.gradient([out, lse], inputs, [self.dout if dout is None else dout, self.dlse])
+
+    def check(self, results, epsilon=None):
+        inputs = (x.numpy() for x in (self.q, self.k, self.v))
+        truth = oracle.attention(*inputs, self.visible, 0.3, self.dout.numpy(), self.dlse.numpy())
+        for name, got, want in zip(NAMES, results, truth, strict=True):
+            allowed = epsilon or EPSILON["float32" if name == "lse" else self.dtype]
+            oracle.assert_close(
+                name, tf.cast(got, tf.float64), want, max(allowed, 2**-18 if name == "lse" else 0)
+            )
+
+
+def same_bits(first, second):
+    for name, a, b in zip(NAMES, first, second, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes(), f"{name} differs"
+
+
+DTYPES = ["float16", "bfloat16", "float32"]
+SIZES = [(bs, (64, 64), dtype) for bs in (8, 16, 32, 64, 128) for dtype in DTYPES]
+SIZES += [(32, (d, d), "float16") for d in (8, 24, 32, 40, 96, 128, 160, 256)]
+SIZES += [
+    (16, (64, 128), "float16"),
+    (16, (128, 64), "bfloat16"),
+    (32, (256, 256), "float32"),
+    (8, (16, 8), "float32"),
+]
+
+
+@pytest.mark.parametrize("block_size, dims, dtype", SIZES)
+def test_values_gradients_and_bits(block_size, dims, dtype):
+    blocks = max(3, 384 // block_size)
+    problem = Problem(block_size, (blocks, blocks), 2, dims, dtype, ragged)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+
+
+SHAPES = {
+    "rectangular": dict(blocks=(5, 9)),
+    "wide and short": dict(blocks=(1, 17), batch=1),
+    "per head": dict(blocks=(8, 8), heads=3, per_head=True),
+    "mostly empty": dict(blocks=(9, 9), density=0.1, heads=3, per_head=True),
+    "empty": dict(blocks=(4, 4), density=0.0),
+    "order": dict(blocks=(12, 12), order=4),
+    "order per head": dict(blocks=(12, 12), heads=3, order=[1, 2, 6]),
+    "causal": dict(blocks=(12, 12), callback=causal, density=1.0, batch=3),
+}
+
+
+@pytest.mark.parametrize("block_size, dtype", [(32, "float16"), (8, "float32")])
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name, block_size, dtype):
+    options = dict(heads=2, callback=ragged) | SHAPES[name]
+    problem = Problem(block_size, dims=(32, 32), dtype=dtype, **options)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+
+
+def test_tensor_float_32_follows_tensorflow():
+    problem = Problem(32, (8, 8), 2, (64, 64), "float32", ragged)
+    exact = problem.run()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    rounded = problem.run()
+    problem.check(rounded, epsilon=2**-10)
+    assert exact[0].numpy().tobytes() != rounded[0].numpy().tobytes()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_poison_in_k_stays_with_the_queries_that_see_it(poison):
+    problem = Problem(32, (8, 8), 2, (32, 32), "float32", ragged)
+    clean = problem.run()
+    k = problem.k.numpy()
+    k[0, 77, :32] = poison  # the first head of the first batch row
+    dirty = problem.run(k=tf.constant(k))
+    touched = np.zeros(clean[1].shape, bool)
+    touched[0, 0] = problem.visible[0][:, 77]
+    for index in (0, 2):  # out, dq
+        before, after = (np.split(x.numpy(), 2, axis=2) for x in (clean[index], dirty[index]))
+        for head in range(2):
+            calm = ~touched[:, head]
+            np.testing.assert_array_equal(before[head][calm], after[head][calm])
+            assert np.isnan(after[head][~calm]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("name", ["q", "v", "dout"])
+def test_poison_stays_in_its_head_and_batch_row(name):
+    problem = Problem(32, (8, 8), 2, (32, 32), "float16", ragged)
+    clean = problem.run()
+    x = getattr(problem, name).numpy()
+    x[1, 100, 40] = np.nan  # the second head of the second batch row
+    dirty = problem.run(**{name: tf.constant(x)})
+    for index in (0, 2, 3, 4):
+        before, after = clean[index].numpy(), dirty[index].numpy()
+        np.testing.assert_array_equal(before[0], after[0])
+        np.testing.assert_array_equal(before[1, :, :32], after[1, :, :32])
+    assert any(np.isnan(dirty[index].numpy()[1, :, 32:]).any() for index in (0, 2, 3, 4))
+
+
+def test_jit_compile_gives_the_same_bits():
+    for dtype in ("float16", "float32"):
+        problem = Problem(32, (8, 8), 2, (64, 64), dtype, ragged, order=2)
+        same_bits(problem.run(), tf.function(problem.run, jit_compile=True)())
+
+
+def test_placement():
+    problem = Problem(32, (8, 8), 2, (64, 64), "float32", ragged)
+    with tf.device("CPU:0"):
+        on_cpu = tf.function(problem.run)()
+    assert "CPU" in on_cpu[0].device and "GPU" in problem.run()[0].device
+    problem.check(on_cpu)
+
+
+def test_saved_model(tmp_path):
+    problem = Problem(32, (8, 8), 2, (64, 64), "float16", ragged)
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, *problem.q.shape[1:]], tf.float16)] * 3)
+        def attend(self, q, k, v):
+            return problem.bst.attention(q, k, v, scale=0.3)
+
+    tf.saved_model.save(Module(), str(tmp_path / "model"))
+    np.savez(tmp_path / "inputs.npz", q=problem.q, k=problem.k, v=problem.v, out=problem.run()[0])
+    program = """
+        import sys, numpy as np, tensorflow as tf, blocksparse
+        folder = sys.argv[1]
+        data = np.load(folder + "/inputs.npz")
+        out = tf.saved_model.load(folder + "/model").attend(*(tf.constant(data[name]) for name in "qkv"))
+        assert "GPU" in out.device, out.device
+        assert out.numpy().tobytes() == data["out"].tobytes()
+    """
+    _python(program, tmp_path)
+
+
+def test_threads_and_graphs():
+    problems = [
+        Problem(bs, (8, 8), 2, (32, 32), "float16", ragged, order=o) for bs, o in ((16, 1), (32, 2), (64, 1))
+    ]
+    want = [problem.run() for problem in problems]
+    failures = []
+
+    def work(problem, expected):
+        try:
+            for _ in range(20):
+                same_bits(expected, problem.run())
+        except Exception as error:
+            failures.append(error)
+
+    running = [threading.Thread(target=work, args=pair) for pair in zip(problems * 2, want * 2)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not failures, failures[0]
+
+
+def test_more_than_two_to_the_31_elements():
+    time_steps, heads, batch = 65536, 16, 33
+    near = np.eye(512, dtype=bool) | np.eye(512, k=-1, dtype=bool)
+    bst = BlocksparseTransformer(near, 128, heads, causal)
+    x = tf.random.stateless_normal([batch, time_steps, heads * 64], [1, 2], tf.float16)
+    assert np.prod(x.shape) > 2**31
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = bst.attention(x, x, x)
+        return out, tape.gradient(out, x, x)
+
+    for whole, alone in zip(step(x), step(x[-1:])):
+        assert tf.reduce_all(whole[-1:] == alone)
+
+
+def test_a_first_call_is_quick(tmp_path):
+    """From nothing compiled to gradients in 8 s, from a full cache in 1 s; TensorFlow and its GPU are up before."""
+    program = """
+        import sys, time, numpy as np, tensorflow as tf
+        from blocksparse import BlocksparseTransformer, backends
+        x = tf.random.normal([4, 1024, 512], dtype=tf.float32)
+        tf.linalg.matmul(x, x, transpose_b=True).numpy()
+        x = tf.cast(x, tf.float16)
+        start = time.perf_counter()
+        bst = BlocksparseTransformer(np.tri(32, dtype=bool), 32, 8)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = bst.attention(x, x, x)
+        tape.gradient(out, x).numpy()
+        print(time.perf_counter() - start)
+    """
+    cold, warm = (float(_python(program, BLOCKSPARSE_CACHE=str(tmp_path))) for _ in range(2))
+    print(json.dumps(dict(cold_s=cold, warm_s=warm)))
+    assert cold < 8 and warm < 1
+
+
+def test_host_overhead():
+    """Microseconds of one call: 200 in a chain less 200 identities, on an input of one block."""
+    bst = BlocksparseTransformer(np.ones((1, 1), bool), 32, 1)
+    x = tf.random.normal([1, 32, 32], dtype=tf.float16)
+
+    def chain(link):
+        @tf.function
+        def run(x):
+            for _ in range(200):
+                x = link(x)
+            return x
+
+        run(x).numpy()
+        best = np.inf
+        for _ in range(20):
+            start = time.perf_counter()
+            run(x).numpy()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    microseconds = (chain(lambda x: bst.attention(x, x, x)) - chain(tf.identity)) / 200 * 1e6
+    print(json.dumps(dict(host_overhead_us=microseconds)))
+    assert microseconds < 20
+
+
+def test_memory():
+    """Beyond inputs and results only the row sums of the backward pass, and the plan."""
+    bst = BlocksparseTransformer(np.tri(128, dtype=bool), 64, 8, causal)
+    q, k, v, dout = (tf.random.normal([2, 8192, 512], dtype=tf.float16) for _ in range(4))
+
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch([q, k, v])
+            out = bst.attention(q, k, v)
+        return tape.gradient(out, [q, k, v], dout)
+
+    step()  # uploads the plan
+    before = tf.config.experimental.get_memory_info("GPU:0")["current"]
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    step()
+    extra = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
+    tensors = 4 * q.shape.num_elements() * 2  # out, dq, dk, dv
+    rows = 3 * 2 * 8 * 8192 * 4  # lse, its gradient, the row sums
+    print(json.dumps(dict(extra_bytes=int(extra), tensors=tensors)))
+    assert extra < tensors + rows + (4 << 20)
+
+
+def test_a_failing_compiler_is_named(tmp_path):
+    program = """
+        import ctypes, numpy as np, tensorflow as tf
+        from blocksparse import BlocksparseTransformer, backends
+        x = tf.random.normal([1, 64, 64], dtype=tf.float16)
+        backends.gpu_library()[1].blocksparse_gpu_configure(b"/nowhere", b"false")
+        try:
+            BlocksparseTransformer(np.ones((2, 2), bool), 32, 1).attention(x, x, x)
+        except tf.errors.InternalError as error:
+            print(error.message)
+    """
+    message = _python(program, BLOCKSPARSE_CACHE=str(tmp_path))
+    for part in (
+        "forward",
+        "f16",
+        "batch 1",
+        "heads 1",
+        "time 64 x 64",
+        "head_dim 64",
+        "sm_",
+        "compiling forward-f16-d64",
+    ):
+        assert part in message, message
+
+
+def test_a_failing_launch_is_named(tmp_path):
+    program = """
+        import pathlib, sys, numpy as np, tensorflow as tf
+        from blocksparse import BlocksparseTransformer
+        x = tf.random.normal([1, 64, 64], dtype=tf.float16)
+        attend = lambda: BlocksparseTransformer(np.ones((2, 2), bool), 32, 1).attention(x, x, x)
+        if sys.argv[1] == "compile":
+            attend()
+        else:
+            [path] = pathlib.Path(sys.argv[2]).glob("kernels-*/forward-*/manifest")
+            words = path.read_text().split(" ")
+            words[words.index("attention_forward") + 4] = "9999999"  # bytes of shared memory
+            path.write_text(" ".join(words))
+            try:
+                attend()
+            except tf.errors.InternalError as error:
+                print(error.message)
+    """
+    _python(program, "compile", BLOCKSPARSE_CACHE=str(tmp_path))
+    message = _python(program, "run", tmp_path, BLOCKSPARSE_CACHE=str(tmp_path))
+    for part in (
+        "forward",
+        "f16",
+        "time 64 x 64",
+        "head_dim 64",
+        "sm_",
+        "9999999 bytes of shared memory",
+        "CUDA driver",
+    ):
+        assert part in message, message
+
+
+def test_a_damaged_plan_is_rejected():
+    x = tf.zeros([1, 64, 32], tf.float16)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
+        backends.load_kernels().blocksparse_attention(x, x, x, tf.zeros([128], tf.int32), heads=1, scale=1.0)
+
+
+def _python(program, *arguments, **environment):
+    """What a fresh process prints last."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    environment = dict(os.environ, TF_FORCE_GPU_ALLOW_GROWTH="true", PYTHONPATH=_path(), **environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def _path():
+    return os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
