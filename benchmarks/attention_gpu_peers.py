@@ -1,6 +1,6 @@
 """Times PyTorch's attentions on the GPU benchmark's cases; a process without TensorFlow.
 
-    python benchmarks/attention_gpu_peers.py OUT.json
+    python benchmarks/attention_gpu_peers.py OUT.json [PROCESSES [BLOCK ...]]
 
 FlexAttention (compiled; block masks of 64 and 128; strided gets inputs already transposed) on every pattern, and
 scaled_dot_product_attention's cuDNN and flash kernels on causal attention, their deterministic backward too. Inputs are
@@ -32,12 +32,12 @@ PATIENCE = 150  # seconds that the quick wait for the slow before timing begins
 TOLERANCE = 2e-2
 
 
-def jobs():
+def jobs(blocks):
     """(case, peer, option) of everything that is timed."""
     for case in gpu_cases.CASES:
         if case.name.startswith("audio"):
             continue  # asked for only as the ratio of two sizes of this library
-        for block in (128,) if case.kind == "all" else (64, 128):
+        for block in blocks:
             yield case, "flex", block
         if case.kind == "all":
             for peer in ("cudnn", "flash"):
@@ -74,7 +74,9 @@ def attention_of(torch, case, peer, option):
             mask_of(case), None, heads, case.time, case.time, device="cuda", BLOCK_SIZE=option, _compile=True
         )
         compiled = torch.compile(flex_attention, dynamic=False)
-        tiles = dict(fwd_BLOCK_M=64, fwd_BLOCK_N=64, bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64)
+        tiles = dict(
+            fwd_BLOCK_M=64, fwd_BLOCK_N=64, bwd_BLOCK_M1=32, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=32
+        )
         options = tiles if option == 64 else None  # with blocks of 64 its default tiles are too large
         return lambda q, k, v: compiled(q, k, v, block_mask=mask, kernel_options=options)
 
@@ -125,7 +127,9 @@ def work(mine, barrier, turn, results):
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are enough processes
     import torch
     import torch._dynamo
+    import torch._functorch.config
 
+    torch._functorch.config.donated_buffer = False  # the backward pass runs many times on one forward pass
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -168,17 +172,18 @@ def work(mine, barrier, turn, results):
         scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
         for row, option, forward, backward in ready:
             torch.use_deterministic_algorithms(row["peer"] != "flex" and option, warn_only=True)
-            row |= dict(forward_ms=median_ms(torch, forward, scratch), backward_ms=median_ms(torch, backward, scratch))
+            row |= dict(
+                forward_ms=median_ms(torch, forward, scratch), backward_ms=median_ms(torch, backward, scratch)
+            )
             results.put(row)
         del scratch
         torch.cuda.empty_cache()
     results.put(None)
 
 
-def main(out_file):
-    context = get_context("spawn")
-    everything = list(jobs())
-    processes = 12
+def main(out_file, processes=10, *blocks):
+    context, processes = get_context("spawn"), int(processes)
+    everything = list(jobs([int(block) for block in blocks] or [128, 64]))
     shares = [everything[i::processes] for i in range(processes)]
     barrier, turn, results = context.Barrier(processes), context.Lock(), context.Queue()
     running = [context.Process(target=work, args=(share, barrier, turn, results)) for share in shares]
@@ -198,4 +203,4 @@ def main(out_file):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -92,7 +92,9 @@ def blocks(case: Case) -> Blocks:
     callback.batch = batch
     callback.representative = lambda head, query, key: (query - key, np.zeros_like(key))
     callback.distinct_heads = 1
-    return build_blocks(layout if layout.ndim == 3 else layout[None].repeat(case.heads, 0)[: case.heads], bs, callback, None)
+    return build_blocks(
+        layout if layout.ndim == 3 else layout[None].repeat(case.heads, 0)[: case.heads], bs, callback, None
+    )
 
 
 def plan(case: Case, tiles_by_query: tuple[int, int], tiles_by_key: tuple[int, int], made: Blocks) -> Plan:

@@ -23,7 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
-sys.modules["blocksparse"] = types.ModuleType("blocksparse")  # the package's own __init__ would import TensorFlow
+sys.modules["blocksparse"] = types.ModuleType(
+    "blocksparse"
+)  # the package's own __init__ would import TensorFlow
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 
 import gpu_cases  # noqa: E402
@@ -44,16 +46,22 @@ def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
     named = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
     constexprs = launch.constexprs | {name: value for name, value in named.items() if value is not None}
     constexprs |= variant.get("constexprs", {})
-    named = dict(num_warps=variant.get("warps"), num_stages=variant.get("stages"), maxnreg=variant.get("maxnreg"))
+    named = dict(
+        num_warps=variant.get("warps"), num_stages=variant.get("stages"), maxnreg=variant.get("maxnreg")
+    )
     options = launch.options | {name: value for name, value in named.items() if value is not None}
-    return replace(launch, constexprs=constexprs, options=options, function=variant.get("function", launch.function))
+    return replace(
+        launch, constexprs=constexprs, options=options, function=variant.get("function", launch.function)
+    )
 
 
 def compile_one(launch: manifest.Launch, capability: int):
     """(cubin, symbol, warps, shared bytes, registers) in a process that holds Triton."""
     import triton
+
     if launch.function.startswith("exp"):
         import importlib.util
+
         spec = importlib.util.spec_from_file_location("blocksparse.gpu.kernels.exp", ROOT / ".tune/exp.py")
         kernels = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(kernels)
@@ -68,7 +76,13 @@ def compile_one(launch: manifest.Launch, capability: int):
     except Exception as error:  # noqa: BLE001 a variant that does not compile is a row of the table too
         return str(error)[-300:]
     meta = compiled.metadata
-    return compiled.asm["cubin"], meta.name, meta.num_warps, meta.shared, getattr(meta, "global_scratch_size", 0)
+    return (
+        compiled.asm["cubin"],
+        meta.name,
+        meta.num_warps,
+        meta.shared,
+        getattr(meta, "global_scratch_size", 0),
+    )
 
 
 class Driver:
@@ -99,7 +113,16 @@ class Driver:
 
         def launch():
             self.call(
-                "cuLaunchKernel", function, *grid, 32 * warps, 1, 1, shared, ctypes.c_void_p(stream), pointers, None
+                "cuLaunchKernel",
+                function,
+                *grid,
+                32 * warps,
+                1,
+                1,
+                shared,
+                ctypes.c_void_p(stream),
+                pointers,
+                None,
             )
 
         launch.keep = boxed
@@ -126,10 +149,14 @@ class Problem:
     def __init__(self, torch, case, dtype):
         self.torch, self.case, self.dtype = torch, case, dtype
         torch.manual_seed(0)
-        kind = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "tf32": torch.float32}[dtype]
+        kind = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "tf32": torch.float32}[
+            dtype
+        ]
         shape = (case.batch, case.time, case.heads * case.dim)
         self.data = {name: torch.randn(shape, device="cuda").to(kind) for name in ("q", "k", "v", "dout")}
-        self.data |= {name: torch.empty(shape, device="cuda", dtype=kind) for name in ("out", "dq", "dk", "dv")}
+        self.data |= {
+            name: torch.empty(shape, device="cuda", dtype=kind) for name in ("out", "dq", "dk", "dv")
+        }
         rows = (case.batch, case.heads, case.time)
         self.data |= {name: torch.empty(rows, device="cuda") for name in ("lse", "delta")}
         self.data["dlse"] = torch.randn(rows, device="cuda") * 0.1
@@ -142,7 +169,9 @@ class Problem:
         torch, case, d = self.torch, self.case, self.case.dim
         truth = {}
         for b, h in self.pairs:
-            q, k, v, g = (self.data[name][b, :, h * d : (h + 1) * d].float() for name in ("q", "k", "v", "dout"))
+            q, k, v, g = (
+                self.data[name][b, :, h * d : (h + 1) * d].float() for name in ("q", "k", "v", "dout")
+            )
             dlse, key = self.data["dlse"][b, h], torch.arange(case.time, device="cuda")[None]
             parts = {name: [] for name in ("out", "lse", "delta", "dq")}
             dk, dv = torch.zeros_like(k), torch.zeros_like(v)
@@ -168,7 +197,11 @@ class Problem:
         for (b, h), truth in self.truth.items():
             for name in RESULTS[kernel]:
                 tensor = self.data[name]
-                got = tensor[b, h] if tensor.dim() == 3 and name in ("lse", "delta") else tensor[b, :, h * d : (h + 1) * d]
+                got = (
+                    tensor[b, h]
+                    if tensor.dim() == 3 and name in ("lse", "delta")
+                    else tensor[b, :, h * d : (h + 1) * d]
+                )
                 error = ((got.float() - truth[name]).norm() / truth[name].norm()).item()
                 worst = max(worst, error if math.isfinite(error) else math.inf)
         return worst
@@ -198,10 +231,12 @@ def upload(torch, plan):
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         keep |= {f"{side}.{name}": getattr(tiles, name) for name in PLAN_FIELDS}
     keep = {
-        name: torch.from_numpy(np.ascontiguousarray(a).view(np.int32).reshape(-1).copy()).cuda() for name, a in keep.items()
+        name: torch.from_numpy(np.ascontiguousarray(a).view(np.int32).reshape(-1).copy()).cuda()
+        for name, a in keep.items()
     }
     values = dict(
-        q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()), k_most_tiles=int(np.diff(plan.by_key.head_tiles).max())
+        q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()),
+        k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()),
     )
     return {name: t.data_ptr() if t.numel() else 0 for name, t in keep.items()}, keep, values
 
@@ -271,7 +306,9 @@ def main(variants_file, out_file, repeats=15):
             if variant["plan"] not in uploaded:
                 uploaded[variant["plan"]] = upload(torch, plans[variant["plan"]])
             pointers, _, header = uploaded[variant["plan"]]
-            values = header | dict(batch=case.batch, heads=case.heads, query_time=case.time, key_time=case.time)
+            values = header | dict(
+                batch=case.batch, heads=case.heads, query_time=case.time, key_time=case.time
+            )
             values |= dict(scale=problem.scale, scale_log2=problem.scale * math.log2(math.e))
             function, registers, local = driver.load(cubin, symbol, shared)
             grid = [number(size, values) for size in launch.grid]
@@ -289,7 +326,12 @@ def main(variants_file, out_file, repeats=15):
             continue
         row |= dict(ms=round(ms, 4), relative_error=error, registers=registers, local=local, shared=shared)
         options = launch.options | {n: launch.constexprs[n] for n in ("SPLIT", "HEAVIEST_FIRST")}
-        row |= dict(warps=options["num_warps"], stages=options["num_stages"], split=options["SPLIT"], heaviest_first=options["HEAVIEST_FIRST"])
+        row |= dict(
+            warps=options["num_warps"],
+            stages=options["num_stages"],
+            split=options["SPLIT"],
+            heaviest_first=options["HEAVIEST_FIRST"],
+        )
         flag = "" if error < 2e-2 else f"  WRONG {error:.2g}"
         print(
             f"{case.name:20s} {variant['kernel']:7s} {variant['by_query']}{variant['by_key']} w{row['warps']} s{row['stages']} "

@@ -82,7 +82,9 @@ def parse(key: str) -> Key:
     """The inverse of str(Key). Raises ValueError naming a key that is none."""
     found = _KEY.fullmatch(key)
     if not found or (found["op"] == "backward") != (found["key_m"] is not None):
-        raise ValueError(f"key={key!r} names no kernel; wanted e.g. forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90")
+        raise ValueError(
+            f"key={key!r} names no kernel; wanted e.g. forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90"
+        )
     by_key = tuple(int(found[name]) for name in ("key_m", "key_n", "key_g")) if found["key_m"] else None
     return Key(
         op=found["op"],
@@ -155,7 +157,9 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
         constexprs=constexprs,
         # Every pointer is 16-byte aligned: TensorFlow's buffers are, and rows are multiples of 16 bytes.
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(pointers))},
-        options=dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True),
+        options=dict(
+            num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True
+        ),
         grid=(f"{side}.most_tiles*heads*batch", "1", "1"),
         args=tuple(names.get(name, f"p:{name}") for name in signature),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "tables"
@@ -48,7 +48,9 @@ def choose(
     for row in table(capability)["tiles"]:
         if row["dtype"] == DTYPES[dtype] and dim <= row["dim"] and work <= (row["work"] or float("inf")):
             return tuple(row["by_query"]), tuple(row["by_key"])
-    raise ValueError(f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one")
+    raise ValueError(
+        f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one"
+    )
 
 
 def launch(
@@ -56,11 +58,13 @@ def launch(
 ) -> Launch:
     """How `kernel` runs on M x N tiles: its row of the table, else a cautious default."""
     dim = padded(max(head_dim, value_dim))
-    wanted = dict(kernel=kernel, dtype=DTYPES[dtype], dim=dim, m=m, n=n, long=long_rows)
+    wanted = dict(kernel=kernel, dtype=DTYPES[dtype], m=m, n=n, long=long_rows)
     for row in table(capability)["launches"]:
-        if all(row[name] == value for name, value in wanted.items()):
-            return Launch(row["warps"], row["stages"], row["registers"], row["split"], row["heaviest_first"])
-    return Launch(_warps(m, dim), _stages(DTYPES[dtype], dim, n), None, long_rows, long_rows)
+        if dim <= row["dim"] and all(row[name] == value for name, value in wanted.items()):
+            return Launch(*(row[field.name] for field in fields(Launch)))
+    return Launch(
+        _warps(m, dim), _stages(DTYPES[dtype], dim, n), None, split=long_rows, heaviest_first=long_rows
+    )
 
 
 @functools.cache

@@ -14,7 +14,9 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).resolve().parents[2]
-sys.modules["blocksparse"] = types.ModuleType("blocksparse")  # the package's own __init__ would import TensorFlow
+sys.modules["blocksparse"] = types.ModuleType(
+    "blocksparse"
+)  # the package's own __init__ would import TensorFlow
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 
 import numpy as np  # noqa: E402
@@ -115,7 +117,9 @@ def grids(case):
     """bool [heads, query_time, key_time] in layout rows."""
     query, key = np.arange(case.time[0])[:, None], np.arange(case.time[1])[None, :]
     shape = (case.heads, *case.time)
-    return np.stack([np.broadcast_to(case.sees(head, query, key), case.time) for head in range(case.heads)]).reshape(shape)
+    return np.stack(
+        [np.broadcast_to(case.sees(head, query, key), case.time) for head in range(case.heads)]
+    ).reshape(shape)
 
 
 def plan_of(case, seen):
@@ -162,7 +166,11 @@ def oracle(case, seen, q, k, v, dout, dlse):
     dp = dout @ v.swapaxes(2, 3)
     ds = p * (dp - (out * dout).sum(-1, keepdims=True) + dlse[..., None])
     results = dict(out=join(out), lse=lse)
-    results |= dict(dq=join(case.scale * ds @ k), dk=join(case.scale * ds.swapaxes(2, 3) @ q), dv=join(p.swapaxes(2, 3) @ dout))
+    results |= dict(
+        dq=join(case.scale * ds @ k),
+        dk=join(case.scale * ds.swapaxes(2, 3) @ q),
+        dv=join(p.swapaxes(2, 3) @ dout),
+    )
     return results, mask
 
 
@@ -177,7 +185,9 @@ def keys_of(case, plan, distinct):
     )
     sides = [(side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)]
     parts = (case.dtype, *case.dims)
-    return manifest.Key("forward", *parts, sides[0], None, **flags), manifest.Key("backward", *parts, *sides, **flags)
+    return manifest.Key("forward", *parts, sides[0], None, **flags), manifest.Key(
+        "backward", *parts, *sides, **flags
+    )
 
 
 def run(key, buffers, values, split):
@@ -188,7 +198,9 @@ def run(key, buffers, values, split):
         arguments = []
         for word in launch.args:
             kind, what = word.split(":")
-            arguments.append(buffers[what] if kind == "p" else values[what] if kind == "f" else int(eval_(what, values)))
+            arguments.append(
+                buffers[what] if kind == "p" else values[what] if kind == "f" else int(eval_(what, values))
+            )
         grid = tuple(eval_(size, values) for size in launch.grid)
         constexprs = launch.constexprs if split is None else launch.constexprs | dict(SPLIT=split)
         getattr(kernels, launch.function)[grid](*arguments, **constexprs)
@@ -205,7 +217,13 @@ def attention(case, seen, plan, tensors, dout, dlse):
     batch, (query_time, key_time), heads = case.batch, case.time, case.heads
     buffers = {n: Tensor(encode(x), name) for n, x in zip("qkv", tensors, strict=True)}
     poisoned = np.float32(np.nan)
-    for n, like in (("out", dout), ("dout", dout), ("dq", tensors[0]), ("dk", tensors[1]), ("dv", tensors[2])):
+    for n, like in (
+        ("out", dout),
+        ("dout", dout),
+        ("dq", tensors[0]),
+        ("dk", tensors[1]),
+        ("dv", tensors[2]),
+    ):
         buffers[n] = Tensor(encode(np.full(like.shape, poisoned)), name)
     buffers["dout"] = Tensor(encode(dout), name)
     buffers["lse"] = Tensor(np.full((batch, heads, query_time), np.nan, np.float32), "float32")
@@ -264,7 +282,10 @@ def spread(case):
     (tensor, row), head_dim = *case.poison.items(), case.dims[0]
     tensors["qkv".index(tensor)][0, row, 0:head_dim] = np.nan
     got = attention(case, seen, plan_of(case, seen), tensors, dout, dlse)
-    reached = {name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1) for name in ("out", "dq", "dk", "dv")}
+    reached = {
+        name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1)
+        for name in ("out", "dq", "dk", "dv")
+    }
     seers = mask[0, :, row]
     due_queries = np.zeros((case.batch, case.time[0], case.heads), bool)
     due_queries[0, :, 0] = seers
@@ -311,7 +332,9 @@ CASES = {
     "local": Case(local(20), bs=8),
     "fixed, per head": Case(fixed(32, 8, 2), bs=8),
     "strided, 24 rows a class": Case(chunk(24), bs=8, time=(72, 72), order=3),
-    "one order a head": Case(lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)), order=[1, 4]),
+    "one order a head": Case(
+        lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)), order=[1, 4]
+    ),
     "empty rows": Case(with_empty_rows),
     "uneven heads": Case(uneven),
     "rectangular": Case(lambda h, q, k: q + 32 >= k, time=(32, 64)),
@@ -337,7 +360,9 @@ POISONED = {
 def main(names):
     for name, case in CASES.items():
         if not names or name in names:
-            print(json.dumps(dict(case=name, tolerance=TOLERANCE[case.dtype], errors=errors(case))), flush=True)
+            print(
+                json.dumps(dict(case=name, tolerance=TOLERANCE[case.dtype], errors=errors(case))), flush=True
+            )
     for name, case in POISONED.items():
         if not names or name in names:
             print(json.dumps(dict(case=name, tolerance=0, errors=spread(case))), flush=True)

@@ -18,14 +18,19 @@ def gather_query_gradient(
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq + ds k over column tiles first .. last. FINITE silences keys that are NaN or infinite: who sees one has ds NaN."""
-    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
     if MASKED:
+        rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
         low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
         number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
+        if (
+            not MASKED
+        ):  # long loops are slower with row numbers loaded ahead (measured), unlike the forward pass's
+            rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
         values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
-        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
+        if MASKED:
+            rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(q, keys.T, input_precision=PRECISION)
         dp = tl.dot(dout, values.T, input_precision=PRECISION)
         ds = tl.exp2(s * scale_log2 - lse[:, None]) * (dp - delta[:, None])
@@ -103,24 +108,17 @@ def gather_key_gradient(
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(dk + ds^T q, dv + p^T dout) over column tiles (of queries) first .. last; s, p, dp, ds stand as [keys, queries]."""
-    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
-    row_lse, row_delta = tl.load(lse + rows), tl.load(delta + rows)
-    if MASKED:
-        low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
-        number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
+        rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         queries = gather(q, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
-        gradients = gather(dout, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
-        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(k, queries.T, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - (row_lse * LOG2_E)[None, :])
+        p = tl.exp2(s * scale_log2 - (tl.load(lse + rows) * LOG2_E)[None, :])
+        gradients = gather(dout, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
         dp = tl.dot(v, gradients.T, input_precision=PRECISION)
-        ds = p * (dp - row_delta[None, :])
-        row_lse, row_delta = tl.load(lse + rows), tl.load(delta + rows)
+        ds = p * (dp - tl.load(delta + rows)[None, :])
         if MASKED:  # both: a query that sees a NaN key has NaN in lse and delta
+            low, high = mask_words(masks, tl.load(mask + j), j >= full, M, N)
             seen = visible(low, high, M, N)
-            low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
-            number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
             p = tl.where(seen, p, 0.0)
             ds = tl.where(seen, ds, 0.0)
         dv = tl.dot(p.to(gradients.dtype), gradients, dv, input_precision=PRECISION)

@@ -44,7 +44,9 @@ def tensor_rows(rows, time, stride, PERMUTED: tl.constexpr):
 
 
 @triton.jit
-def gathered_rows(granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr):
+def gathered_rows(
+    granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr
+):
     """Tensor rows of row or column tile j, int32 [N]: N / GRANULE runs of GRANULE plan rows; row 0 from `last` on."""
     n = tl.arange(0, N)
     if GRANULE == N:
@@ -61,7 +63,9 @@ def gathered_rows(granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.
 def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
     """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
     row = tl.arange(0, M)
-    wanted = row * 0 + wanted != 0  # a whole vector: the interpreter takes no scalar condition for a vector of loads
+    wanted = (
+        row * 0 + wanted != 0
+    )  # a whole vector: the interpreter takes no scalar condition for a vector of loads
     if N <= 32:
         low = tl.load(masks + number * M + row, mask=wanted, other=-1).to(tl.int64)
         return low, low
