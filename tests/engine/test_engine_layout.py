@@ -1,0 +1,128 @@
+"""What a layout and a mask callback mean, and what is refused."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from blocksparse.layout import build_blocks
+
+CAUSAL = np.tri(3, dtype=bool)
+
+
+def lower(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
+
+
+def lists(blocks):
+    return [list(zip(h.query.tolist(), h.key.tolist(), h.mask.tolist(), strict=True)) for h in blocks.heads]
+
+
+def test_blocks_of_a_causal_layout():
+    blocks = build_blocks(CAUSAL, 8, lower, 2)
+    assert lists(blocks) == [[(0, 0, 1), (1, 0, 0), (1, 1, 1), (2, 0, 0), (2, 1, 0), (2, 2, 1)]]
+    assert blocks.head_index.tolist() == [0, 0] and blocks.lut_heads == 1
+    np.testing.assert_array_equal(blocks.masks, [np.ones((8, 8)), np.tri(8)])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        CAUSAL.astype(np.int32) * 3,
+        CAUSAL.astype(float),
+        CAUSAL.tolist(),
+        sparse.csr_matrix(CAUSAL),
+        sparse.coo_matrix(CAUSAL),
+        sparse.csc_array(CAUSAL),
+        sparse.csr_matrix(([1, 0, 1, 1, 1, 1, 1], ([2, 0, 2, 2, 1, 1, 0], [2, 1, 1, 0, 1, 0, 0])), (3, 3)),
+    ],
+)
+def test_every_kind_of_layout(layout):
+    assert lists(build_blocks(layout, 8, lower, 2)) == lists(build_blocks(CAUSAL, 8, lower, 2))
+
+
+def test_distinct_heads_are_found_by_what_they_are():
+    def second_differs(blk_shape, head_idx, *block):
+        return np.full(blk_shape, head_idx != 1)
+
+    blocks = build_blocks([sparse.csr_matrix(CAUSAL)] * 4, 8, second_differs)
+    assert blocks.head_index.tolist() == [0, 1, 0, 0] and len(blocks.heads) == 2 and blocks.lut_heads == 4
+
+
+def test_the_callback_is_called_once_a_block_in_order():
+    calls = []
+
+    def callback(*arguments):
+        calls.append(arguments)
+        return np.ones(arguments[0], bool)
+
+    build_blocks(np.stack([CAUSAL, np.eye(3)]), 8, callback)
+    first = [((8, 8), 0, q, k, b) for b, (q, k) in enumerate([(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])]
+    assert calls == first + [((8, 8), 1, q, q, q) for q in range(3)]
+    assert all(type(number) is int for call in calls for number in call[1:])
+
+
+def test_batches_and_representatives_spare_calls():
+    class Callback:
+        distinct_heads = 2
+        evaluated = 0
+
+        def representative(self, head_idx, qry_idx, key_idx):
+            return qry_idx - key_idx, key_idx * 0
+
+        def batch(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+            self.evaluated += len(qry_idx)
+            np.testing.assert_array_equal(np.stack([qry_idx, key_idx], 1), np.argwhere(layout)[blk_idx])
+            return np.stack([lower(blk_shape, 0, q, k, 0) for q, k in zip(qry_idx, key_idx, strict=True)])
+
+    layout = np.tri(40, dtype=bool)
+    fast = Callback()
+    blocks = build_blocks(np.stack([layout] * 6), 8, fast)
+    assert fast.evaluated == 2 * 40  # two distinct heads, 40 distances
+    assert lists(blocks) == lists(build_blocks(layout, 8, lower, 1))
+    fast.representative = None
+    del Callback.representative
+    del fast.representative
+    fast.evaluated = 0
+    build_blocks(layout, 8, fast, 1)
+    assert fast.evaluated == layout.sum()
+
+
+def returning(value):
+    return lambda *_: value
+
+
+class TooFew:
+    @staticmethod
+    def batch(*_):
+        return np.ones((1, 8, 8), bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((CAUSAL, 24), ValueError, r"block_size=24 is not offered; use one of \(8, 16, 32, 64, 128\) \(nearest: 16\)"),
+        ((CAUSAL, 8), ValueError, "heads is None; a layout shared by all heads needs heads="),
+        ((CAUSAL, 8, None, 0), ValueError, "heads=0 does not fit a layout of 1 heads"),
+        ((np.stack([CAUSAL] * 3), 8, None, 4), ValueError, "heads=4 does not fit a layout of 3 heads; use heads=3"),
+        ((np.ones(4), 8), ValueError, r"layout has shape \[4\]; it has to be \[query_blocks, key_blocks\] or"),
+        ((np.ones((2, 0)), 8), ValueError, r"layout has shape \[2, 0\]"),
+        ((np.array([["x"]]), 8), TypeError, "layout has dtype <U1; give a boolean array or scipy.sparse matrices"),
+        (
+            ([sparse.eye(2), sparse.eye(3)], 8),
+            ValueError,
+            r"heads of different shapes, \[\(2, 2\), \(3, 3\)\]; give all heads the same shape",
+        ),
+        (
+            (CAUSAL, 8, returning(np.ones((8, 4), bool)), 1),
+            ValueError,
+            r"mask_callback returned bool \[8, 4\] for head, query and key block \(0, 0, 0\); it has to return a "
+            r"NumPy array of bool \[8, 8\]",
+        ),
+        ((CAUSAL, 8, returning(np.ones((8, 8))), 1), TypeError, r"returned float64 \[8, 8\]"),
+        ((CAUSAL, 8, returning(None), 1), TypeError, "returned NoneType for"),
+        ((CAUSAL, 8, TooFew(), 1), ValueError, "mask_callback.batch returned 1 masks for 6 blocks"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        build_blocks(*arguments)
