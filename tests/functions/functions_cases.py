@@ -169,7 +169,8 @@ CASES = [
 
 
 def moved(case, step=1e-6):
-    """A direction for the inputs, weights for the results, and the derivative of their weighted sum along it."""
+    """A direction for the inputs, weights for the results, and the derivative of their weighted sum along
+    it."""
     CHOICES.clear()
     case.oracle(*case.inputs)
     generator = np.random.RandomState(1)
