@@ -13,8 +13,9 @@ class Backward {
  public:
   Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, float* workspace)
       : shape_(shape), plan_(plan), in_(in), gradient_(gradient),
-        segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads),
-        head_width_(round_up(shape.head_dim, kLanes)), partial_(workspace) {}
+        head_width_(round_up(shape.head_dim, kLanes)),
+        segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
+        partial_(workspace) {}
 
   int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
   int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
@@ -110,17 +111,17 @@ class Backward {
   const Plan& plan_;
   const Inputs<T>& in_;
   const Gradient<T>& gradient_;
-  const Segments segments_;
   const int64_t head_width_;
+  const Segments segments_;
   float* partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
 };
 
 }  // namespace
 
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
-  const int64_t batch_heads = shape.batch * shape.heads;
-  const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads);
-  return batch_heads * segments.rows * round_up(shape.head_dim, kLanes);
+  const int64_t batch_heads = shape.batch * shape.heads, head_width = round_up(shape.head_dim, kLanes);
+  const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads, head_width);
+  return batch_heads * segments.rows * head_width;
 }
 
 template <typename T>

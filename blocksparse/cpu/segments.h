@@ -13,10 +13,10 @@
 namespace blocksparse {
 
 struct Segment {
-  int32_t first, last;               // its tiles are order[first] .. order[last]
-  int32_t query_begin, query_end;    // plan rows of the queries it touches
-  int32_t own_begin, own_end;        // those of them that no other segment touches
-  int64_t offset;                    // first row of its partial dq among its head's
+  int32_t first, last;             // its tiles are order[first] .. order[last]
+  int32_t query_begin, query_end;  // plan rows of the queries it touches
+  int32_t own_begin, own_end;      // those of them that no other segment touches
+  int64_t offset;                  // first row of its partial dq among its head's
 
   bool touches(int32_t query) const { return query >= query_begin && query < query_end; }
   bool owns(int32_t query) const { return query >= own_begin && query < own_end; }
@@ -24,15 +24,20 @@ struct Segment {
 
 class Segments {
  public:
-  Segments(const TilePlan& tiles, int32_t distinct, int32_t query_time, int64_t batch_heads) : order_(tiles.tiles) {
+  // batch_heads: how many heads, of all batch rows, are split this way; each partial dq row is head_width numbers.
+  Segments(const TilePlan& tiles, int32_t distinct, int32_t query_time, int64_t batch_heads, int64_t head_width)
+      : order_(tiles.tiles) {
     std::iota(order_.begin(), order_.end(), 0);
     for (int32_t head = 0; head < distinct; ++head) {
       const auto begin = order_.begin() + tiles.head_tiles[head], end = order_.begin() + tiles.head_tiles[head + 1];
       std::sort(begin, end, [&](int32_t a, int32_t b) { return *tiles.row_granules(a) < *tiles.row_granules(b); });
     }
-    constexpr int64_t kTasks = 32;  // enough for a balanced load on the threads of one machine
-    count = static_cast<int32_t>((kTasks + batch_heads - 1) / batch_heads);
-    for (split(tiles, distinct); count > 1 && rows > 3 * int64_t(query_time); split(tiles, distinct)) count /= 2;
+    constexpr int64_t kTasks = 32;            // enough for a balanced load on the threads of one machine
+    constexpr int64_t kWorkspace = 16 << 20;  // numbers that partial sums may take; more only up to 3 times dq
+    batch_heads = std::max<int64_t>(batch_heads, 1);
+    const int64_t most = std::max(3 * int64_t(query_time), kWorkspace / (batch_heads * head_width));
+    count = static_cast<int32_t>((kTasks - 1) / batch_heads + 1);
+    for (split(tiles, distinct); count > 1 && rows > most; split(tiles, distinct)) count /= 2;
   }
 
   const Segment& operator()(int32_t head, int32_t segment) const { return segments_[head * count + segment]; }
