@@ -1,7 +1,7 @@
 """Attention for one position at a time: sampling that keeps only the keys and values a query can still reach.
 
-The mask comes from the predicates of patterns.py, as that of training does. What is added here is where the keys of each
-factor live, so that one step touches O(sqrt n) of them.
+The mask comes from the predicates of patterns.py, as that of training does. What is added here is where the keys of
+each factor live, so that one step touches O(sqrt n) of them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 if __package__:
-    from .patterns import Mode, head_modes
+    from .patterns import Mode, Pattern, head_modes
 else:
-    from patterns import Mode, head_modes
+    from patterns import Mode, Pattern, head_modes
 
 
 @dataclass(frozen=True)
@@ -38,33 +39,40 @@ class Factor:
 
 def _cache(mode: Mode, n_ctx: int) -> tuple[int, Callable, Callable]:
     """Capacity, reach and slot of a mode that is one factor."""
-    (name,), length = mode.names, mode.local_attn_ctx
+    (name,) = mode.names
     if name == "all":
         return n_ctx, lambda i: tf.range(n_ctx)[None], lambda j: j
+    length: Any = mode.local_attn_ctx
     chunks = -(-n_ctx // length)
-    if name == "local":  # a ring: position i takes the place of i - length, which nobody reaches any more
-        return length, lambda i: i - tf.range(length)[None], lambda j: j % length
+    if name == "local":  # a ring: a position takes the place of one that nobody reaches any more
+        window = min(length, n_ctx)
+        return window, lambda i: i - tf.range(window)[None], lambda j: j % window
     if name == "strided":  # every key is reached again, but a query reaches only n / length of them
         return n_ctx, lambda i: i - length * tf.range(chunks)[None], lambda j: j
     if name == "chunk":
         return length, lambda i: i // length * length + tf.range(length)[None], lambda j: j % length
-    columns = int((mode.last - mode.first).max())
+    first: Any = mode.first
+    last: Any = mode.last
+    columns = int(np.max(last - first))
     slots = np.arange(chunks * columns)[None]
-    positions = slots // columns * length + mode.first + slots % columns  # [heads, m]
+    positions = slots // columns * length + first + slots % columns  # [heads, m]
     return (
         slots.size,
         lambda i: tf.constant(positions, tf.int32),
-        lambda j: j // length * columns + j % length - mode.first,
+        lambda j: j // length * columns + j % length - first,
     )
 
 
 def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
     """The factors of heads whose modes have the same names; only their summary columns may differ."""
-    first, last = (
-        None if modes[0].first is None else np.array([[getattr(mode, end)] for mode in modes], np.int32)
-        for end in ("first", "last")
-    )
-    factors, held = [], []
+    first: Any = None  # [heads, 1], as the predicates take arrays in the place of integers
+    last: Any = None
+    if modes[0].first is not None:
+        first, last = (
+            np.array([[getattr(mode, end)] for mode in modes], np.int32) for end in ("first", "last")
+        )
+    factors: list[Factor] = []
+    held: list[Pattern] = []
     for name in "+".join(modes[0].names).replace("fixed", "chunk+summary").split("+"):
         mode = Mode((name,), modes[0].local_attn_ctx, first, last)
         pattern = mode.pattern()
@@ -131,15 +139,17 @@ class DecodeStep:
         q, k, v = split(q), split(k), split(v)
         outs, new = [], []
         for (heads, factors), caches in zip(self.groups, state, strict=True):
-            out, caches = _attend(*(tf.gather(x, heads) for x in (q, k, v)), factors, caches, position)
+            of_group = [tf.gather(x, heads) for x in (q, k, v)]
+            out, caches = _attend(of_group, factors, caches, position)
             outs.append(out)
             new.append(caches)
         out = tf.gather(tf.concat(outs, axis=0), self.order)  # [heads, batch, value_dim]
         return tf.reshape(tf.transpose(out, [1, 0, 2]), [-1, self.heads * out.shape[-1]]), new
 
 
-def _attend(q, k, v, factors, caches, position):
+def _attend(qkv, factors, caches, position):
     """q, k, v [heads, batch, dim] -> (out [heads, batch, value_dim], caches with position's key and value)."""
+    q, k, v = qkv
     heads = q.shape[0]
     scores, values, new = [], [], []
     for factor, cache in zip(factors, caches, strict=True):

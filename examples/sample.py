@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from config import Config
 from evaluate import load_model
-from sparse_transformer import SparseTransformer
 from PIL import Image
+from sparse_transformer import SparseTransformer
 
 
 def make_generator(model: SparseTransformer, count: int, length: int):

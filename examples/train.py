@@ -27,7 +27,6 @@ from tqdm import tqdm
 from trainer import Trainer, make_strategy
 from watchdog import Watchdog
 
-
 # What tf.summary.scalar writes; that function itself wants TensorBoard installed.
 SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
 

@@ -18,6 +18,7 @@ CONFIG = Config(
     warmup=50,
     average=0.99,
     batch=8,
-    steps=600,
+    steps=400,
+    recompute=False,
     checkpoint_every=100,
 )

@@ -72,5 +72,5 @@ def test_a_wrong_override_names_the_keys(assignment):
 
 
 def test_an_unknown_configuration_lists_the_known():
-    with pytest.raises(ValueError, match="no configuration 'enwik9'; choose one of cifar10, .*enwik8"):
+    with pytest.raises(ValueError, match=r"no configuration 'enwik9'; choose one of cifar10, .*enwik8"):
         config.load("enwik9")
