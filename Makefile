@@ -1,13 +1,14 @@
 # make demo    see it work: the table of attention.py, then small models trained on real bytes
 # make test    the test suite
 # make lint    format, lint and types
+# make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint format types clean
+.PHONY: demo test lint format types compile-all clean
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -31,6 +32,9 @@ types: .venv/test.installed
 	mkdir -p build/types
 	ln -sfn ../.. build/types/sparse_attention
 	$(RUN) -m mypy
+
+compile-all: .venv/test.installed
+	$(RUN) tests/gpu/compile_cases.py --all
 
 .venv/%.installed: setup.py pyproject.toml | .venv/bin/python
 	$(RUN) -m pip install --no-compile --editable '.[$*]'
