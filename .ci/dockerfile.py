@@ -16,24 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS_ROOT = ("apt-get", "useradd")
-COMPILERS = re.compile(r"(.*-)?(g\+\+|gcc|c\+\+|cc|clang(\+\+)?)(-\d+)?")
-
-
-def tools_without_compilers(folder: Path) -> str:
-    """Returns a PATH of links to every program but the compilers."""
-    folder.mkdir()
-    for source in map(Path, os.environ["PATH"].split(":")):
-        for tool in source.iterdir() if source.is_dir() else ():
-            link = folder / tool.name
-            if not COMPILERS.fullmatch(tool.name) and not link.is_symlink():
-                link.symlink_to(tool)
-    return str(folder)
 
 
 class Stage:
     """One image: its folder, its environment, and its working directory."""
 
-    def __init__(self, folder: Path, path: str):
+    def __init__(self, folder: Path):
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         self.env = {
@@ -58,14 +46,13 @@ class Stage:
 
 def follow(lines: list[str], folder: Path, cpu: bool) -> None:
     stages: dict[str, Stage] = {}
-    path = os.environ["PATH"]
     for line in lines:
         word, _, rest = line.partition(" ")
         if word == "FROM":
             name = rest.partition(" AS ")[2] or "final"
+            stages[name] = stage = Stage(folder / name)
             if name == "final":
-                path = tools_without_compilers(folder / "tools")
-            stages[name] = stage = Stage(folder / name, path)
+                stage.env["CXX"] = "not-in-this-image"
         elif word in ("ARG", "ENV"):
             key, _, value = rest.partition("=")
             stage.env[key] = stage.inside(value)
