@@ -3,7 +3,8 @@
     python .ci/dockerfile.py FOLDER [--cpu]
 
 RUN lines are executed as they stand, with image paths moved under the stage's folder; those that need root
-are skipped. The final command runs without a compiler. `--cpu` leaves out CUDA's wheels (gigabytes).
+are skipped. The final command runs without a compiler, and fails where the ops built before are not used.
+`--cpu` leaves out CUDA's wheels (gigabytes).
 """
 
 import json
@@ -24,11 +25,8 @@ class Stage:
     def __init__(self, folder: Path):
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        self.env = {
-            **os.environ,
-            "PATH": f"{folder}/venv/bin:{path}",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-        }
+        path = f"{folder}/venv/bin:{os.environ['PATH']}"
+        self.env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
         self.work = folder
 
     def inside(self, text: str) -> str:
@@ -53,6 +51,7 @@ def follow(lines: list[str], folder: Path, cpu: bool) -> None:
             stages[name] = stage = Stage(folder / name)
             if name == "final":
                 stage.env["CXX"] = "not-in-this-image"
+                stage.env["PYTHONWARNINGS"] = "error:blocksparse runs in plain TensorFlow:RuntimeWarning"
         elif word in ("ARG", "ENV"):
             key, _, value = rest.partition("=")
             stage.env[key] = stage.inside(value)
