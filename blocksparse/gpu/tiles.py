@@ -62,9 +62,8 @@ def launch(
     for row in table(capability)["launches"]:
         if dim <= row["dim"] and all(row[name] == value for name, value in wanted.items()):
             return Launch(*(row[field.name] for field in fields(Launch)))
-    return Launch(
-        _warps(m, dim), _stages(DTYPES[dtype], dim, n), None, split=long_rows, heaviest_first=long_rows
-    )
+    warps, stages = _warps(DTYPES[dtype], m, dim), _stages(DTYPES[dtype], dim, n)
+    return Launch(warps, stages, None, split=long_rows, heaviest_first=long_rows)
 
 
 @functools.cache
@@ -77,7 +76,9 @@ def table(capability: int) -> dict:
     return json.loads((FOLDER / f"sm_{below[-1]}.json").read_text())
 
 
-def _warps(m: int, dim: int) -> int:
+def _warps(dtype: str, m: int, dim: int) -> int:
+    if dtype == "single":
+        return 8 if dim > 64 else 4
     if m <= 32:
         return 1 if m * dim <= 1024 else 2 if dim <= 64 else 4
     return 4 if m <= 64 and dim <= 128 else 8
