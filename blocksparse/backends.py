@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import threading
 import warnings
 from types import ModuleType
@@ -28,6 +30,15 @@ def load_kernels() -> ModuleType | None:
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     with _loading:
         return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
+
+
+def load_built() -> None:
+    """Load what is built already, silently: a SavedModel holds ops that TensorFlow has to know before it reads them."""
+    with contextlib.suppress(native.BuildError):
+        if os.environ.get("BLOCKSPARSE_KERNELS") != "reference" and native.built_path(native.CPU):
+            native.load_library()
+            if native.built_path(native.GPU):
+                gpu_library()
 
 
 @functools.cache

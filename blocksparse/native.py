@@ -133,21 +133,31 @@ def load(library: Library) -> ModuleType:
 
 def library_path(library: Library) -> Path:
     """The intact shared object of a library, built now if there is none. Raises BuildError."""
+    path = built_path(library)
+    if path is None:
+        path = _cache_path(library)
+        with _lock(path.with_suffix(".lock")):
+            if not _intact(path):  # another process may have built it while this one waited
+                _build(library, ("-march=native",) if library.tuned else (), path)
+    return path
+
+
+def built_path(library: Library) -> Path | None:
+    """The intact shared object of a library, if there is one. Raises BuildError where that cannot be told."""
     prebuilt = os.environ.get("BLOCKSPARSE_PREBUILT")
     if prebuilt:
         for level in _levels() if library.tuned else ["any"]:
             path = Path(prebuilt) / _portable_name(library, level)
             if _intact(path):
                 return path
-    march = ("-march=native",) if library.tuned else ()
+    path = _cache_path(library)
+    return path if _intact(path) else None
+
+
+def _cache_path(library: Library) -> Path:
     machine = [_cpu(field) for field in ("model name", "flags", "Features")] if library.tuned else []
     key = _hash(_identity(library), _run([_compiler(), "--version"]), *machine)
-    path = cache_folder() / f"{library.name}-{key}.so"
-    if not _intact(path):
-        with _lock(path.with_suffix(".lock")):
-            if not _intact(path):  # another process may have built it while this one waited
-                _build(library, march, path)
-    return path
+    return cache_folder() / f"{library.name}-{key}.so"
 
 
 def build_portable(library: Library, folder: Path) -> list[Path]:

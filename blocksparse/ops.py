@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from .backends import load_kernels
+from .backends import load_built, load_kernels
 from .gpu import runtime
 from .gpu import tiles as gpu_tiles
 from .layout import Blocks
@@ -26,6 +26,8 @@ _KERNELS = ("auto", "reference")
 _graphs: weakref.WeakSet = weakref.WeakSet()  # the graphs that hold plan constants
 _eager: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # packed plan -> eager tensor
 _lock = threading.Lock()
+
+load_built()
 
 
 class Attention:
