@@ -1,0 +1,165 @@
+"""What users import and type: names, signatures, the command, and one copy of each module in a process."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparse_attention
+from sparse_attention import attention, compare, patterns, recompute, utils
+
+ROOT = Path(__file__).parents[2]
+PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
+SIGNATURES = {
+    "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False)",
+    "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False)",
+    "get_attn_mask": f"(n, attn_mode, {PATTERN})",
+    "get_blocksparse_obj": "(n_ctx, n_heads, attn_mode, blocksize=32, local_attn_ctx=None, num_verts=4, vertsize=1)",
+    "get_callback": "(attn_mode, local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None)",
+    "merge_heads": "(x)",
+    "merge_states": "(x)",
+    "recomputable": "(function)",
+    "shape_list": "(x)",
+    "split_heads": "(x, n)",
+    "split_states": "(x, n)",
+    "strided_transpose": "(x, n_ctx, local_attn_ctx, blocksize)",
+}
+
+
+def bare(function):
+    """The signature without its annotations."""
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+def test_public_names_and_signatures_are_frozen():
+    assert {name: bare(getattr(sparse_attention, name)) for name in sparse_attention.__all__} == SIGNATURES
+    assert dir(sparse_attention) == sorted(SIGNATURES)
+    with pytest.raises(AttributeError, match="no attribute 'attention_imp'"):
+        sparse_attention.attention_imp  # noqa: B018
+
+
+def test_openais_names_are_where_openai_has_them():
+    for name in set(SIGNATURES) - {"recomputable"}:
+        assert hasattr(attention, name), name
+    for name in ("shape_list", "recomputable"):
+        assert hasattr(utils, name) and hasattr(attention, name)
+
+
+def test_every_public_function_says_what_it_does():
+    for module in (attention, compare, patterns, recompute, utils):
+        for name, thing in vars(module).items():
+            if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
+                assert thing.__doc__, f"{module.__name__}.{name}"
+
+
+def python(*arguments, code=0, **options):
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+LOADED = """
+import sys
+files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+files = [file for file in files if file and file.startswith({root!r})]
+assert len(files) == len(set(files)), sorted(files)
+"""
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = "{'tensorflow', 'triton', 'blocksparse'}"
+    python("-c", f"import sys, sparse_attention; assert not {heavy} & sys.modules.keys()")
+
+
+def test_the_checkout_serves_openais_imports():
+    program = (
+        "from attention import attention_impl, get_callback",
+        "from utils import shape_list, recomputable",
+    )
+    python("-c", "\n".join(program) + LOADED.format(root=str(ROOT)), cwd=ROOT)
+
+
+SMALL = "--n-ctx 128 --batch 1 --n-embd 32 --heads 2 --blocksize 8 --local-attn-ctx 8".split()
+
+
+@pytest.mark.parametrize("command", [["attention.py"], ["-m", "sparse_attention.attention"]])
+def test_the_command_prints_a_line_for_every_pattern(command, tmp_path):
+    probe = tmp_path / "sitecustomize.py"
+    probe.write_text(
+        "import atexit\natexit.register(lambda: exec(" + repr(LOADED.format(root=str(ROOT))) + "))"
+    )
+    figure = tmp_path / "figure.png"
+    done = python(
+        *command, *SMALL, "fp16", "--plot", figure, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("attention 1 x 128 x 32, 2 heads, float16, on ")
+    assert lines[1].startswith("TensorFlow ")
+    rows = lines[4:12]
+    assert [row[:14].strip() for row in rows] == [
+        "all",
+        "local",
+        "strided",
+        "chunk",
+        "summary",
+        "fixed",
+        "local+strided",
+        "local, strided",
+    ]
+    assert len({len(line) for line in lines[3:12]}) == 1, "columns are not aligned"
+    assert "100.00%" in rows[0] and all(row.split()[-1] in ("cpu", "gpu", "reference") for row in rows)
+    assert "AssertionError" not in done.stderr and "RuntimeWarning" not in done.stderr
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_fails_when_a_pattern_disagrees(capsys):
+    def wrong(q, k, v, heads, attn_mode, **pattern):
+        out = attention.blocksparse_attention_impl(q, k, v, heads, attn_mode, **pattern)
+        return out * 1.01 if attn_mode == "strided" else out
+
+    assert compare.main(attention.attention_impl, wrong, SMALL) == 1
+    assert capsys.readouterr().out.rstrip().endswith("FAILED, beyond what is allowed: strided")
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--n-ctx", "100"], "n_ctx=100 is no multiple of blocksize=8; nearest n_ctx: 96"),
+        (["--plot", "figure.nonsense"], "Format 'nonsense' is not supported"),
+    ],
+)
+def test_the_command_refuses_in_words(arguments, text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        compare.main(attention.attention_impl, attention.blocksparse_attention_impl, [*SMALL, *arguments])
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"--plot needs matplotlib: pip install 'sparse_attention\[plot\]'"):
+        compare.draw_connectivity("figure.png")
+
+
+def test_the_figure_has_the_papers_cells():
+    i = np.arange(16)
+    below = np.tri(16, k=-1, dtype=bool)
+    for heads, counts in (
+        (compare._dense, [120, 0, 0]),
+        (compare._strided, [0, 42, 24]),
+        (compare._fixed, [0, 24, 24]),
+    ):
+        picture = compare._picture(heads(4), i[:, None], i)
+        assert (picture.diagonal() == compare.QUERY).all()
+        assert [
+            (picture[below] == kind).sum() for kind in (compare.DENSE, compare.FIRST, compare.SECOND)
+        ] == counts
+        assert (picture[~below & ~np.eye(16, dtype=bool)] == compare.UNATTENDED).all()
