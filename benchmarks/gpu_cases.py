@@ -1,10 +1,11 @@
-"""The GPU benchmark's cases, and their plans: NumPy and the engine's planner only, so that every process may import it."""
+"""The GPU benchmark's cases and their plans. NumPy and the planner only: every process may import it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+
 from blocksparse.layout import Blocks, build_blocks
 from blocksparse.plan import Plan, make_plan
 

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_kernels.py VARIANTS.json OUT.json      (on the GPU machine, without TensorFlow)
 
-VARIANTS.json is a list of {case, kernel, by_query, by_key, warps, stages, split, heaviest_first, dtype}; each is compiled
-(all cores), checked against a float32 reference on two (batch, head) pairs, and timed with events, the cache flushed
+VARIANTS.json is a list of {case, kernel, by_query, by_key} with {warps, stages, maxnreg, split, heaviest_first, dtype}
+where it differs from the table. Each is compiled (all cores), checked against a float32 reference on two (batch, head) pairs, and timed with events, the cache flushed
 before every run. Plans come from the engine's planner, launches from the manifest.
 """
 
@@ -15,22 +15,17 @@ import math
 import os
 import sys
 import time
-import types
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks")]
-sys.modules["blocksparse"] = types.ModuleType(
-    "blocksparse"
-)  # the package's own __init__ would import TensorFlow
-sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
+import without_tensorflow  # noqa: F401  first
 
-import gpu_cases  # noqa: E402
-import numpy as np  # noqa: E402
-from blocksparse.gpu import manifest  # noqa: E402
+import gpu_cases  # isort: skip
+import numpy as np
+
+from blocksparse.gpu import manifest
 
 KERNELS = {
     "forward": ("forward", 0),
@@ -41,48 +36,33 @@ RESULTS = {"forward": ("out", "lse"), "dq": ("dq", "delta"), "dkv": ("dk", "dv")
 
 
 def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
+    """The table's launch with what the variant says instead; maxnreg 0: no limit."""
     op, index = KERNELS[variant["kernel"]]
     launch = manifest.launches(replace(key, op=op, by_key=key.by_key if op == "backward" else None))[index]
-    named = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
-    constexprs = launch.constexprs | {name: value for name, value in named.items() if value is not None}
-    constexprs |= variant.get("constexprs", {})
-    named = dict(
-        num_warps=variant.get("warps"), num_stages=variant.get("stages"), maxnreg=variant.get("maxnreg")
-    )
-    options = launch.options | {name: value for name, value in named.items() if value is not None}
-    return replace(
-        launch, constexprs=constexprs, options=options, function=variant.get("function", launch.function)
-    )
+    constexprs = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
+    options = dict(num_warps=variant.get("warps"), num_stages=variant.get("stages"))
+    constexprs = launch.constexprs | {name: value for name, value in constexprs.items() if value is not None}
+    options = launch.options | {name: value for name, value in options.items() if value is not None}
+    if "maxnreg" in variant:
+        options["maxnreg"] = variant["maxnreg"] or None
+    return replace(launch, constexprs=constexprs, options=options)
 
 
 def compile_one(launch: manifest.Launch, capability: int):
-    """(cubin, symbol, warps, shared bytes, registers) in a process that holds Triton."""
+    """(cubin, symbol, warps, shared bytes), or why not, in a process that holds Triton."""
     import triton
-
-    if launch.function.startswith("exp"):
-        import importlib.util
-
-        spec = importlib.util.spec_from_file_location("blocksparse.gpu.kernels.exp", ROOT / ".tune/exp.py")
-        kernels = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(kernels)
-    else:
-        from blocksparse.gpu import kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from blocksparse.gpu import kernels
 
     source = ASTSource(getattr(kernels, launch.function), launch.signature, launch.constexprs, launch.attrs)
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    except Exception as error:  # noqa: BLE001 a variant that does not compile is a row of the table too
+    except Exception as error:  # a variant that does not compile is a row of the report too
         return str(error)[-300:]
     meta = compiled.metadata
-    return (
-        compiled.asm["cubin"],
-        meta.name,
-        meta.num_warps,
-        meta.shared,
-        getattr(meta, "global_scratch_size", 0),
-    )
+    return compiled.asm["cubin"], meta.name, meta.num_warps, meta.shared
 
 
 class Driver:
@@ -259,7 +239,9 @@ def key_of(case, plan, dtype):
 
 def main(variants_file, out_file, repeats=15):
     clock = time.time()
+    order = list(KERNELS)  # each pass takes what the one before it left
     variants = json.loads(Path(variants_file).read_text())
+    variants.sort(key=lambda v: (v["case"], v.get("dtype", "f16"), order.index(v["kernel"])))
     cases = {case.name: case for case in gpu_cases.CASES}
     plans, blocks = {}, {}
     for variant in variants:
@@ -301,7 +283,7 @@ def main(variants_file, out_file, repeats=15):
             row["error"] = result
             print(case.name, variant["kernel"], "does not compile:", result[-120:], flush=True)
             continue
-        cubin, symbol, warps, shared, scratch_size = result
+        cubin, symbol, warps, shared = result
         try:
             if variant["plan"] not in uploaded:
                 uploaded[variant["plan"]] = upload(torch, plans[variant["plan"]])
@@ -325,18 +307,16 @@ def main(variants_file, out_file, repeats=15):
             print(case.name, variant["kernel"], "does not run:", problem_text, flush=True)
             continue
         row |= dict(ms=round(ms, 4), relative_error=error, registers=registers, local=local, shared=shared)
-        options = launch.options | {n: launch.constexprs[n] for n in ("SPLIT", "HEAVIEST_FIRST")}
-        row |= dict(
-            warps=options["num_warps"],
-            stages=options["num_stages"],
-            split=options["SPLIT"],
-            heaviest_first=options["HEAVIEST_FIRST"],
+        row |= dict(warps=warps, stages=launch.options["num_stages"], maxnreg=launch.options["maxnreg"] or 0)
+        row |= dict(split=launch.constexprs["SPLIT"], heaviest_first=launch.constexprs["HEAVIEST_FIRST"])
+        how = " ".join(
+            f"{name} {row[name]}" for name in ("warps", "stages", "maxnreg", "split", "heaviest_first")
         )
-        flag = "" if error < 2e-2 else f"  WRONG {error:.2g}"
+        used = f"registers {registers} local {local} shared {shared >> 10}K"
+        wrong = "" if error < 2e-2 else f"  WRONG {error:.2g}"
+        tile = variant["by_key" if variant["kernel"] == "dkv" else "by_query"]
         print(
-            f"{case.name:20s} {variant['kernel']:7s} {variant['by_query']}{variant['by_key']} w{row['warps']} s{row['stages']} "
-            f"split{row['split']:d} hf{row['heaviest_first']:d} x{variant.get('maxnreg', 0)} {variant.get('function', '')} {variant.get('constexprs', '')} r{registers} l{local} {shared >> 10}K {ms:.4f} ms{flag}",
-            flush=True,
+            f"{case.name:19} {dtype} {variant['kernel']:7} {tile} {how} {used} {ms:.4f} ms{wrong}", flush=True
         )
         Path(out_file).write_text(json.dumps(rows, indent=0))
     print(f"{time.time() - clock:.0f} s in all")

@@ -1,4 +1,6 @@
-"""Which kernels a pass of attention compiles to, and how they are launched, as data. Imports neither Triton nor TensorFlow.
+"""Which kernels a pass of attention compiles to and how they are launched, as data.
+
+Imports neither Triton nor TensorFlow.
 
 A key names one compiled pass, in one word:
 
@@ -133,7 +135,7 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
     pointers = [*tensors.split(), "head_index", "order", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles"]
     signature = {name: _pointer_type(key, name) for name in pointers}
-    signature |= {name: "fp32" for name in scales.split()} | {name: "i32" for name in integers}
+    signature |= dict.fromkeys(scales.split(), "fp32") | dict.fromkeys(integers, "i32")
     constexprs = dict(
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
@@ -153,7 +155,7 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
     names |= {name: f"i:{name}" for name in integers} | {"tiles": f"i:{side}.most_tiles"}
     return Launch(
         function=function,
-        signature=signature | {name: "constexpr" for name in constexprs},
+        signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         # Every pointer is 16-byte aligned: TensorFlow's buffers are, and rows are multiples of 16 bytes.
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(pointers))},

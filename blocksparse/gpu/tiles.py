@@ -18,7 +18,7 @@ DTYPES |= {"f32": "single", "tf32": "single"}
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel runs. split: unmasked column tiles get a loop of their own; heaviest_first: see locate in the kernels."""
+    """How one kernel runs: split and heaviest_first are the kernels' SPLIT and HEAVIEST_FIRST."""
 
     warps: int
     stages: int

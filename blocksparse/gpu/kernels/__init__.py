@@ -1,4 +1,4 @@
-"""The Triton kernels. Imported only in processes without TensorFlow; everything here also runs in Triton's interpreter."""
+"""The Triton kernels, for processes without TensorFlow. All of it also runs in Triton's interpreter."""
 
 from .backward import attention_key_gradient, attention_query_gradient
 from .forward import attention_forward

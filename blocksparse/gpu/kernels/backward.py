@@ -17,7 +17,7 @@ def gather_query_gradient(
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr, FINITE: tl.constexpr,
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq + ds k over column tiles first .. last. FINITE silences keys that are NaN or infinite: who sees one has ds NaN."""
+    """dq + ds k over column tiles first .. last. FINITE silences NaN and infinite keys: who sees one has ds NaN."""
     if MASKED:
         rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
         low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
@@ -107,7 +107,7 @@ def gather_key_gradient(
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr,
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(dk + ds^T q, dv + p^T dout) over column tiles (of queries) first .. last; s, p, dp, ds stand as [keys, queries]."""
+    """(dk + ds^T q, dv + p^T dout) over tiles first .. last of queries; s, p, dp, ds stand as [keys, queries]."""
     for j in range(first, last):
         rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         queries = gather(q, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)

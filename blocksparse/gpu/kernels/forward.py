@@ -55,7 +55,7 @@ def attention_forward(
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, SPLIT: tl.constexpr, HEAVIEST_FIRST: tl.constexpr,
     PERMUTED: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a (batch, head, row tile). SPLIT: full column tiles in a loop of their own, without mask arithmetic."""
+    """One program a (batch, head, row tile). SPLIT: full column tiles in a loop without mask arithmetic."""
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return

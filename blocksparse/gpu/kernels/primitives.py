@@ -12,7 +12,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def locate(head_index, head_tiles, heads, tiles, SHARED: tl.constexpr, HEAVIEST_FIRST: tl.constexpr):
-    """This program's (batch, head, row tile, does it exist): heads with fewer row tiles than `tiles` have idle programs.
+    """This program's (batch, head, row tile, exists): heads with fewer row tiles than `tiles` have idle programs.
 
     The heads of the same rows run side by side, since they share memory pages. Batch rows follow one another, or
     alternate too when the heaviest row tiles of all of them, long before the light ones, are to start first.

@@ -1,0 +1,125 @@
+"""The tuning grid, and the table of tiles that its measurements make."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+# Cases that decide each (padded head dim, most columns a row sees on average) of the table.
+DECIDES = {
+    (32, 64): ["imagenet64 strided"],
+    (32, 300): ["imagenet64 local"],
+    (32, None): ["imagenet64 all"],
+    (64, 300): ["enwik8 local"],
+    (64, None): ["enwik8 fixed c32", "enwik8 fixed c8", "enwik8 all"],
+    (128, 64): ["cifar strided"],
+    (128, 300): ["cifar local"],
+    (128, None): ["cifar all"],
+}
+# Not measured: rows that keep shapes without a case of their own inside registers and shared memory.
+UNMEASURED = [
+    dict(dtype="half", dim=256, work=None, by_query=[64, 32], by_key=[64, 32]),
+    dict(dtype="single", dim=128, work=None, by_query=[32, 32], by_key=[32, 32]),
+    dict(dtype="single", dim=256, work=None, by_query=[16, 16], by_key=[16, 16]),
+]
+NAMES = {"forward": "attention_forward", "dq": "attention_query_gradient", "dkv": "attention_key_gradient"}
+
+
+def grid() -> list[dict]:
+    """Every variant that is timed: forward and dq share the plan's query side, dk and dv take its key side."""
+    variants = []
+    for (_, work), cases in DECIDES.items():
+        short = work is not None
+        shapes = (
+            [(32, 32)] if work == 64 else [(64, 32), (64, 64), *([] if short else [(64, 128), (128, 128)])]
+        )
+        for case, tile, kernel in itertools.product(cases, shapes, NAMES):
+            warps = (1, 2, 4) if tile[0] == 32 else (4,) if tile[0] == 64 else (8,)
+            for w, stages, registers in itertools.product(warps, (1, 2, 3), (0, 168, 128, 112, 96)):
+                for heaviest_first in (False,) if short else (False, True):
+                    how = dict(warps=w, stages=stages, split=not short, heaviest_first=heaviest_first)
+                    how |= dict(maxnreg=registers)
+                    variants.append(dict(case=case, kernel=kernel, by_query=tile, by_key=tile) | how)
+    return variants
+
+
+def measure(run) -> list[dict]:
+    """Times the grid on this machine's GPU; `run` starts a script and returns its JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        variants = Path(folder) / "variants.json"
+        variants.write_text(json.dumps(grid()))
+        return run("gpu_kernels.py", str(variants), without=("LD_LIBRARY_PATH", "PYTHONPATH"))
+
+
+def write(rows: list[dict], file: Path) -> None:
+    """The table: per kind of attention the tiles with the least total time, and for them each kernel's best launch."""
+    rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < 2e-2]
+    tiles, launches = [], {}
+    for (dim, work), cases in DECIDES.items():
+        by_query = fastest(rows, cases, ("forward", "dq"), "by_query")
+        by_key = fastest(rows, cases, ("dkv",), "by_key")
+        tiles.append(dict(dtype="half", dim=dim, work=work, by_query=by_query, by_key=by_key))
+        for kernel, side, (m, n) in (
+            ("forward", "by_query", by_query),
+            ("dq", "by_query", by_query),
+            ("dkv", "by_key", by_key),
+        ):
+            best = common(rows, cases, kernel, side, (m, n))
+            name = dict(kernel=NAMES[kernel], dtype="half", dim=dim, m=m, n=n, long=work is None)
+            how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
+            how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
+            launches.setdefault(tuple(name.values()), name | how)
+    tiles.sort(key=lambda row: (row["work"] != 64, row["dim"], row["work"] or 1e9))
+    lists = dict(tiles=[*tiles, *UNMEASURED], launches=list(launches.values()))
+    parts = [
+        f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
+        for name, some in lists.items()
+    ]
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def how_of(row: dict) -> tuple:
+    return row["warps"], row["stages"], row.get("maxnreg") or 0, row["split"], row["heaviest_first"]
+
+
+def of(rows, case, kernel, side, tile):
+    """Milliseconds by way of launching, the best of repeated measurements."""
+    found = {}
+    for row in rows:
+        if row["case"] == case and row["kernel"] == kernel and tuple(row[side]) == tuple(tile):
+            how = how_of(row)
+            if how not in found or row["ms"] < found[how]["ms"]:
+                found[how] = row
+    return found
+
+
+def fastest(rows, cases, kernels, side) -> list[int]:
+    """The tile with the least time, over the geometric mean of its cases."""
+    shapes = {tuple(row[side]) for row in rows if row["case"] in cases and row["kernel"] in kernels}
+
+    def cost(tile):
+        product = 1.0
+        for case in cases:
+            times = [of(rows, case, kernel, side, tile) for kernel in kernels]
+            if not all(times):
+                return float("inf")
+            product *= sum(min(row["ms"] for row in found.values()) for found in times)
+        return product
+
+    return list(min(sorted(shapes), key=cost))
+
+
+def common(rows, cases, kernel, side, tile) -> dict:
+    """The launch that is best for all the cases together, among those measured on each."""
+    measured = [of(rows, case, kernel, side, tile) for case in cases]
+    shared = set(measured[0]).intersection(*measured[1:])
+
+    def cost(how):
+        product = 1.0
+        for found in measured:
+            product *= found[how]["ms"]
+        return product
+
+    return measured[0][min(sorted(shared, key=str), key=cost)]
