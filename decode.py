@@ -86,92 +86,95 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
 class DecodeStep:
     """softmax(q k^T / sqrt(head_dim)) v of one query over the keys that its pattern lets it see.
 
-    The arguments are `blocksparse_attention_impl`'s, and fed 0, 1, 2, ... the outputs equal its rows to rounding. A
-    step costs what the pattern shows one query: local_attn_ctx for `local` and `chunk`, n_ctx / local_attn_ctx for
-    `strided`, that times vertsize * blocksize for `summary`; the cache of all but `all` and `strided` is as small.
+    Fed 0, 1, 2, ..., the outputs equal the rows of `blocksparse_attention_impl` to rounding. A step costs what the
+    pattern shows one query: local_attn_ctx for `local` and `chunk`, n_ctx / local_attn_ctx for `strided`, that times
+    vertsize * blocksize for `summary`. The caches are variables, which change in place; those of `all` and `strided`
+    hold every position, the others what can still be reached.
 
-        step = DecodeStep(n_ctx, heads, "fixed", 128, 32, num_verts=4, vertsize=1)
-        state = step.initial(batch, key_width, value_width)
-        out, state = step(q, k, v, state, position)     # q, k, v [batch, width] -> out [batch, value_width]
+        step = DecodeStep(batch, n_ctx, key_width, value_width, heads, "fixed", 128, 32, num_verts=4, vertsize=1)
+        out = step(q, k, v, position)     # q, k [batch, key_width], v [batch, value_width] -> out as v, float32
 
-    State is a nest of tensors for tf.while_loop. Softmax and sums run in float32; a query that sees no key gives zeros.
+    Args: batch; n_ctx, the positions there can be; the widths over all heads; the pattern as in
+        `blocksparse_attention_impl`; dtype of the caches.
+
+    Make it outside tf.function and call it inside. A new sequence just starts at position 0 again. Softmax and sums run
+    in float32; a query that sees no key gives zeros.
     """
 
     def __init__(
         self,
+        batch: int,
         n_ctx: int,
+        key_width: int,
+        value_width: int,
         heads: int,
         attn_mode: str | Sequence[str] = "all",
         local_attn_ctx: int | None = None,
         blocksize: int = 32,
         num_verts: int | None = None,
         vertsize: int | None = None,
+        dtype: tf.DType = tf.float32,
     ):
         modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
-        groups: dict[tuple[str, ...], list[int]] = {}
+        members: dict[tuple[str, ...], list[int]] = {}
         for head in range(heads):
-            groups.setdefault(modes[head % len(modes)].names, []).append(head)
+            members.setdefault(modes[head % len(modes)].names, []).append(head)
         self.heads = heads
-        self.groups = [
-            (members, _factors([modes[head % len(modes)] for head in members], n_ctx))
-            for members in groups.values()
-        ]
-        self.order = np.argsort(np.concatenate(list(groups.values())))
+        self.order = np.argsort(np.concatenate(list(members.values())))
+        self.groups = []
+        for group in members.values():
+            caches = []
+            for factor in _factors([modes[head % len(modes)] for head in group], n_ctx):
+                rows = len(group) * (factor.capacity + _SPARE)
+                keys, values = (
+                    tf.Variable(tf.zeros([rows, batch, width // heads], dtype), trainable=False)
+                    for width in (key_width, value_width)
+                )
+                caches.append((factor, keys, values))
+            self.groups.append((group, caches))
 
-    def initial(self, batch: int, key_width: int, value_width: int, dtype=tf.float32):
-        """Empty caches: (keys, values) [heads, capacity + 1, batch, width / heads] of each factor of each group."""
-
-        def empty(heads, capacity, width):  # one slot more takes what no query will read
-            return tf.zeros([heads, capacity + 1, batch, width // self.heads], dtype)
-
-        return [
-            [
-                (empty(len(heads), f.capacity, key_width), empty(len(heads), f.capacity, value_width))
-                for f in factors
-            ]
-            for heads, factors in self.groups
-        ]
-
-    def __call__(self, q, k, v, state, position):
+    def __call__(self, q, k, v, position) -> tf.Tensor:
         def split(x):  # [batch, width] -> [heads, batch, width / heads]
             return tf.transpose(tf.reshape(x, [-1, self.heads, x.shape[-1] // self.heads]), [1, 0, 2])
 
-        q, k, v = split(q), split(k), split(v)
-        outs, new = [], []
-        for (heads, factors), caches in zip(self.groups, state, strict=True):
-            of_group = [tf.gather(x, heads) for x in (q, k, v)]
-            out, caches = _attend(of_group, factors, caches, position)
-            outs.append(out)
-            new.append(caches)
+        qkv = [split(x) for x in (q, k, v)]
+        outs = [
+            _attend([tf.gather(x, group) for x in qkv], caches, position) for group, caches in self.groups
+        ]
         out = tf.gather(tf.concat(outs, axis=0), self.order)  # [heads, batch, value_dim]
-        return tf.reshape(tf.transpose(out, [1, 0, 2]), [-1, self.heads * out.shape[-1]]), new
+        return tf.reshape(tf.transpose(out, [1, 0, 2]), [-1, self.heads * out.shape[-1]])
 
 
-def _attend(qkv, factors, caches, position):
-    """q, k, v [heads, batch, dim] -> (out [heads, batch, value_dim], caches with position's key and value)."""
+# Beside its slots each head's cache has one of zeros, read where nothing is seen, and one for keys that nobody reads.
+_SPARE = 2
+
+
+def _attend(qkv, caches, position):
+    """q, k, v [heads, batch, dim] -> out [heads, batch, value_dim]; the caches take position's key and value."""
     q, k, v = qkv
-    heads = q.shape[0]
-    scores, values, new = [], [], []
-    for factor, cache in zip(factors, caches, strict=True):
-        slot = tf.where(factor.keeps(position), factor.slot(position), factor.capacity)
-        index = tf.stack([tf.range(heads), tf.broadcast_to(tf.reshape(slot, [-1]), [heads])], axis=1)
-        keys, vals = (
-            tf.tensor_scatter_nd_update(c, index, tf.cast(x, c.dtype)) for c, x in zip(cache, (k, v))
-        )
-        new.append((keys, vals))
+    scores, seen_values = [], []
+    for factor, keys, values in caches:
+        zeros, unread = factor.capacity, factor.capacity + 1
+        base = tf.range(q.shape[0])[:, None] * (
+            factor.capacity + _SPARE
+        )  # [heads, 1]: the heads' caches in a row
+        slot = tf.where(factor.keeps(position), factor.slot(position), unread)
+        rows = tf.reshape(base + slot, [-1])
+        for cache, x in ((keys, k), (values, v)):
+            cache.scatter_update(tf.IndexedSlices(tf.cast(x, cache.dtype), rows))
 
         reach = factor.reach(position)  # [heads or 1, m]
         seen = (reach >= 0) & factor.sees(position, reach)
-        slots = tf.where(seen, factor.slot(reach), factor.capacity)
-        slots = tf.broadcast_to(slots, [heads, tf.shape(slots)[1]])
-        near = tf.cast(tf.gather(keys, slots, batch_dims=1), tf.float32)  # [heads, m, batch, head_dim]
+        rows = base + tf.where(seen, factor.slot(reach), zeros)
+        # sparse_read, as a read of the whole variable would make the next update copy it.
+        near = tf.cast(keys.sparse_read(rows), tf.float32)  # [heads, m, batch, head_dim]
         score = tf.einsum("hbd,hmbd->hmb", tf.cast(q, tf.float32), near) * q.shape[-1] ** -0.5
         scores.append(tf.where(seen[..., None], score, -np.inf))
-        values.append(tf.cast(tf.gather(vals, slots, batch_dims=1), tf.float32))
+        seen_values.append(tf.cast(values.sparse_read(rows), tf.float32))
     score = tf.concat(scores, axis=1)
     top = tf.maximum(
         tf.reduce_max(score, axis=1, keepdims=True), tf.float32.min
     )  # finite where nothing is seen
     weight = tf.exp(score - top)
-    out = tf.einsum("hmb,hmbd->hbd", weight, tf.concat(values, axis=1))
-    return tf.math.divide_no_nan(out, tf.reduce_sum(weight, axis=1)[..., None]), new
+    out = tf.einsum("hmb,hmbd->hbd", weight, tf.concat(seen_values, axis=1))
+    return tf.math.divide_no_nan(out, tf.reduce_sum(weight, axis=1)[..., None])

@@ -101,19 +101,18 @@ class SparseSelfAttention(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def decode_step(self, n_ctx: int) -> DecodeStep:
-        """The same attention one position at a time; `step` feeds it."""
-        return DecodeStep(n_ctx, **self.pattern)
+    def decode_step(self, batch: int, n_ctx: int) -> DecodeStep:
+        """The same attention one position at a time, for `step`; the layer has to be built."""
+        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **self.pattern)
 
-    def step(self, x: tf.Tensor, decoder: DecodeStep, state, position):
-        """x [batch, width] at `position` -> (output [batch, width], new state).
+    def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
+        """x [batch, width] at `position` -> output [batch, width].
 
         Queries and keys are float32 here whatever the compute dtype: their products can overflow float16 (paper,
         section 5.6).
         """
         q, k, v = (tf.cast(layer(x), tf.float32) for layer in (self.query, self.key, self.value))
-        out, state = decoder(q, k, v, state, position)
-        return self.project(tf.cast(out, self.compute_dtype)), state
+        return self.project(tf.cast(decode(q, k, v, position), self.compute_dtype))
 
     def get_config(self):
         return {

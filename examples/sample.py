@@ -28,7 +28,7 @@ def make_generator(model: SparseTransformer, count: int, length: int):
     """Compiles (prompt [count, prompt length], temperature, seed) -> tokens [count, length]: one loop, one
     position at a time, which keeps the keys and values the patterns can still reach. Temperature 0 takes the
     likeliest token."""
-    decoders, empty = model.decoders(count)
+    decoders = model.decoders(count)
 
     @tf.function(
         input_signature=[
@@ -41,18 +41,18 @@ def make_generator(model: SparseTransformer, count: int, length: int):
         given = tf.shape(prompt)[1]
         prompt = tf.pad(prompt, [[0, 0], [0, length - given]])
 
-        def body(position, token, states, tokens):
-            logits, states = model.step(token, decoders, states, position)
+        def body(position, token, tokens):
+            logits = model.step(token, decoders, position)
             scaled = logits / tf.maximum(temperature, 1e-6)
             drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, position]), dtype=tf.int32)[
                 :, 0
             ]
             token = tf.where(temperature > 0, drawn, tf.argmax(logits, axis=-1, output_type=tf.int32))
             token = tf.where(position < given, prompt[:, position], token)
-            return position + 1, token, states, tokens.write(position, token)
+            return position + 1, token, tokens.write(position, token)
 
-        start = (0, tf.zeros(count, tf.int32), empty, tf.TensorArray(tf.int32, length))
-        *_, tokens = tf.while_loop(lambda position, *_: position < length, body, start)
+        start = (0, tf.zeros(count, tf.int32), tf.TensorArray(tf.int32, length))
+        _, _, tokens = tf.while_loop(lambda position, *_: position < length, body, start)
         return tf.transpose(tokens.stack())
 
     return generate

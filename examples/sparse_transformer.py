@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 from config import Config
 
+from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseSelfAttention
 from sparse_attention.recompute import recomputable
 
@@ -151,11 +152,10 @@ class ResidualBlock(keras.layers.Layer):
     def call(self, x, step=None, first_row=0):
         return self.block(x, step, first_row, recompute=self.config.recompute)
 
-    def step(self, x, decoder, state, position):
-        """x [batch, width] at `position` -> (the block's output there, new state)."""
-        a, state = self.attention.step(self.norm1(x), decoder, state, position)
-        x += a
-        return x + self.contract(self.expand(self.norm2(x))), state
+    def step(self, x, decode, position):
+        """x [batch, width] at `position` -> the block's output there."""
+        x += self.attention.step(self.norm1(x), decode, position)
+        return x + self.contract(self.expand(self.norm2(x)))
 
 
 class SparseTransformer(keras.Model):
@@ -193,20 +193,16 @@ class SparseTransformer(keras.Model):
             x = block(x, step=step if training else None, first_row=first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 
-    def decoders(self, batch: int):
-        """One decoding step a block, and their empty states."""
-        steps = [block.attention.decode_step(self.config.n_ctx) for block in self.blocks]
-        key_width = int(self.config.width * self.config.key_ratio)
-        return steps, tuple(step.initial(batch, key_width, self.config.width) for step in steps)
+    def decoders(self, batch: int) -> list[DecodeStep]:
+        """A decoding step for each block, to be made outside tf.function."""
+        return [block.attention.decode_step(batch, self.config.n_ctx) for block in self.blocks]
 
-    def step(self, token, decoders, states, position):
-        """The previous token [batch] at `position` -> (logits [batch, 256], new states)."""
+    def step(self, token, decoders: list[DecodeStep], position):
+        """The previous token [batch] at `position` -> logits [batch, 256]."""
         x = self.embedding.step(token, position)
-        new = []
-        for block, decoder, state in zip(self.blocks, decoders, states, strict=True):
-            x, state = block.step(x, decoder, state, position)
-            new.append(state)
-        return tf.cast(self.logits(self.norm(x)), tf.float32), tuple(new)
+        for block, decode in zip(self.blocks, decoders, strict=True):
+            x = block.step(x, decode, position)
+        return tf.cast(self.logits(self.norm(x)), tf.float32)
 
 
 def bits(logits, tokens):
