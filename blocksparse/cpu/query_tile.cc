@@ -26,9 +26,6 @@ void QueryTile::start(int32_t count) {
 }
 
 void QueryTile::load_queries(int32_t row, float scale) {
-  // Lanes past the tile take part in raise_shift: they must not depend on what this thread did before.
-  const int32_t rows = std::min(kStrip, count_ - row);
-  std::memset(staging + rows * head_width, 0, (kStrip - rows) * head_width * sizeof(float));
   const Vec factor = broadcast(scale * kLog2e);  // so that exp becomes exp2
   transpose_in(staging, head_width, factor, queries_ + row * head_width);
 }
@@ -70,9 +67,10 @@ void QueryTile::raise_shift(Softmax* softmax, int32_t begin, int32_t end, float*
     const Vec shift = softmax->shift[v];
     Vec top = shift;
     for (int32_t key = begin; key < end; ++key) top = max(top, load(scores_ + key * kStrip + v * kLanes));
-    if (!any(top > shift + 8.0f)) continue;
-    const Vec keep = shift == broadcast(-kInfinity) ? Vec{} : exp2(shift - top);
-    softmax->shift[v] = top;
+    const Bits passed = top > shift + 8.0f;
+    if (!any(passed)) continue;
+    softmax->shift[v] = passed ? top : shift;  // lane by lane: no query's result depends on its neighbours
+    const Vec keep = shift == broadcast(-kInfinity) ? Vec{} : exp2(shift - softmax->shift[v]);
     softmax->sum[v] *= keep;
     for (int32_t c = 0; c < value_dim_; ++c) {
       float* lanes = output + c * kStrip + v * kLanes;

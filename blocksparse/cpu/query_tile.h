@@ -12,7 +12,7 @@ class QueryTile {
 
   // Starts a tile of `count` queries: nothing summed yet.
   void start(int32_t count);
-  // Takes queries row .. row + kStrip, which stand in `staging`, rows past the tile included; `scale` folds into them.
+  // Takes queries row .. row + kStrip, which stand in `staging`; `scale` folds into them.
   void load_queries(int32_t row, float scale);
   // Softmax and weighted sum over the column tile in `keys` and `values`. mask: null when every query sees every key.
   void visit(const uint32_t* mask);

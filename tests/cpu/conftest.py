@@ -1,0 +1,6 @@
+"""Makes tests/oracle.py and cpu_cases.py importable."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
