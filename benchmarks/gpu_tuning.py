@@ -112,14 +112,14 @@ def fastest(rows, cases, kernels, side) -> list[int]:
 
 
 def common(rows, cases, kernel, side, tile) -> dict:
-    """The launch that is best for all the cases together, among those measured on each."""
+    """The launch that is best for all the cases together; where one was not measured, the case's slowest stands in."""
     measured = [of(rows, case, kernel, side, tile) for case in cases]
-    shared = set(measured[0]).intersection(*measured[1:])
+    known = {how: row for found in measured for how, row in found.items()}
 
     def cost(how):
         product = 1.0
         for found in measured:
-            product *= found[how]["ms"]
+            product *= found[how]["ms"] if how in found else max(row["ms"] for row in found.values())
         return product
 
-    return measured[0][min(sorted(shared, key=str), key=cost)]
+    return known[min(sorted(known, key=str), key=cost)]

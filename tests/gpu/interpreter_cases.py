@@ -22,6 +22,7 @@ sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 import numpy as np  # noqa: E402
 import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
+
 from blocksparse.gpu import kernels, manifest  # noqa: E402
 from blocksparse.layout import build_blocks  # noqa: E402
 from blocksparse.plan import make_plan  # noqa: E402

@@ -1,0 +1,96 @@
+"""Compiles the committed list of kernels for real architectures, without a GPU, and prints one JSON line a kernel.
+
+    python compile_cases.py [--all]      --all: the whole product of dtypes, head dims, blocks, work, architectures
+
+A line has the kernel's key, function, registers, bytes of local memory a thread (what spilled) and of shared memory.
+"""
+
+import itertools
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+GPU = Path(__file__).resolve().parents[2] / "blocksparse" / "gpu"
+sys.path.insert(0, str(GPU))
+
+import manifest  # noqa: E402
+import tiles  # noqa: E402
+
+NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
+ARCHITECTURES = (80, 89, 90, 100, 120)
+WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
+
+
+def keys(dtype, dims, block, work, capability, **flags):
+    """The forward and backward keys that an attention of this kind compiles."""
+    choice = tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability)
+    sides = [(m, n, min(block, m, n)) for m, n in choice]
+    flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long") | flags
+    yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
+    yield str(manifest.Key("backward", dtype, *dims, *sides, **flags, capability=capability))
+
+
+def committed():
+    """About 60 kernels: every tile of every table, every dtype, flag and architecture at least once."""
+    for dim, work in itertools.product((32, 64, 128), WORK):
+        yield from keys("f16", (dim, dim), 32, work, 90)
+    yield from keys("f16", (256, 256), 32, "long", 90)
+    yield from keys("f16", (8, 8), 8, "window", 90)
+    yield from keys("bf16", (96, 96), 16, "window", 90, permuted=True)
+    yield from keys("bf16", (64, 128), 64, "long", 90, shared=False)
+    yield from keys("f32", (64, 64), 32, "window", 90)
+    yield from keys("tf32", (64, 64), 32, "window", 90, wide=True)
+    for capability in (80, 89, 100, 120):
+        yield from keys("f16", (64, 64), 32, "long", capability)
+    yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
+    yield from keys("f32", (64, 64), 32, "long", 120)
+
+
+def product():
+    dims = [(dim, dim) for dim in (8, 16, 32, 64, 96, 128, 192, 256)] + [(64, 128)]
+    for dtype, dim, block, work, capability in itertools.product(
+        NAMES, dims, (8, 16, 32, 64, 128), WORK, ARCHITECTURES
+    ):
+        for permuted in (False, True):
+            yield from keys(dtype, dim, block, work, capability, permuted=permuted, shared=not permuted)
+
+
+def measure(job):
+    """One line of the report."""
+    key, number = job
+    import kernels
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    launch = manifest.launches(key)[number]
+    source = ASTSource(getattr(kernels, launch.function), launch.signature, launch.constexprs, launch.attrs)
+    row = dict(key=key, function=launch.function)
+    try:
+        target = GPUTarget("cuda", manifest.parse(key).capability, 32)
+        compiled = triton.compile(source, target=target, options=launch.options)
+    except Exception as error:
+        return row | dict(error=f"{type(error).__name__}: {error}"[:500])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return row | dict(registers=int(registers), local=int(stack), shared=compiled.metadata.shared)
+
+
+def main(everything):
+    chosen = dict.fromkeys(product() if everything else committed())
+    jobs = [(key, number) for key in chosen for number in range(len(manifest.launches(key)))]
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for row in pool.imap_unordered(measure, jobs):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main("--all" in sys.argv[1:])

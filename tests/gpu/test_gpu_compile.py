@@ -1,0 +1,48 @@
+"""A committed list of kernels compiles for every architecture, within its registers and shared memory."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_cases.py")
+SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
+SPILLED = {
+    "half": 160,
+    "single": 640,
+}  # bytes a thread; under a register limit some always do, and it pays (measured)
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """One record a kernel, compiled afresh."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_all_compile(kernels):
+    assert len(kernels) >= 55
+    assert not [kernel for kernel in kernels if "error" in kernel]
+
+
+def test_shared_memory_fits(kernels):
+    for kernel in kernels:
+        limit = SHARED[int(kernel["key"].rsplit("sm", 1)[1])]
+        assert kernel["shared"] <= limit << 10, kernel
+
+
+def test_little_spills(kernels):
+    for kernel in kernels:
+        kind = "single" if "f32" in kernel["key"].replace("bf", "") else "half"
+        assert kernel["local"] <= SPILLED[kind], kernel
+        assert kernel["registers"] <= 255

@@ -1,0 +1,37 @@
+"""The kernels' numbers in Triton's interpreter, in a process without TensorFlow (the two cannot share one)."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("interpreter_cases.py")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """What the script printed: one record a case."""
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+CASES = """causal|causal split|causal merged|local|fixed, per head|strided, 24 rows a class|one order a head|empty rows
+uneven heads|rectangular|value_dim differs|dims of 8|dims of 96|wide tiles|blocks of 64 in tiles of 32|wide offsets
+negative scale|scale of zero|float16|float16, permuted|bfloat16|NaN key|NaN key, split|NaN key, float16"""
+
+
+@pytest.mark.parametrize("case", CASES.replace("\n", "|").split("|"))
+def test_numbers(lines, case):
+    """Relative errors within the dtype's rounding; of poisoned cases, rows reached that should not be: none."""
+    tolerance = lines[case]["tolerance"]
+    wrong = {name: error for name, error in lines[case]["errors"].items() if not 0 <= error <= tolerance}
+    assert not wrong, f"{case}: {wrong}, allowed {tolerance}"
+
+
+def test_every_case_is_listed(lines):
+    assert set(lines) == set(CASES.replace("\n", "|").split("|"))
