@@ -109,10 +109,11 @@ class BlocksparseTransformer(LookupTables):
             raise TypeError(
                 f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
             )
-        order = tuple(np.broadcast_to(np.asarray(order, int), self.heads).tolist())
-        check_order(np.array(order), self.layout.query_time, self.layout.key_time, self.blk_size)
-        scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else float(scale)
-        out, lse = self._attention(q, k, v, scale, order)
+        order = self._check_order(order)
+        scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
+        if not isinstance(scale, (int, float, np.number)):
+            raise TypeError(f"scale is {scale!r}; it has to be a Python number")
+        out, lse = self._attention(q, k, v, float(scale), order)
         return (out, lse) if with_lse else out
 
     def query_key_op(self, q, k, name: str | None = None, bench: int = 0):
@@ -194,6 +195,16 @@ class BlocksparseTransformer(LookupTables):
                 f"{name} has shape {x.shape}; it has to be [batch, {', '.join(map(str, shape))}]"
             )
         return x
+
+    def _check_order(self, order) -> tuple[int, ...]:
+        """One number for each head."""
+        numbers = np.asarray(order, np.int32)
+        if numbers.shape not in ((), (self.heads,)):
+            raise ValueError(
+                f"order has {numbers.size} numbers; give one, or one for each of {self.heads} heads"
+            )
+        check_order(numbers, self.layout.query_time, self.layout.key_time, self.blk_size)
+        return tuple(np.broadcast_to(numbers, self.heads).tolist())
 
     def _check_key(self, key):
         static = tf.get_static_value(key) if tf.is_tensor(key) else key

@@ -56,7 +56,9 @@ def test_the_callback_is_called_once_a_block_in_order():
         return np.ones(arguments[0], bool)
 
     build_blocks(np.stack([CAUSAL, np.eye(3)]), 8, callback)
-    first = [((8, 8), 0, q, k, b) for b, (q, k) in enumerate([(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])]
+    first = [
+        ((8, 8), 0, q, k, b) for b, (q, k) in enumerate([(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+    ]
     assert calls == first + [((8, 8), 1, q, q, q) for q in range(3)]
     assert all(type(number) is int for call in calls for number in call[1:])
 
@@ -100,13 +102,29 @@ class TooFew:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((CAUSAL, 24), ValueError, r"block_size=24 is not offered; use one of \(8, 16, 32, 64, 128\) \(nearest: 16\)"),
+        (
+            (CAUSAL, 24),
+            ValueError,
+            r"block_size=24 is not offered; use one of \(8, 16, 32, 64, 128\) \(nearest: 16\)",
+        ),
         ((CAUSAL, 8), ValueError, "heads is None; a layout shared by all heads needs heads="),
         ((CAUSAL, 8, None, 0), ValueError, "heads=0 does not fit a layout of 1 heads"),
-        ((np.stack([CAUSAL] * 3), 8, None, 4), ValueError, "heads=4 does not fit a layout of 3 heads; use heads=3"),
-        ((np.ones(4), 8), ValueError, r"layout has shape \[4\]; it has to be \[query_blocks, key_blocks\] or"),
+        (
+            (np.stack([CAUSAL] * 3), 8, None, 4),
+            ValueError,
+            "heads=4 does not fit a layout of 3 heads; use heads=3",
+        ),
+        (
+            (np.ones(4), 8),
+            ValueError,
+            r"layout has shape \[4\]; it has to be \[query_blocks, key_blocks\] or",
+        ),
         ((np.ones((2, 0)), 8), ValueError, r"layout has shape \[2, 0\]"),
-        ((np.array([["x"]]), 8), TypeError, "layout has dtype <U1; give a boolean array or scipy.sparse matrices"),
+        (
+            (np.array([["x"]]), 8),
+            TypeError,
+            "layout has dtype <U1; give a boolean array or scipy.sparse matrices",
+        ),
         (
             ([sparse.eye(2), sparse.eye(3)], 8),
             ValueError,
