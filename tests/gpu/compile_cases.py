@@ -51,12 +51,11 @@ def committed():
 
 
 def product():
-    dims = [(dim, dim) for dim in (8, 16, 32, 64, 96, 128, 192, 256)] + [(64, 128)]
-    for dtype, dim, block, work, capability in itertools.product(
-        NAMES, dims, (8, 16, 32, 64, 128), WORK, ARCHITECTURES
-    ):
-        for permuted in (False, True):
-            yield from keys(dtype, dim, block, work, capability, permuted=permuted, shared=not permuted)
+    dims = [(dim, dim) for dim in (8, 32, 64, 96, 128, 256)] + [(64, 128)]
+    for dtype, dim, work, capability in itertools.product(NAMES, dims, WORK, ARCHITECTURES):
+        for block in (8, 16, 32, 64, 128):
+            yield from keys(dtype, dim, block, work, capability)
+        yield from keys(dtype, dim, 32, work, capability, permuted=True, shared=False, wide=True)
 
 
 def measure(job):
@@ -88,9 +87,12 @@ def main(everything):
     chosen = dict.fromkeys(product() if everything else committed())
     jobs = [(key, number) for key in chosen for number in range(len(manifest.launches(key)))]
     with multiprocessing.get_context("fork").Pool() as pool:
+        failures = 0
         for row in pool.imap_unordered(measure, jobs):
+            failures += "error" in row
             print(json.dumps(row), flush=True)
+    return int(failures > 0)
 
 
 if __name__ == "__main__":
-    main("--all" in sys.argv[1:])
+    sys.exit(main("--all" in sys.argv[1:]))
