@@ -5,9 +5,15 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import replace
 
+import checkpoint
+import evaluate
 import numpy as np
+import plot
 import pytest
+import sample
+import train
 
 sys.path.insert(0, os.path.dirname(__file__))
 from runs import EXAMPLES, arrays, finish, metrics, run, start, train_command
@@ -102,20 +108,53 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
 
 
 def test_another_configuration_is_refused(unbroken):
-    output = stopped(train_command(unbroken, STEPS, "width=64"))
-    assert "holds a run with another configuration (width 32 -> 64); choose another --out" in output
+    settings = checkpoint.read_config(unbroken)
+    checkpoint.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
+    with pytest.raises(ValueError, match=r"another configuration \(width 32 -> 64\); choose another --out"):
+        checkpoint.write_config(unbroken, replace(settings, width=64))
 
 
-def test_a_missing_file_is_named(tmp_path):
-    output = stopped([*train_command(tmp_path, STEPS), "--data", str(tmp_path / "enwik8")])
-    assert "enwik8: no such file. Wanted: a text file" in output
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK\3\4nothing")
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged .*; delete it to start over"):
+        checkpoint.read(tmp_path)
 
 
-def test_the_other_commands_take_the_run(unbroken):
-    output = run([str(EXAMPLES / "evaluate.py"), str(unbroken), "--limit", "3", "--min-context", "32"])
-    assert "bits per dim on test, minimum context 32" in output
-    output = run([str(EXAMPLES / "sample.py"), str(unbroken), "--length", "40", "--prompt", "import "])
-    assert "import " in output
+def call(monkeypatch, module, *arguments):
+    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_the_other_commands_take_the_run(unbroken, monkeypatch, capsys):
+    call(monkeypatch, evaluate, unbroken, "--limit", 3, "--min-context", 32)
+    call(monkeypatch, sample, unbroken, "--length", 40, "--prompt", "import ")
+    call(monkeypatch, plot, "curves", unbroken, "--out", unbroken / "curves.png")
+    output = capsys.readouterr().out
+    assert "bits per dim on test, minimum context 32" in output and "import " in output
     assert (unbroken / "sample.txt").stat().st_size == 40
-    run([str(EXAMPLES / "plot.py"), "curves", str(unbroken), "--out", str(unbroken / "curves.png")])
     assert (unbroken / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "module, arguments, message",
+    [
+        (evaluate, ["none"], r"evaluate\.py: none holds no run .*train one with examples/train\.py"),
+        (sample, ["none"], r"sample\.py: none holds no run"),
+        (plot, ["curves", "none"], r"plot\.py: none/metrics\.csv does not exist"),
+        (
+            train,
+            ["enwik8_small", "--data", "none/enwik8"],
+            r"train\.py: none/enwik8: no such file\. Wanted: a text file",
+        ),
+        (
+            train,
+            ["enwik8_small", "--override", "depth=3"],
+            r"train\.py: --override depth=3: wanted key=value",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_commands_end_with_a_sentence(module, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, module, *arguments)
