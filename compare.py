@@ -91,7 +91,8 @@ def _compare(dense: Callable, blocksparse: Callable, args) -> int:
     tolerance, failed = _tolerance(dtype), []
     for name, attn_mode, sizes in _patterns(args):
         pattern = {"heads": args.heads, "attn_mode": attn_mode, "blocksize": args.blocksize, **sizes}
-        errors, cells = _measure(_step(dense, pattern), _step(blocksparse, pattern), inputs)
+        steps = [_step(attend, pattern, inputs) for attend in (dense, blocksparse)]
+        errors, cells = _measure(*steps, inputs)
         context, density = sizes.get("local_attn_ctx", ""), _density(pattern, args.n_ctx)
         _print_row((name, f"{context}", f"{args.blocksize}", f"{density:.2%}", *cells))
         if not all(error <= tolerance for error in errors):  # NaN fails too
@@ -103,13 +104,13 @@ def _compare(dense: Callable, blocksparse: Callable, args) -> int:
     return 1 if failed else 0
 
 
-def _measure(dense: Callable, sparse: Callable, inputs: list[tf.Tensor]) -> tuple[list[float], list[str]]:
+def _measure(dense, sparse, inputs: list[tf.Tensor]) -> tuple[list[float], list[str]]:
     """Errors of output and gradients, and the cells that tell them, the times and the kernel."""
     expected, got = dense(*inputs), sparse(*inputs)
     errors = [_error(*pair) for pair in zip(got, expected)]
     slow, fast = _milliseconds(dense, inputs), _milliseconds(sparse, inputs)
     shown = (f"{errors[0]:.1e}", f"{max(errors[1:]):.1e}", f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}")
-    return errors, [*shown, _kernel(sparse, inputs)]
+    return errors, [*shown, _kernel(sparse)]
 
 
 def _print_row(cells: Sequence[str]) -> None:
@@ -117,7 +118,11 @@ def _print_row(cells: Sequence[str]) -> None:
     print(f"{cells[0]:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells[1:], others)), flush=True)
 
 
-def _step(attend: Callable, pattern: dict) -> tf.types.experimental.GenericFunction:
+def _step(
+    attend: Callable, pattern: dict, inputs: Sequence[tf.Tensor]
+) -> tf.types.experimental.ConcreteFunction:
+    """Output and gradients of one pattern, traced."""
+
     @tf.function(autograph=False)
     def step(q, k, v, gradient):
         with tf.GradientTape() as tape:
@@ -125,7 +130,7 @@ def _step(attend: Callable, pattern: dict) -> tf.types.experimental.GenericFunct
             out = attend(q, k, v, recompute=True, **pattern)
         return out, *tape.gradient(out, (q, k, v), gradient)
 
-    return step
+    return step.get_concrete_function(*inputs)
 
 
 def _error(got: tf.Tensor, expected: tf.Tensor) -> float:
@@ -165,8 +170,8 @@ def _density(pattern: dict, n_ctx: int) -> float:
     return total / (pattern["heads"] * n_ctx * (n_ctx + 1) / 2)
 
 
-def _kernel(step, inputs: Sequence[tf.Tensor]) -> str:
-    operations = step.get_concrete_function(*inputs).graph.get_operations()
+def _kernel(step) -> str:
+    operations = step.graph.get_operations()
     return kernel_name() if any(op.type == "BlocksparseAttention" for op in operations) else "reference"
 
 

@@ -104,7 +104,7 @@ class _EagerPass:
             run = tf.function(self.draws.replaying(run), autograph=False)
         dys, again = _guarded(dys, self.inputs)
         with tf.GradientTape() as tape:
-            tape.watch([x for x in again if x.dtype.is_floating or x.dtype.is_complex])
+            tape.watch([x for x in again if _has_gradient(x)])
             result = run(again)
         ys, dys = _differentiable(result, dys)
         return tape.gradient(ys, [*again, *self.variables], output_gradients=dys)
@@ -133,12 +133,14 @@ class _GraphPass:
         return grads[: len(again)] + [of_captures.get(root) for root in self.roots]
 
 
+def _has_gradient(x: tf.Tensor) -> bool:
+    return x.dtype.is_floating or x.dtype.is_complex
+
+
 def _differentiable(result: Any, dys: Sequence[tf.Tensor]) -> tuple[list, list]:
     """The outputs that have a gradient, with it."""
     ys = [y for y in tf.nest.flatten(result, expand_composites=True) if isinstance(y, tf.Tensor)]
-    pairs = [
-        (y, dy) for y, dy in zip(ys, dys) if dy is not None and (y.dtype.is_floating or y.dtype.is_complex)
-    ]
+    pairs = [(y, dy) for y, dy in zip(ys, dys) if dy is not None and _has_gradient(y)]
     return [y for y, _ in pairs], [dy for _, dy in pairs]
 
 
@@ -154,7 +156,8 @@ def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
     found = {}
     for operation in operations:
         for x in operation.inputs:
-            if x.op not in inside and x.ref() not in own and (x.dtype.is_floating or x.dtype == tf.resource):
+            wanted = _has_gradient(x) or x.dtype == tf.resource  # the handle of a variable, perhaps
+            if wanted and x.op not in inside and x.ref() not in own:
                 found[_origin(x).ref()] = x
     return result, found
 

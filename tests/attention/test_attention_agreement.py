@@ -189,6 +189,21 @@ def test_what_a_query_does_not_see_never_matters(random, attend, name):
         np.testing.assert_array_equal(changed, seen[:, :, j])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["local", "fixed", "merged", "per head, some merged"])
+def test_a_key_that_is_no_number_reaches_the_queries_that_see_it(random, name, bad):
+    q, k, v, gradient = draw(random)
+    j, seen = 17, visible(CASES[name])
+    spoilt = k.numpy()
+    spoilt[:, j] = bad
+    out, dq, *_ = run(blocksparse_attention_impl, q, tf.constant(spoilt), v, gradient, CASES[name])
+    for x in (out, dq):
+        finite = np.isfinite(x.numpy().reshape(BATCH, TIME, HEADS, -1)).all((0, 3)).T  # [heads, time]
+        assert finite[~seen[:, :, j]].all()
+        if np.isnan(bad):
+            assert not finite[seen[:, :, j]].any()
+
+
 def test_each_batch_row_equals_itself_alone(random):
     q, k, v, _ = draw(random)
     for name in ("fixed", "merged"):
