@@ -17,15 +17,16 @@ def gather_query_gradient(
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr, FINITE: tl.constexpr,
     PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq + ds k over column tiles first .. last. FINITE silences NaN and infinite keys: who sees one has ds NaN."""
+    """dq + ds k over column tiles first .. last. FINITE silences NaN and infinite keys: who sees one has ds NaN.
+
+    Row and mask numbers are loaded ahead where there are masks; loops without them are long, and slower that way.
+    """
     if MASKED:
         rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
         low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
         number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        if (
-            not MASKED
-        ):  # long loops are slower with row numbers loaded ahead (measured), unlike the forward pass's
+        if not MASKED:
             rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
         values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)

@@ -63,9 +63,8 @@ def gathered_rows(
 def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
     """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
     row = tl.arange(0, M)
-    wanted = (
-        row * 0 + wanted != 0
-    )  # a whole vector: the interpreter takes no scalar condition for a vector of loads
+    # A whole vector: the interpreter takes no scalar condition for a vector of loads.
+    wanted = row * 0 + wanted != 0
     if N <= 32:
         low = tl.load(masks + number * M + row, mask=wanted, other=-1).to(tl.int64)
         return low, low
