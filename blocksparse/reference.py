@@ -25,10 +25,12 @@ _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
 
 
 def attention(q, k, v, tables: Tables, scale: float):
-    """(out, lse) of q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim] and v
-    [batch, key_time, heads * value_dim], all of one dtype: out [batch, query_time, heads * value_dim] in that
-    dtype and lse float32 [batch, heads, query_time]. A query that sees no key has out 0, lse -inf and zero
-    gradients.
+    """(out, lse), with the gradient written out in `backward`.
+
+    q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
+    v: [batch, key_time, heads * value_dim], all of one dtype.
+    out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
+    A query that sees no key has out 0, lse -inf and zero gradients.
     """
 
     @tf.custom_gradient
@@ -66,16 +68,16 @@ class Tables:
         # Heads with one layout are batch rows; else all heads stand below each other in one block matrix.
         self.fold = self.heads if len(blocks.heads) == 1 else 1
         heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
-        seen = [blocks.masks.any((1, 2))[head.mask] for head in heads]
-        query = [
-            head.query[s] + blocks.query_blocks * h
-            for h, (head, s) in enumerate(zip(heads, seen, strict=True))
+        below = [
+            np.array([[h * blocks.query_blocks], [h * blocks.key_blocks], [0]]) for h in range(len(heads))
         ]
-        key = [
-            head.key[s] + blocks.key_blocks * h for h, (head, s) in enumerate(zip(heads, seen, strict=True))
+        entries = [
+            np.stack([head.query, head.key, head.mask]) + down
+            for head, down in zip(heads, below, strict=True)
         ]
-        mask = [head.mask[s] for head, s in zip(heads, seen, strict=True)]
-        query, key, mask = np.concatenate(query), np.concatenate(key), np.concatenate(mask)
+        query, key, mask = np.concatenate(entries, axis=1)
+        seen = blocks.masks.any((1, 2))[mask]
+        query, key, mask = query[seen], key[seen], mask[seen]
         limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
         masks = np.concatenate([blocks.masks, np.zeros_like(blocks.masks[:1])])  # the last: nobody sees it
         self.by_query = _Side(query, key, mask, blocks.query_blocks * len(heads), masks, limit)
@@ -154,7 +156,8 @@ class _Side:
             missing = rectangle.entries < 0
             entries = np.where(missing, rectangle.entries[..., :1], rectangle.entries)
             shown = np.where(missing, len(masks) - 1, mask[entries]).astype(np.int32)
-            self.chunks.append(_Chunks(rectangle.rows, column[entries], shown))
+            columns = column[entries].astype(np.int32)
+            self.chunks.append(_Chunks(rectangle.rows, columns, shown))
 
     def visible(self, masks):
         """Who sees whom, bool [R, block_size, C * block_size]."""

@@ -54,8 +54,7 @@ class BlocksparseTransformer(LookupTables):
     Raises ValueError or TypeError that name the argument, what came and what is wanted.
 
     Block-sparse matrices are [batch, heads, blocks, block_size, block_size], blocks sorted by (query, key).
-    `attention` takes heads with different numbers of blocks; the separate steps and their tables need equal
-    numbers.
+    Heads may have different numbers of blocks in `attention`; the separate steps and their tables need equal ones.
     """
 
     def __init__(
@@ -147,8 +146,7 @@ class BlocksparseTransformer(LookupTables):
             return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
 
     def masked_softmax(self, x, scale: float = 1.0, autoregress_at_key=None, dtype=None):
-        """Softmax of scale * x along each query's visible keys; 0 where invisible, and in a row that sees
-        nothing.
+        """Softmax of scale * x along each query's visible keys; 0 where invisible, and in rows that see nothing.
 
         autoregress_at_key: a key number or a scalar integer tensor: keys from there on are also invisible to
             the queries before them; below it the mask alone decides. Raises ValueError without a
@@ -168,6 +166,10 @@ class BlocksparseTransformer(LookupTables):
 
     @cached_property
     def _products(self) -> BlockProducts:
+        if self.blocks == 0:
+            raise ValueError(
+                "layout has no active block; the separate steps need one, attention(q, k, v) does not"
+            )
         query, key = np.moveaxis(self.nt_lut, 2, 0)
         return BlockProducts(query, key, self.ctx_blks_q, self.ctx_blks_k, self.blk_size, self.heads)
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blocksparse import BlocksparseTransformer, clear_bst_constants, ops
+from blocksparse import BlocksparseTransformer, clear_bst_constants, ops, reference
 
 EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 ROOT = Path(__file__).parents[2]
@@ -135,6 +135,29 @@ def test_functions_with_unknown_batch(kernels, small, jit_compile):
     for a, b in zip(step(*(x[:1] for x in inputs)), eager, strict=True):
         oracle.assert_close("batch of 1", a, b[:1], EPSILON["float32"])
     assert [x.shape[0] for x in step(*(x[:0] for x in inputs))] == [0] * 5
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_the_reference_in_many_chunks(monkeypatch, per_head, jit_compile):
+    """Long rows are walked by a loop; what it computes does not depend on where it is cut."""
+    monkeypatch.setenv("BLOCKSPARSE_KERNELS", "reference")
+    monkeypatch.setattr(reference, "_CHUNK", 1 << 15)
+    layout = np.stack([np.tri(12), np.tri(12) * (np.arange(12) % 3 > 0)]) if per_head else np.tri(12)
+    bst = BlocksparseTransformer(layout, 8, 2, causal)
+    tables = bst._attention.tables((1, 1))
+    assert max(len(chunk.rows) for chunk in tables.by_key.chunks) > 1
+    generator = np.random.default_rng(5)
+    q, k, v, dout = (generator.standard_normal((2, 96, 16)).astype(np.float32) for _ in range(4))
+    dlse = generator.standard_normal((2, 2, 96)).astype(np.float32)
+    step = tf.function(
+        lambda *x: gradients(lambda *y: bst.attention(*y, scale=0.3, with_lse=True), list(x), dout, dlse),
+        jit_compile=jit_compile,
+    )
+    visible = oracle.dense_mask(layout, 8, causal, 2)
+    want = oracle.attention(q, k, v, visible, 0.3, dout, np.where(visible.any(2), dlse, 0))
+    for name, x, truth in zip(("out", "lse", "dq", "dk", "dv"), step(q, k, v), want, strict=True):
+        oracle.assert_close(name, x, truth, EPSILON["float32"])
 
 
 def test_same_bits_every_run(kernels, small):
@@ -289,7 +312,7 @@ def test_nothing_larger_than_the_inputs_is_kept_for_the_gradient(kernels):
 GRAPH = """
     import numpy as np, tensorflow.compat.v1 as tf
     tf.disable_v2_behavior()
-    from blocksparse import BlocksparseTransformer, clear_bst_constants, ops
+    from blocksparse import BlocksparseTransformer, clear_bst_constants, ops, reference
 
     causal = lambda s, h, q, k, b: np.tri(*s, k=(q - k) * s[0], dtype=bool)
     bst = BlocksparseTransformer(np.tri(4, dtype=bool), 16, 2, causal)

@@ -153,6 +153,14 @@ def test_different_numbers_of_blocks_need_the_fused_attention():
             wrong()
 
 
+def test_no_block_at_all():
+    bst = BlocksparseTransformer(np.zeros((3, 3)), 8, 2)
+    out, lse = bst.attention(X, X, X, with_lse=True)
+    assert not out.numpy().any() and np.isneginf(lse).all() and bst.blocks == 0
+    with pytest.raises(ValueError, match="layout has no active block; the separate steps need one"):
+        bst.query_key_op(X, X)
+
+
 X = np.zeros((2, 24, 16), np.float32)
 W = np.zeros((2, 2, 6, 8, 8), np.float32)
 
