@@ -105,7 +105,7 @@ def blocksparse_attention_impl(
         blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
         num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a
             chunk's end, as its summary columns.
-        recompute: as in `attention_impl`; here nothing of such size is kept in any case.
+        recompute: as in `attention_impl`; here nothing of the scores' size is kept in either case.
 
     Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
         gives zeros, with zero gradients.
@@ -114,7 +114,7 @@ def blocksparse_attention_impl(
     Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.
     """
     q, k, v = _check_tensors(q, k, v, heads)
-    n_ctx = _check_time(q, blocksize)
+    n_ctx = _check_time(q)
     modes = _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
     if not hasattr(BlocksparseTransformer, "attention"):
         return _three_steps(q, k, v, heads=heads, modes=modes, blocksize=blocksize, recompute=recompute)
@@ -158,10 +158,9 @@ def get_blocksparse_obj(
 ) -> BlocksparseTransformer:
     """The BlocksparseTransformer of a pattern, in natural order; `strided` alone in `strided_transpose`'s."""
     modes = _check_modes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
-    patterns = (
-        [_one_pass(mode, n_ctx) for mode in modes] if len(modes) == 1 else [mode.pattern() for mode in modes]
-    )
-    return _blocksparse(patterns, n_ctx, n_heads, blocksize)
+    if len(modes) == 1:
+        return _blocksparse([_one_pass(modes[0], n_ctx)], n_ctx, n_heads, blocksize)
+    return _blocksparse([mode.pattern() for mode in modes], n_ctx, n_heads, blocksize)
 
 
 def get_callback(
@@ -272,32 +271,25 @@ def _passes(
 def _blocksparse(
     patterns: Sequence[Pattern], n_ctx: int, heads: int, blocksize: int
 ) -> BlocksparseTransformer:
-    """Head h has patterns[h % len(patterns)]."""
+    """The object whose head h has patterns[h % len(patterns)]."""
+    callback = _SizedCallback(patterns, blocksize)
     blocks = n_ctx // blocksize
-    layouts = [BlockTable(pattern, blocksize).layout(blocks) for pattern in patterns]
-    layout: object
-    if len(layouts) > 1:
-        layouts = [layouts[head % len(layouts)] for head in range(heads)]
-    if len(layouts) * blocks**2 > _LARGEST_LAYOUT:
-        layout = layouts if len(layouts) > 1 else layouts[0]
-    else:
-        layout = np.stack([head.toarray() for head in layouts])
-        layout = layout if len(layouts) > 1 else layout[0]
-    callback = _Callback(patterns, blocksize)
+    distinct = [table.layout(blocks) for table in callback.tables]
+    shared = len(distinct) == 1
+    layouts = distinct if shared else [distinct[head % len(distinct)] for head in range(heads)]
+    layout: object = layouts[0] if shared else layouts
+    if len(layouts) * blocks**2 <= _LARGEST_LAYOUT:
+        dense = np.stack([head.toarray() for head in layouts])
+        layout = dense[0] if shared else dense
     return BlocksparseTransformer(layout, block_size=blocksize, mask_callback=callback, heads=heads)
 
 
 class _Callback:
-    """A mask_callback; given a blocksize it names a representative of each block: few are evaluated."""
+    """A mask_callback; head h has patterns[h % len(patterns)]."""
 
-    def __init__(self, patterns: Sequence[Pattern], blocksize: int | None = None):
+    def __init__(self, patterns: Sequence[Pattern]):
         self.patterns = patterns
         self.distinct_heads = len(patterns)
-        if blocksize:
-            tables = [BlockTable(pattern, blocksize) for pattern in patterns]
-            self.representative = lambda head_idx, qry_idx, key_idx: tables[
-                head_idx % len(tables)
-            ].representative(qry_idx, key_idx)
 
     def __call__(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
         return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
@@ -305,6 +297,17 @@ class _Callback:
     def batch(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
         pattern = self.patterns[head_idx % len(self.patterns)]
         return BlockTable(pattern, blk_shape[0]).masks(qry_idx, key_idx)
+
+
+class _SizedCallback(_Callback):
+    """One for a known blocksize, which names a block that stands for all with its mask: few are evaluated."""
+
+    def __init__(self, patterns: Sequence[Pattern], blocksize: int):
+        super().__init__(patterns)
+        self.tables = [BlockTable(pattern, blocksize) for pattern in patterns]
+
+    def representative(self, head_idx, qry_idx, key_idx) -> tuple[np.ndarray, np.ndarray]:
+        return self.tables[head_idx % len(self.tables)].representative(qry_idx, key_idx)
 
 
 def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -343,7 +346,7 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     return q, k, v
 
 
-def _check_time(q: tf.Tensor, blocksize: int) -> int:
+def _check_time(q: tf.Tensor) -> int:
     n_ctx = q.shape.as_list()[1]
     if n_ctx is None:
         raise ValueError(
