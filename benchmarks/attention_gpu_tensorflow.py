@@ -121,7 +121,7 @@ def measured(case: gpu_cases.Case, attend) -> dict:
 def draw(case: gpu_cases.Case) -> list[tf.Tensor]:
     """q, k, v and the gradient of the result."""
     shape = case.batch, case.time, case.heads * case.dim
-    return [tf.random.stateless_normal(shape, [0, number], tf.float16) for number in range(4)]
+    return [tf.random.stateless_normal(shape, [0, number], dtype=tf.float16) for number in range(4)]
 
 
 def relative_error(case: gpu_cases.Case, got, inputs) -> float:
@@ -162,7 +162,7 @@ def one_head(case: gpu_cases.Case, head: int, q, k, v, dout):
 def host_overhead() -> dict:
     """Microseconds of the host for one call inside a graph."""
     bst = BlocksparseTransformer(np.ones((1, 1), bool), 32, 1)
-    x = tf.random.stateless_normal([1, 32, 32], [0, 0], tf.float16)
+    x = tf.random.stateless_normal([1, 32, 32], [0, 0], dtype=tf.float16)
 
     def best(link) -> float:
         @tf.function(autograph=False)

@@ -11,12 +11,14 @@
 
 REGISTER_OP("BlocksparseMark")
     .Input("x: T")
+    .Input("after: After")
     .Output("y: T")
     .Attr("T: type")
+    .Attr("After: list(type) >= 0")
     .Attr("flush: int = 0")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::UnchangedShape)
-    .Doc(R"doc(x itself; records an event on the GPU's stream, after clearing `flush` bytes of scratch to empty the caches.)doc");
+    .Doc(R"doc(x itself; when x and `after` are ready, clears `flush` bytes to empty the caches and records an event.)doc");
 
 namespace blocksparse::gpu {
 namespace {

@@ -236,7 +236,7 @@ def test_more_than_two_to_the_31_elements():
     time_steps, heads, batch = 65536, 16, 33
     near = np.eye(512, dtype=bool) | np.eye(512, k=-1, dtype=bool)
     bst = BlocksparseTransformer(near, 128, heads, causal)
-    x = tf.random.stateless_normal([batch, time_steps, heads * 64], [1, 2], tf.float16)
+    x = tf.random.stateless_normal([batch, time_steps, heads * 64], [1, 2], dtype=tf.float16)
     assert np.prod(x.shape) > 2**31
 
     def step(x):

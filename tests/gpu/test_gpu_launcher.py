@@ -1,0 +1,178 @@
+"""The launcher's parts that need no GPU: manifests, and compiling in a process of its own."""
+
+import ctypes
+import importlib.util
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from blocksparse import backends, native
+from blocksparse.gpu import manifest, runtime
+
+SYMBOLS = (
+    "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
+    "q.most_tiles q.most_columns k.M k.N k.g k.tiles k.column_tiles k.distinct_masks k.most_tiles k.most_columns"
+).split()
+KEYS = [
+    "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90",
+    "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-sm80",
+]
+
+
+@pytest.fixture(scope="module")
+def library():
+    try:
+        return backends.gpu_library()[1]
+    except native.BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def compiler(library, tmp_path):
+    """Asks for keys from a compile process of the test's own: call(program, key) -> folder or message."""
+    out = ctypes.create_string_buffer(4096)
+
+    def configure(program, folders=(tmp_path,)):
+        command = [sys.executable, "-c", textwrap.dedent(program), str(folders[-1])] if program else []
+        library.blocksparse_gpu_configure("\n".join(map(str, folders)).encode(), "\n".join(command).encode())
+
+    def folder(key):
+        library.blocksparse_gpu_folder(key.encode(), out, len(out))
+        return out.value.decode()
+
+    configure.folder = folder
+    yield configure
+    runtime.configure(library, native.cache_folder())
+
+
+# One argument a line: newlines separate the words of the command, so the programs are single lines.
+WRITES = "import os, sys; f = sys.argv[1] + '/' + sys.argv[2]; os.makedirs(f); open(f + '/manifest', 'w'); "
+WRITES += "open(sys.argv[1] + '/runs', 'a').write('.')"
+
+
+def describe(library, text, **symbols):
+    values = (ctypes.c_int64 * len(SYMBOLS))(*(symbols.get(name, 1) for name in SYMBOLS))
+    out = ctypes.create_string_buffer(8192)
+    library.blocksparse_gpu_describe(text.encode(), values, out, len(out))
+    return out.value.decode()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_launcher_reads_what_the_compiler_writes(library, key):
+    files = {
+        launch.function: (f"{launch.function}.cubin", "symbol", 4, 1000) for launch in manifest.launches(key)
+    }
+    sizes = {"batch": 3, "heads": 5, "query_time": 7, "q.most_tiles": 11, "k.most_tiles": 13}
+    lines = describe(library, manifest.text(key, files), **sizes).splitlines()
+    assert lines[0] == key
+    by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    for launch in manifest.launches(key):
+        tiles = sizes["q.most_tiles"] if launch.args.count("p:q.rows") else sizes["k.most_tiles"]
+        words = by_name[launch.function]
+        assert words[:5] == ["4", "1000", str(tiles * 5 * 3), "1", "1"]
+        assert len(words) == 5 + len(launch.args)
+    if key.startswith("backward"):
+        assert by_name["delta"] == [str(4 * 3 * 5 * 7)]
+
+
+@pytest.mark.parametrize(
+    "text, wrong",
+    [
+        ("", "empty manifest"),
+        ("blocksparse-manifest 2 k", "line 1: not a manifest of version 1"),
+        ("blocksparse-manifest 1 k\ntemp a 4*(batch", "line 2: bad expression '4*(batch'"),
+        ("blocksparse-manifest 1 k\ntemp a 4*bath", "at 'bath'"),
+        ("blocksparse-manifest 1 k\nlaunch a b c 4 0 1 1", "line 2: cannot read 'launch' of 8 words"),
+        (
+            "blocksparse-manifest 1 k\nlaunch a b c four 0 1 1 1",
+            "line 2: warps and shared memory must be numbers",
+        ),
+        ("blocksparse-manifest 1 k\nlaunch a b c 4 0 1 1 1 p:nobody", "unknown argument p:nobody"),
+    ],
+)
+def test_a_bad_manifest_is_refused(library, text, wrong):
+    answer = describe(library, text)
+    assert answer.startswith("error: ") and wrong in answer, answer
+
+
+@pytest.mark.parametrize(
+    "text, value", [("2+3*4", 14), ("(2+3)*4/3", 6), ("7-2-1", 4), ("batch*heads+1", 7), ("4/0", 0)]
+)
+def test_expressions(library, text, value):
+    assert describe(library, f"blocksparse-manifest 1 k\ntemp a {text}", batch=2, heads=3).split()[-1] == str(
+        value
+    )
+
+
+def test_a_key_is_compiled_once_by_whoever_asks(compiler, tmp_path):
+    compiler(WRITES)
+    answers = []
+    asking = [threading.Thread(target=lambda: answers.append(compiler.folder("key"))) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert set(answers) == {str(tmp_path / "key")}
+    assert (tmp_path / "runs").read_text() == "."
+
+
+def test_a_shipped_kernel_comes_first(compiler, tmp_path):
+    for name in ("shipped", "cache"):
+        (tmp_path / name / "key").mkdir(parents=True)
+        (tmp_path / name / "key" / "manifest").touch()
+    compiler(WRITES, (tmp_path / "shipped", tmp_path / "cache"))
+    assert compiler.folder("key") == str(tmp_path / "shipped" / "key")
+
+
+def test_a_failing_compiler_is_quoted_and_asked_again(compiler, tmp_path):
+    compiler("import sys; sys.exit('no such shape')")
+    answer = compiler.folder("key")
+    assert answer.startswith("error: compiling key failed: no such shape"), answer
+    (tmp_path / "key").mkdir()
+    (tmp_path / "key" / "manifest").touch()
+    assert compiler.folder("key") == str(tmp_path / "key")
+
+
+def test_without_triton_the_message_says_what_to_do(compiler):
+    compiler("")
+    answer = compiler.folder("key")
+    for part in (
+        "no compiled kernel key",
+        "pip install 'triton",
+        "compile.py --out FOLDER key",
+        "BLOCKSPARSE_PREBUILT",
+    ):
+        assert part in answer, answer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_compiles_beside_a_living_tensorflow(library, compiler, tmp_path, monkeypatch):
+    monkeypatch.delenv("BLOCKSPARSE_PREBUILT", raising=False)
+    runtime.configure(library, tmp_path)
+    folder = compiler.folder(KEYS[0])
+    assert folder == str(runtime.kernel_folders(tmp_path)[-1] / KEYS[0])
+    bad = compiler.folder("forward-f64-d64")
+    assert "names no kernel" in bad, bad
+    assert tf.reduce_sum(tf.ones(3)) == 3 and "triton" not in sys.modules
+
+
+def test_an_old_gpu_runs_the_reference(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "capabilities", lambda: (90, 70))
+    assert "GPU:1 has compute capability 7.0" in runtime.reason_for_reference(tmp_path)
+    monkeypatch.setattr(runtime, "capabilities", lambda: (90,))
+    monkeypatch.setattr(runtime, "has_triton", lambda: False)
+    assert "Triton is not installed" in runtime.reason_for_reference(tmp_path)
+    runtime.kernel_folders(tmp_path)[-1].mkdir()
+    assert runtime.reason_for_reference(tmp_path) is None
+
+
+def test_a_mark_takes_tensors_of_any_kind(library):
+    mark = backends.gpu_library()[0].blocksparse_mark
+    with tf.Graph().as_default():
+        marked = mark(tf.zeros([2, 3], tf.float16), [tf.zeros([1]), tf.zeros([4], tf.int32)], flush=8)
+    assert marked.shape == [2, 3] and marked.dtype == np.float16

@@ -1,0 +1,108 @@
+"""Attention under jit_compile on the CPU: the same bits as without, whatever else was compiled before."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from blocksparse import BlocksparseTransformer, backends, native, ops
+
+pytestmark = pytest.mark.slow  # the XLA library takes up to a minute to build
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    try:
+        backends.xla_library()
+    except native.BuildError as error:
+        pytest.skip(str(error))
+    assert ops.kernel_name() != "reference"
+
+
+def ragged(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
+    generator = np.random.default_rng([head_idx, qry_idx, key_idx])
+    return generator.random(blk_shape) < (1.0, 0.0, 0.5, 0.9)[generator.integers(4)]
+
+
+def problem(dtype, blocks=(6, 6), order=1, batch=2):
+    """(step, its inputs): out, lse and all gradients of an attention with ragged masks."""
+    generator = np.random.default_rng(0)
+    bst = BlocksparseTransformer(generator.random((3, *blocks)) < 0.7, 32, 3, ragged)
+    shapes = (blocks[0], 16), (blocks[1], 16), (blocks[1], 24)
+    inputs = [tf.cast(generator.standard_normal((batch, rows * 32, 3 * dim)), dtype) for rows, dim in shapes]
+
+    def step(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            out, lse = bst.attention(*inputs, order=order, with_lse=True)
+            seen = tf.where(tf.math.is_finite(lse), lse, 0)  # a row that sees no key has -inf
+            total = tf.reduce_sum(tf.cast(out, tf.float32) ** 2) + tf.reduce_sum(seen)
+        return out, lse, *tape.gradient(total, inputs)
+
+    return step, inputs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(dtype="float32"),
+        dict(dtype="float16"),
+        dict(dtype="bfloat16"),
+        dict(dtype="float32", order=[1, 2, 3]),
+        dict(dtype="float32", blocks=(2, 7)),
+        dict(dtype="float32", batch=0),
+    ],
+    ids=str,
+)
+def test_the_same_bits(options):
+    step, inputs = problem(**options)
+    compiled = tf.function(step, jit_compile=True)
+    graph = compiled.get_concrete_function(*inputs).graph
+    assert {"BlocksparseAttention", "BlocksparseAttentionGrad"} <= {op.type for op in graph.get_operations()}
+    plain = tf.function(step)(*inputs)
+    for _ in range(2):
+        for a, b in zip(compiled(*inputs), plain, strict=True):
+            assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def test_inside_a_loop():
+    step, inputs = problem("float32")
+
+    def repeated(q, k, v):
+        return tf.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, x + step(x, k, v)[2]), [0, q])[1]
+
+    plain, compiled = (tf.function(repeated, jit_compile=jit)(*inputs) for jit in (None, True))
+    np.testing.assert_allclose(plain, compiled, rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_plan_is_rejected():
+    x, plan = tf.zeros([1, 64, 32]), tf.zeros([128], tf.int32)
+
+    @tf.function(jit_compile=True)
+    def attend(x):
+        return backends.load_kernels().blocksparse_attention(x, x, x, plan, heads=1, scale=1.0).out
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
+        attend(x)
+
+
+def test_loaded_after_something_else_was_compiled():
+    """TensorFlow makes kernels of XLA registrations once; a program may well use XLA before it uses attention."""
+    program = """
+        import numpy as np, tensorflow as tf
+        tf.function(lambda x: x + 1, jit_compile=True)(tf.ones(3))
+        from blocksparse import BlocksparseTransformer
+        bst = BlocksparseTransformer(np.tri(4, dtype=bool), 16, 2)
+        x = tf.random.stateless_normal([1, 64, 32], [1, 2])
+        attend = lambda x: bst.attention(x, x, x)
+        graph = tf.function(attend, jit_compile=True).get_concrete_function(x)
+        assert any(op.type == "BlocksparseAttention" for op in graph.graph.get_operations())
+        assert graph(x).numpy().tobytes() == attend(x).numpy().tobytes()
+    """
+    command = [sys.executable, "-W", "error::UserWarning:blocksparse", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr[-3000:]
