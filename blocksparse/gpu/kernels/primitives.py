@@ -49,8 +49,13 @@ def gathered_rows(
 ):
     """Tensor rows of row or column tile j, int32 [N]: N / GRANULE runs of GRANULE plan rows; row 0 from `last` on."""
     n = tl.arange(0, N)
-    if GRANULE == N:
-        granule = tl.load(granules + j, mask=j < last, other=0)
+    if (
+        N // GRANULE <= 4
+    ):  # scalars: a vector of numbers would change layouts through shared memory in every iteration
+        granule = n * 0 + tl.load(granules + j * (N // GRANULE), mask=j < last, other=0)
+        for run in tl.static_range(1, N // GRANULE):
+            number = tl.load(granules + j * (N // GRANULE) + run, mask=j < last, other=0)
+            granule = tl.where(n >= run * GRANULE, number, granule)
     else:
         granule = tl.load(granules + j * (N // GRANULE) + n // GRANULE, mask=n * 0 + j < last, other=0)
     first = tensor_rows(granule * GRANULE, time, stride, PERMUTED)
