@@ -35,6 +35,7 @@ ELSEWHERE = {
     "pip install": "run by .ci/run, in its wheel and Dockerfile steps",
     "docker ": "no engine in CI; .ci/run follows the Dockerfile",
 }
+QUICK = {"examples/enwik8.py": ["--smoke"], "examples/train.py": ["--steps", "2"]}
 
 
 @pytest.mark.parametrize(
