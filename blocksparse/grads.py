@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record  # an outer tape would hold on to what is forgotten here
 
 from .utils import Seeds, TensorLike, as_float32
 
@@ -59,7 +60,7 @@ def _call_on_tape(function: Callable, args: tuple, kwargs: dict) -> Any:
 
     @tf.custom_gradient
     def call(*tensors):
-        with seeds.record():
+        with seeds.record(), record.stop_recording():
             outputs = run(tensors)
         end = _probe(outputs)
 
