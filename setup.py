@@ -29,7 +29,7 @@ setup(
     long_description_content_type="text/markdown",
     author="sparse_attention authors",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",  # as TensorFlow 2.21
     packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
     package_dir={"sparse_attention": "."},
     package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.json"]},
