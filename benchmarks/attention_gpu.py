@@ -1,6 +1,6 @@
 """This library's GPU attention beside its peers: the table, the JSON and the plot.
 
-    python benchmarks/attention_gpu.py [--out attention_gpu.json] [--plot attention_gpu.png]
+    python benchmarks/attention_gpu.py [--out results/attention_gpu.json] [--plot FILE.png]
     python benchmarks/attention_gpu.py --tune [--capability 90]      writes blocksparse/gpu/tables/sm_<capability>.json
     python benchmarks/attention_gpu.py --from A.json B.json ...      table, JSON and plot of measurements already made
 
@@ -11,11 +11,13 @@ the other: medians of device time, the cache flushed before every run, each chec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import without_tensorflow  # noqa: F401  first
@@ -83,8 +85,9 @@ def table(rows: list[dict]) -> list[dict]:
                     peer = row["peer"] + (" deterministic" if row["option"] is True else "")
                     best[peer] = min(best.get(peer, float("inf")), row[f"{name}_ms"])
             ms, floor = mine[0][f"{name}_ms"], floors(case)[number]
-            ratio, asked = best.get("flex", float("nan")) / ms, ASKED.get(case.name, (None, None))[number]
-            met = asked is not None and (ratio >= asked or ms <= 1.33 * floor)
+            asked = ASKED.get(case.name, (None, None))[number]
+            ratio = best["flex"] / ms if "flex" in best else None
+            met = asked is not None and ((ratio or 0) >= asked or ms <= 1.33 * floor)
             entry = dict(
                 case=case.name, step=name, ms=ms, floor=floor, flex_ratio=ratio, asked=asked, met=met
             )
@@ -103,7 +106,7 @@ def show(entries: list[dict]) -> None:
         peers = " ".join(f"{entry['peers'][c]:12.3f}" if c in entry["peers"] else f"{'':12}" for c in columns)
         asked = "" if entry["asked"] is None else f"{entry['asked']:6} {'met' if entry['met'] else ''}"
         line = f"{entry['case']:19} {entry['step']:8} {entry['ms']:7.3f} {entry['ms'] / entry['floor']:7.2f} {peers}"
-        print(line + (f" {entry['flex_ratio']:10.2f}" if entry["flex_ratio"] > 0 else f"{'':11}") + asked)
+        print(line + (f" {entry['flex_ratio']:10.2f}" if entry["flex_ratio"] else f"{'':11}") + asked)
 
 
 def plot(entries: list[dict], file: str) -> None:
@@ -139,17 +142,31 @@ def run(script: str, *arguments: str, without: tuple[str, ...] = ()) -> list[dic
         return json.loads(out.read_text())
 
 
+def machine() -> str:
+    """The card and the versions, as far as this environment shows them."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        parts = [subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]]
+    except (OSError, subprocess.CalledProcessError):
+        parts = []
+    for package in ("tensorflow", "triton", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            parts.append(f"{package} {metadata.version(package)}")
+    return ", ".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default=str(HERE / "attention_gpu.json"))
+    parser.add_argument("--out", default=str(HERE / "results" / "attention_gpu.json"))
     parser.add_argument("--plot", help="file for the picture")
     parser.add_argument(
         "--tune", action="store_true", help="time the tuning grid and write the table of tiles"
     )
     parser.add_argument("--capability", type=int, default=90, help="whose table --tune writes")
     parser.add_argument("--from", dest="files", nargs="+", default=[], help="measurements already made")
+    parser.add_argument("--machine", default=machine(), help="where they were made")
     args = parser.parse_args()
     if args.tune:
         rows = [
@@ -163,7 +180,7 @@ def main() -> None:
         rows += run("attention_gpu_peers.py", without=("LD_LIBRARY_PATH", "PYTHONPATH"))
     entries = table(rows)
     show(entries)
-    Path(args.out).write_text(json.dumps(dict(table=entries, rows=rows), indent=1))
+    Path(args.out).write_text(json.dumps(dict(machine=args.machine, table=entries, rows=rows), indent=1))
     if args.plot:
         plot(entries, args.plot)
 
