@@ -1,6 +1,6 @@
 """Cost of attention over context length, dense against sparse with l = sqrt(n): n^2 against n sqrt(n).
 
-    python benchmarks/model_context.py --out benchmarks/results/model_context [--longest 65536] [--dtype float16]
+    python benchmarks/model_context.py --out benchmarks/model_context [--longest 65536] [--dtype float16]
 
 Forward and backward of one attention of 2 heads of 64, batch 1; medians. Each is first checked against the dense
 reference at the shortest length. Writes .json and .png.

@@ -1,6 +1,6 @@
 """Table 2's quality side in small: one model, data, number of steps, with dense, fixed and strided attention.
 
-    python benchmarks/model_quality.py --out benchmarks/results/model_quality      # writes .json and .png
+    python benchmarks/model_quality.py --out benchmarks/model_quality      # writes .json and .png
 
 Bits per byte on held-out text with averaged weights, three seeds each. Paper, full size: 1.00, 0.99 and 1.13.
 """

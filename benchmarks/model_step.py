@@ -1,6 +1,6 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the longest context, the audio models.
 
-    python benchmarks/model_step.py table --out benchmarks/results/model_step.json     # dense, fixed, strided
+    python benchmarks/model_step.py table --out benchmarks/model_step.json     # dense, fixed, strided
     python benchmarks/model_step.py longest                   # longest context of the 152M model on this card
     python benchmarks/model_step.py audio                     # one step at 65,536, 262,144 and 1,048,576 positions
     python benchmarks/model_step.py one enwik8 4 30           # one measurement: configuration, batch, rows of its grid
