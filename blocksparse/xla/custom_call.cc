@@ -119,7 +119,8 @@ ffi::Error run_cpu(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Rema
 ffi::Error run_gpu(void* stream, ffi::ScratchAllocator scratch, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results, ffi::Span<const int32_t> constants) {
   if (call_gpu == nullptr) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "the GPU library is not loaded");
-  const auto allocate = [&](size_t bytes) { return scratch.Allocate(bytes).value_or(nullptr); };
+  // 16 bytes are what the kernels assume, and the most that XLA promises.
+  const auto allocate = [&](size_t bytes) { return scratch.Allocate(bytes, 16).value_or(nullptr); };
   return run_call(arguments, results, constants, [&](const Call& call) { return call_gpu(call, stream, allocate); });
 }
 

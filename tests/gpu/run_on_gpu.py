@@ -1,6 +1,6 @@
 """Everything there is to check on a machine with a GPU: python tests/gpu/run_on_gpu.py [FOLDER for logs].
 
-The GPU suite, the engine's own tests on the GPU, compute-sanitizer over the kernels where it is installed, and the table
+The GPU suite, the engine's own tests on the GPU, compute-sanitizer over the kernels where there is one, and the table
 of attention.py in float16 and bfloat16. Ends with status 1 if any of them failed.
 """
 
