@@ -146,7 +146,7 @@ def main() -> None:
         model = load_model(folder)
         result = mean_bits(model, data.load(settings, args.data, "valid"), limit=4)
         print(f"{folder}: {result:.4f} bits per dim on held-out data, with averaged weights")
-    except (Stop, ValueError, OSError) as error:
+    except (Stop, ValueError, OSError, tf.errors.OpError) as error:
         sys.exit(f"train.py: {error}\nThe last good checkpoint, if there is one, is in {folder}.")
 
 
