@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_kernels.py VARIANTS.json OUT.json      (on the GPU machine, without TensorFlow)
 
-VARIANTS.json is a list of {case, kernel, by_query, by_key} with {warps, stages, maxnreg, split, heaviest_first, dtype}
-where it differs from the table. Each is compiled (all cores), checked against a float32 reference on two (batch, head) pairs, and timed with events, the cache flushed
-before every run. Plans come from the engine's planner, launches from the manifest.
+VARIANTS.json is a list of {case, kernel, by_query, by_key}, with {warps, stages, maxnreg, split, heaviest_first, dtype}
+where they differ from the table. Each is compiled (all cores), checked against a float32 reference on two (batch, head)
+pairs, and timed with events, the cache flushed before every run. Plans come from the engine's planner, launches from
+the manifest.
 """
 
 from __future__ import annotations

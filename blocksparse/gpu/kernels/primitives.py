@@ -93,10 +93,13 @@ def visible(low, high, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def addresses(pointer, rows, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
-    """Pointers [rows, PAD] into one head's rows; WIDE where a tensor passes 2^31 elements."""
+    """Pointers [rows, PAD] into one head's rows; WIDE where a tensor passes 2^31 elements.
+
+    Offsets are summed before the pointer: where layouts change, they then change half as wide numbers, and once.
+    """
     if WIDE:
         rows = rows.to(tl.int64)
-    return pointer + rows[:, None] * (heads * DIM) + tl.arange(0, PAD)[None, :]
+    return pointer + (rows[:, None] * (heads * DIM) + tl.arange(0, PAD)[None, :])
 
 
 @triton.jit
