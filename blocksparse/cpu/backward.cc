@@ -41,11 +41,16 @@ class Backward {
 
     const int32_t begin = segment.query_begin, end = segment.query_end;
     std::vector<float> lse(end - begin), delta(end - begin);
-    for (int32_t row = begin; row < end; ++row) {
-      const int64_t at = batch_head * plan_.query_time + query_order(row);
-      lse[row - begin] = gradient_.lse[at] * kLog2e;
-      delta[row - begin] = dot(out.row(row), dout.row(row), shape_.value_dim) - gradient_.dlse[at];
-    }
+    const auto statistics = [&](const float* tensor) {
+      return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
+    };
+    for_plan_rows(statistics(gradient_.lse), begin, end,
+                  [&](int32_t row, const float* at) { lse[row - begin] = *at * kLog2e; });
+    for_plan_rows(statistics(gradient_.dlse), begin, end,
+                  [&](int32_t row, const float* at) { delta[row - begin] = -*at; });
+    for_plan_rows(out, begin, end, [&](int32_t row, const T* at) {
+      delta[row - begin] += dot(at, dout.data + (at - out.data), shape_.value_dim);
+    });
     float* sums = partial(batch_head, segment);
     std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
     const QueryRows by_row = {lse.data() - begin, delta.data() - begin, sums - begin * head_width_};
@@ -75,9 +80,9 @@ class Backward {
         write_rows(work->staging, work->value_width, rows, row, end, dv);
       }
     }
-    for (int32_t row = segment.own_begin; row < segment.own_end; ++row) {
-      write_row(by_row.dq + row * head_width_, shape_.head_dim, dq.row(row));
-    }
+    for_plan_rows(dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
+      write_row(by_row.dq + row * head_width_, shape_.head_dim, at);
+    });
   }
 
   // dq of the other queries: the partial sums, segment by segment.

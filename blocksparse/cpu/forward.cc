@@ -27,7 +27,7 @@ class Forward {
     const auto k = head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order);
     const auto v = head_rows(in_.v, batch, head, shape_.heads, plan_.key_time, shape_.value_dim, key_order);
     const auto out = head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order);
-    float* lse = lse_ + batch_head * plan_.query_time;
+    const HeadRows<float> lse = {lse_ + batch_head * plan_.query_time, 1, 1, query_order};
 
     const Granules rows = {tiles.row_granules(tile), tiles.granule};
     const int32_t count = tiles.row_count[tile];
@@ -47,7 +47,7 @@ class Forward {
       const int32_t end = std::min(row + kStrip, count);
       work->finish(row, strip_lse);
       write_rows(work->staging, work->value_width, rows, row, end, out);
-      for (int32_t i = row; i < end; ++i) lse[query_order(rows(i))] = strip_lse[i - row];
+      for_rows(lse, rows, row, end, [&](int32_t i, float* at) { *at = strip_lse[i - row]; });
     }
   }
 

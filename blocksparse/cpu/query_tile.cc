@@ -38,8 +38,7 @@ void QueryTile::visit(const uint32_t* mask) {
     Softmax* softmax = &softmax_[row / kStrip];
     float* output = output_ + row * value_width;
     compute_scores(queries_ + row * head_width, seen.begin, seen.end);
-    if (mask != nullptr) hide(seen);
-    raise_shift(softmax, seen.begin, seen.end, output);
+    mask == nullptr ? raise_shift<false>(seen, softmax, output) : raise_shift<true>(seen, softmax, output);
     exponentiate(softmax, seen.begin, seen.end);
     product<kStripVectors, true>({values + seen.begin * value_width, 1, value_width}, scores_ + seen.begin * kStrip,
                                  kStrip, value_dim_, seen.end - seen.begin, output, kStrip);
@@ -51,22 +50,19 @@ void QueryTile::compute_scores(const float* queries, int32_t begin, int32_t end)
                                 scores_ + begin * kStrip, kStrip);
 }
 
-void QueryTile::hide(const StripMask& seen) {
-  for (int32_t key = seen.begin; key < seen.end; ++key) {
-    for (int v = 0; v < kStripVectors; ++v) {
-      float* score = scores_ + key * kStrip + v * kLanes;
-      store(score, seen.select(key, v, load(score), -kInfinity));
-    }
-  }
-}
-
 // Raises the shift when a score passes it by more than 8 (a factor of 256, harmless in float32), which after the first
-// tiles is rare, and rescales what is summed.
-void QueryTile::raise_shift(Softmax* softmax, int32_t begin, int32_t end, float* output) const {
+// tiles is rare, and rescales what is summed. Scores that are not to be seen become -inf on the way.
+template <bool masked>
+void QueryTile::raise_shift(const StripMask& seen, Softmax* softmax, float* output) {
   for (int v = 0; v < kStripVectors; ++v) {
     const Vec shift = softmax->shift[v];
     Vec top = shift;
-    for (int32_t key = begin; key < end; ++key) top = max(top, load(scores_ + key * kStrip + v * kLanes));
+    for (int32_t key = seen.begin; key < seen.end; ++key) {
+      float* at = scores_ + key * kStrip + v * kLanes;
+      Vec score = load(at);
+      if constexpr (masked) store(at, score = seen.select(key, v, score, -kInfinity));
+      top = max(top, score);
+    }
     const Bits passed = top > shift + 8.0f;
     if (!any(passed)) continue;
     softmax->shift[v] = passed ? top : shift;  // lane by lane: no query's result depends on its neighbours

@@ -30,8 +30,8 @@ class QueryTile {
   };
 
   void compute_scores(const float* queries, int32_t begin, int32_t end);
-  void hide(const StripMask& seen);
-  void raise_shift(Softmax* softmax, int32_t begin, int32_t end, float* output) const;
+  template <bool masked>
+  void raise_shift(const StripMask& seen, Softmax* softmax, float* output);
   void exponentiate(Softmax* softmax, int32_t begin, int32_t end);
 
   const TilePlan& tiles_;

@@ -19,7 +19,6 @@ struct HeadRows {
   Order order;
 
   T* row(int32_t plan_row) const { return data + order(plan_row) * stride; }
-  int64_t step() const { return order.stride * stride; }  // between neighbours in plan order, inside a granule
 };
 
 // Head `head` of batch row `batch` of a [batch, time, heads * width] tensor.
@@ -60,15 +59,26 @@ struct Granules {
   int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
 };
 
+// Calls visit(row, pointer to it) for plan rows begin .. end.
+template <typename T, typename Visit>
+inline void for_plan_rows(const HeadRows<T>& tensor, int32_t begin, int32_t end, const Visit& visit) {
+  for (int32_t row = begin; row < end;) {
+    T* at = tensor.row(row);
+    const int32_t period = tensor.order.period;
+    for (const int32_t stop = std::min(end, (row / period + 1) * period); row < stop; ++row) {
+      visit(row, at);
+      at += tensor.order.stride * tensor.stride;
+    }
+  }
+}
+
 // Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile.
 template <typename T, typename Visit>
 inline void for_rows(const HeadRows<T>& tensor, Granules granules, int32_t begin, int32_t end, const Visit& visit) {
   for (int32_t i = begin; i < end;) {
-    T* row = tensor.row(granules(i));
-    for (const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size); i < stop; ++i) {
-      visit(i, row);
-      row += tensor.step();
-    }
+    const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size), first = granules(i) - i;
+    for_plan_rows(tensor, first + i, first + stop, [&](int32_t row, T* at) { visit(row - first, at); });
+    i = stop;
   }
 }
 
