@@ -32,7 +32,8 @@ struct Gradient {
   T *dq, *dk, *dv;
 };
 
-// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); a row that sees no key: 0, -inf.
+// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that sees
+// no key.
 template <typename T>
 void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
                        const Parallel& parallel);

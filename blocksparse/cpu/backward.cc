@@ -22,76 +22,31 @@ class Backward {
 
   // One segment: its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
   void run(int64_t task, KeyTile* work) const {
-    const TilePlan& tiles = plan_.by_key;
-    const int64_t batch_head = task / segments_.count, batch = batch_head / shape_.heads;
-    const int32_t head = batch_head % shape_.heads;
-    const Segment& segment = segments_(plan_.head_index[head], task % segments_.count);
-    const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
-    const auto side = [&](auto* tensor, int32_t time, int32_t width, Order order) {
-      return head_rows(tensor, batch, head, shape_.heads, time, width, order);
-    };
-    const auto q = side(in_.q, plan_.query_time, shape_.head_dim, query_order);
-    const auto dout = side(gradient_.dout, plan_.query_time, shape_.value_dim, query_order);
-    const auto k = side(in_.k, plan_.key_time, shape_.head_dim, key_order);
-    const auto v = side(in_.v, plan_.key_time, shape_.value_dim, key_order);
-    const auto dk = side(gradient_.dk, plan_.key_time, shape_.head_dim, key_order);
-    const auto dv = side(gradient_.dv, plan_.key_time, shape_.value_dim, key_order);
-    const auto out = side(gradient_.out, plan_.query_time, shape_.value_dim, query_order);
-    const auto dq = side(gradient_.dq, plan_.query_time, shape_.head_dim, query_order);
-
+    const int64_t batch_head = task / segments_.count;
+    const Head head = head_of(batch_head);
+    const Segment& segment = segments_(plan_.head_index[batch_head % shape_.heads], task % segments_.count);
     const int32_t begin = segment.query_begin, end = segment.query_end;
     std::vector<float> lse(end - begin), delta(end - begin);
-    const auto statistics = [&](const float* tensor) {
-      return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
-    };
-    for_plan_rows(statistics(gradient_.lse), begin, end,
-                  [&](int32_t row, const float* at) { lse[row - begin] = *at * kLog2e; });
-    for_plan_rows(statistics(gradient_.dlse), begin, end,
-                  [&](int32_t row, const float* at) { delta[row - begin] = -*at; });
-    for_plan_rows(out, begin, end, [&](int32_t row, const T* at) {
-      delta[row - begin] += dot(at, dout.data + (at - out.data), shape_.value_dim);
+    for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) { lse[row - begin] = *at * kLog2e; });
+    for_plan_rows(head.dlse, begin, end, [&](int32_t row, const float* at) { delta[row - begin] = -*at; });
+    for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {
+      delta[row - begin] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
     });
     float* sums = partial(batch_head, segment);
     std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
     const QueryRows by_row = {lse.data() - begin, delta.data() - begin, sums - begin * head_width_};
-
-    for (int32_t i = segment.first; i < segment.last; ++i) {
-      const int32_t tile = segments_.tile(i), count = tiles.row_count[tile];
-      const Granules rows = {tiles.row_granules(tile), tiles.granule};
-      work->start(count);
-      for (int32_t row = 0; row < count; row += kStrip) {
-        const int32_t end = std::min(row + kStrip, count);
-        read_rows(k, rows, row, end, work->staging, work->head_width);
-        work->load_keys(row);
-        read_rows(v, rows, row, end, work->staging, work->value_width);
-        work->load_values(row);
-      }
-      for (int32_t column = tiles.offset[tile]; column < tiles.offset[tile + 1]; ++column) {
-        const Granules columns = {tiles.granules(column), tiles.granule};
-        read_rows(q, columns, 0, tiles.column_tile, work->queries, work->head_width);
-        read_rows(dout, columns, 0, tiles.column_tile, work->douts, work->value_width);
-        work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column), columns, by_row);
-      }
-      for (int32_t row = 0; row < count; row += kStrip) {
-        const int32_t end = std::min(row + kStrip, count);
-        work->finish_keys(row);
-        write_rows(work->staging, work->head_width, rows, row, end, dk);
-        work->finish_values(row);
-        write_rows(work->staging, work->value_width, rows, row, end, dv);
-      }
-    }
-    for_plan_rows(dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
+    for (int32_t i = segment.first; i < segment.last; ++i) run_tile(head, segments_.tile(i), by_row, work);
+    for_plan_rows(head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
       write_row(by_row.dq + row * head_width_, shape_.head_dim, at);
     });
   }
 
   // dq of the other queries: the partial sums, segment by segment.
   void add_partials(int64_t task) const {
-    const int64_t batch_head = task / chunks(), batch = batch_head / shape_.heads;
-    const int32_t head = batch_head % shape_.heads, first = task % chunks() * kChunk;
-    const auto dq = head_rows(gradient_.dq, batch, head, shape_.heads, plan_.query_time, shape_.head_dim,
-                              plan_.query_order(head));
-    const Segment* segments = &segments_(plan_.head_index[head], 0);
+    const int64_t batch_head = task / chunks();
+    const int32_t first = task % chunks() * kChunk;
+    const Head head = head_of(batch_head);
+    const Segment* segments = &segments_(plan_.head_index[batch_head % shape_.heads], 0);
     const Segment* last = segments + segments_.count;
     Eigen::ArrayXf sum(head_width_);
     for (int32_t row = first; row < std::min(first + kChunk, plan_.query_time); ++row) {
@@ -102,11 +57,64 @@ class Backward {
         const float* part = partial(batch_head, *segment) + (row - segment->query_begin) * head_width_;
         sum += Eigen::Map<const Eigen::ArrayXf>(part, head_width_);
       }
-      write_row(sum.data(), shape_.head_dim, dq.row(row));
+      write_row(sum.data(), shape_.head_dim, head.dq.row(row));
     }
   }
 
  private:
+  struct Head {  // of one batch row
+    HeadRows<const T> q, k, v, out, dout;
+    HeadRows<T> dq, dk, dv;
+    HeadRows<const float> lse, dlse;
+  };
+
+  Head head_of(int64_t batch_head) const {
+    const int64_t batch = batch_head / shape_.heads;
+    const int32_t head = batch_head % shape_.heads;
+    const Order query_order = plan_.query_order(head);
+    const auto queries = [&](auto* tensor, int32_t width) {
+      return head_rows(tensor, batch, head, shape_.heads, plan_.query_time, width, query_order);
+    };
+    const auto keys = [&](auto* tensor, int32_t width) {
+      return head_rows(tensor, batch, head, shape_.heads, plan_.key_time, width, plan_.key_order(head));
+    };
+    const auto numbers = [&](const float* tensor) {
+      return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
+    };
+    const int32_t head_dim = shape_.head_dim, value_dim = shape_.value_dim;
+    return {queries(in_.q, head_dim),           keys(in_.k, head_dim),          keys(in_.v, value_dim),
+            queries(gradient_.out, value_dim),  queries(gradient_.dout, value_dim),
+            queries(gradient_.dq, head_dim),    keys(gradient_.dk, head_dim),   keys(gradient_.dv, value_dim),
+            numbers(gradient_.lse),             numbers(gradient_.dlse)};
+  }
+
+  void run_tile(const Head& head, int32_t tile, const QueryRows& by_row, KeyTile* work) const {
+    const TilePlan& tiles = plan_.by_key;
+    const Granules rows = {tiles.row_granules(tile), tiles.granule};
+    const int32_t count = tiles.row_count[tile];
+    work->start(count);
+    for (int32_t row = 0; row < count; row += kStrip) {
+      const int32_t end = std::min(row + kStrip, count);
+      read_rows(head.k, rows, row, end, work->staging, work->head_width);
+      work->load_keys(row);
+      read_rows(head.v, rows, row, end, work->staging, work->value_width);
+      work->load_values(row);
+    }
+    for (int32_t column = tiles.offset[tile]; column < tiles.offset[tile + 1]; ++column) {
+      const Granules columns = {tiles.granules(column), tiles.granule};
+      read_rows(head.q, columns, 0, tiles.column_tile, work->queries, work->head_width);
+      read_rows(head.dout, columns, 0, tiles.column_tile, work->douts, work->value_width);
+      work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column), columns, by_row);
+    }
+    for (int32_t row = 0; row < count; row += kStrip) {
+      const int32_t end = std::min(row + kStrip, count);
+      work->finish_keys(row);
+      write_rows(work->staging, work->head_width, rows, row, end, head.dk);
+      work->finish_values(row);
+      write_rows(work->staging, work->value_width, rows, row, end, head.dv);
+    }
+  }
+
   int64_t chunks() const { return (plan_.query_time + kChunk - 1) / kChunk; }
   float* partial(int64_t batch_head, const Segment& segment) const {
     return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;

@@ -27,7 +27,7 @@ struct Call {
 // Memory for one call, where the tensors are; null when there is none left.
 using Allocate = std::function<void*(size_t bytes)>;
 
-// Both return what went wrong, or an empty string. The CPU returns when done; the GPU when its kernels are on the stream.
+// Both return what went wrong, or an empty string; the CPU when done, the GPU when its kernels are on the stream.
 using CallCpu = std::string(const Call& call, const Parallel& parallel, const Allocate& allocate);
 using CallGpu = std::string(const Call& call, void* stream, const Allocate& allocate);
 

@@ -63,7 +63,8 @@ void KeyTile::visit_strip(const StripMask& seen, Granules rows, int32_t row, con
     differentiate<masked>(seen, query, by_row.lse + plan_row, by_row.delta + plan_row);
     add_dq({ds_ + query * kStrip, kStrip, 1}, keys_ + row * head_width, keys, by_row.dq + plan_row * head_width);
   }
-  product<kStripVectors, true>({dout, 1, value_width}, p, kStrip, value_dim_, size, dvalues_ + row * value_width, kStrip);
+  product<kStripVectors, true>({dout, 1, value_width}, p, kStrip, value_dim_, size, dvalues_ + row * value_width,
+                               kStrip);
   product<kStripVectors, true>({q, 1, head_width}, ds, kStrip, head_dim_, size, dkeys_ + row * head_width, kStrip);
 }
 

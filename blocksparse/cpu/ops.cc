@@ -9,8 +9,8 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim], v [batch, key_time, heads * value_dim],
-// plan [size]: fits them together and gives the shapes of out and lse.
+// Fits q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim], v [batch, key_time, heads *
+// value_dim] and plan [size] together and gives the shapes of out and lse.
 absl::Status attention_shapes(InferenceContext* c, int plan_input, ShapeHandle* out, ShapeHandle* lse) {
   ShapeHandle q, k, v, plan;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &q));

@@ -82,7 +82,8 @@ bool covers(const TilePlan& side, int32_t first, int32_t last, int32_t granules)
 
 void check_side(Reader* reader, const TilePlan& side, const Plan& plan, int32_t rows, int32_t columns,
                 const std::string& name) {
-  reader->require(rows % side.granule == 0 && columns % side.granule == 0, name + ".granule", "a divisor of both times");
+  const bool whole = rows % side.granule == 0 && columns % side.granule == 0;
+  reader->require(whole, name + ".granule", "a divisor of both times");
   reader->require(rises(side.head_tiles, plan.distinct, side.tiles), name + ".head_tiles", "rising to the tile count");
   reader->require(rises(side.offset, side.tiles, side.column_tiles), name + ".offset", "rising to the tile count");
   if (!reader->error.empty()) return;

@@ -33,8 +33,9 @@ void QueryTile::load_queries(int32_t row, float scale) {
 // Strip by strip, so that queries, scores and output of a strip stay in the first-level cache.
 void QueryTile::visit(const uint32_t* mask) {
   for (int32_t row = 0; row < count_; row += kStrip) {
-    const StripMask seen = mask == nullptr ? StripMask(tiles_.column_tile)
-                                           : StripMask(mask + row * tiles_.mask_words(), tiles_.mask_words(), count_ - row);
+    const int32_t words = tiles_.mask_words();
+    const StripMask seen =
+        mask == nullptr ? StripMask(tiles_.column_tile) : StripMask(mask + row * words, words, count_ - row);
     Softmax* softmax = &softmax_[row / kStrip];
     float* output = output_ + row * value_width;
     compute_scores(queries_ + row * head_width, seen.begin, seen.end);

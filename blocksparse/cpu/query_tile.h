@@ -38,7 +38,8 @@ class QueryTile {
   const int32_t head_dim_, value_dim_;
   int32_t count_ = 0;
   Scratch scratch_;
-  float *queries_, *scores_, *output_;  // [strips][head_width][kStrip], [column_tile][kStrip], [strips][value_width][kStrip]
+  float *queries_, *output_;  // [strips][width][kStrip]
+  float* scores_;             // [column_tile][kStrip]
   Softmax softmax_[kMostRows / kStrip];
 };
 

@@ -33,7 +33,8 @@ inline void read_row(const T* from, int32_t width, float* to) {
   if constexpr (std::is_same_v<T, float>) {
     std::memcpy(to, from, width * sizeof(float));
   } else {
-    Eigen::Map<Eigen::ArrayXf>(to, width) = Eigen::Map<const Eigen::Array<T, -1, 1>>(from, width).template cast<float>();
+    using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
+    Eigen::Map<Eigen::ArrayXf>(to, width) = Row(from, width).template cast<float>();
   }
 }
 
