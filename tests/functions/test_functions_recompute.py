@@ -1,5 +1,8 @@
 """bs.recomputable: the same numbers with and without, and computations that really happen twice."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -168,3 +171,21 @@ def test_xla_keeps_the_same_entries():
     y, dx = step(tf.ones([64, 64]))
     np.testing.assert_allclose(dx, y, rtol=1e-6)
     assert 0.4 < np.mean(y.numpy() == 0) < 0.6
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_tape_forgets_what_is_recomputed(recompute):
+    inside = []
+
+    @bs.recomputable
+    def block(x):
+        y = tf.tanh(x)
+        inside.append(weakref.ref(y))
+        return tf.exp(y) * y
+
+    with tf.GradientTape() as tape:
+        x = tf.Variable(INPUT)
+        y = block(x * 1.0, recompute=recompute)
+    gc.collect()
+    assert (inside[0]() is None) == recompute
+    assert tape.gradient(y, x) is not None and len(inside) == 1 + recompute
