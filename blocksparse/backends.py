@@ -84,7 +84,6 @@ def _failure(load) -> str | None:
 
 def _accept(reason: str | None) -> bool:
     if reason is not None:
-        warnings.warn(
-            f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}", stacklevel=4
-        )
+        text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
     return reason is None

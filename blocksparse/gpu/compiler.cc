@@ -63,8 +63,8 @@ absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, co
   if (settings.command.empty()) {
     return absl::NotFoundError(absl::StrCat(
         "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
-        ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine with "
-        "`python blocksparse/gpu/compile.py --out FOLDER ", key, "` and name FOLDER's parent in BLOCKSPARSE_PREBUILT"));
+        ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine "
+        "(python blocksparse/gpu/compile.py --out FOLDER ", key, ") and put FOLDER/", key, " there"));
   }
   std::vector<std::string> command = settings.command;
   command.push_back(key);

@@ -14,7 +14,7 @@ namespace blocksparse::gpu {
 
 struct CompilerSettings {
   std::vector<std::string> folders;  // where KEY/manifest may be; the last one is writable
-  std::vector<std::string> command;  // the compile process without the key: python compile.py --out FOLDER; may be empty
+  std::vector<std::string> command;  // the compile process, less the key: python compile.py --out FOLDER; or nothing
 };
 
 class Compiler {

@@ -43,7 +43,8 @@ std::vector<const void*> pointers_of(const Call& call) {
 // Kernels address with 32-bit offsets inside a tensor unless one passes 2^31 elements.
 bool is_wide(const Call& call) {
   const int64_t time = std::max(call.header[kQueryTime], call.header[kKeyTime]);
-  return call.shape.batch * call.shape.heads * time * std::max(call.shape.head_dim, call.shape.value_dim) > INT32_MAX;
+  const int64_t width = int64_t{call.shape.heads} * std::max(call.shape.head_dim, call.shape.value_dim);
+  return call.shape.batch * time * width > INT32_MAX;
 }
 
 std::string key_of(const Call& call, bool backward, int capability) {
@@ -52,8 +53,9 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const bool long_rows = q[4] >= 6 * int64_t{q[3]};
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
-  return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", call.shape.head_dim, "-v", call.shape.value_dim, tiles,
-                      "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
+  const Shape& shape = call.shape;
+  return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
+                      tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-sm", capability);
 }
 
@@ -205,10 +207,11 @@ absl::Status run_in_context(const Driver& driver, const Call& call, int capabili
 }
 
 std::string describe(const Call& call, int capability) {
+  const Shape& shape = call.shape;
   return absl::StrCat("block-sparse attention ", call.backward ? "backward" : "forward", " (", call.dtype, ", batch ",
-                      call.shape.batch, ", heads ", call.shape.heads, ", time ", call.header[kQueryTime], " x ",
+                      shape.batch, ", heads ", shape.heads, ", time ", call.header[kQueryTime], " x ",
                       call.header[kKeyTime]) +
-         absl::StrCat(", head_dim ", call.shape.head_dim, ", value_dim ", call.shape.value_dim, ", sm_", capability, "): ");
+         absl::StrCat(", head_dim ", shape.head_dim, ", value_dim ", shape.value_dim, ", sm_", capability, "): ");
 }
 
 }  // namespace

@@ -21,15 +21,15 @@ namespace blocksparse::gpu {
 
 // q.* are of the plan's by_query record, k.* of by_key. Both lists are known to manifest.py under these names.
 constexpr absl::string_view kSymbols[] = {
-    "batch",     "heads",          "head_dim",     "value_dim",      "query_time", "key_time", "distinct",
-    "q.M",       "q.N",            "q.g",          "q.tiles",        "q.column_tiles", "q.distinct_masks",
-    "q.most_tiles", "q.most_columns", "k.M",       "k.N",            "k.g",        "k.tiles",  "k.column_tiles",
-    "k.distinct_masks", "k.most_tiles", "k.most_columns"};
+    "batch", "heads", "head_dim", "value_dim", "query_time", "key_time", "distinct",
+    "q.M", "q.N", "q.g", "q.tiles", "q.column_tiles", "q.distinct_masks", "q.most_tiles", "q.most_columns",
+    "k.M", "k.N", "k.g", "k.tiles", "k.column_tiles", "k.distinct_masks", "k.most_tiles", "k.most_columns",
+};
 constexpr absl::string_view kPointers[] = {
-    "null",        "q",        "k",         "v",      "out",          "lse",         "dout",        "dlse",
-    "dq",          "dk",       "dv",        "head_index", "order",    "q.head_tiles", "q.rows", "q.row_count",
-    "q.offset",    "q.full",   "q.columns", "q.mask", "q.masks",      "k.head_tiles", "k.rows", "k.row_count",
-    "k.offset",    "k.full",   "k.columns", "k.mask", "k.masks"};
+    "null", "q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv", "head_index", "order",
+    "q.head_tiles", "q.rows", "q.row_count", "q.offset", "q.full", "q.columns", "q.mask", "q.masks",
+    "k.head_tiles", "k.rows", "k.row_count", "k.offset", "k.full", "k.columns", "k.mask", "k.masks",
+};
 constexpr int kSymbolCount = std::size(kSymbols);
 constexpr int kPointerCount = std::size(kPointers);
 

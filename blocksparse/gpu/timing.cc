@@ -18,7 +18,7 @@ REGISTER_OP("BlocksparseMark")
     .Attr("flush: int = 0")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::UnchangedShape)
-    .Doc(R"doc(x itself; when x and `after` are ready, clears `flush` bytes to empty the caches and records an event.)doc");
+    .Doc(R"doc(x; once it and `after` are ready, clears `flush` bytes to empty the caches and records an event.)doc");
 
 namespace blocksparse::gpu {
 namespace {

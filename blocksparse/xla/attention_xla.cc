@@ -76,8 +76,8 @@ class AttentionXla : public tensorflow::XlaOpKernel {
 REGISTER_XLA_OP(Name("BlocksparseAttention").CompileTimeConstantInput("plan"), AttentionXla);
 REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"), AttentionXla);
 
-// TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that is
-// loaded later registers its kernels itself, for the devices that any other op has got one for.
+// TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that
+// is loaded later registers its kernels itself, for the devices that any other op has got one for.
 [[maybe_unused]] const bool registered_late = [] {
   std::set<std::string> devices;
   const tensorflow::KernelList others = tensorflow::GetRegisteredKernelsForOp("AddV2");

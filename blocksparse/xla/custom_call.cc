@@ -106,7 +106,8 @@ ffi::Error run_cpu(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Rema
   if (call_cpu == nullptr) return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "the CPU library is not loaded");
   const int threads = std::max<int>(1, pool.num_threads());
   const Parallel parallel = {threads, [&](int64_t count, const SharedLoop::Body& body) {
-                               std::make_shared<SharedLoop>(count, body)->run(pool, std::min<int64_t>(threads, count) - 1);
+                               const int64_t helpers = std::min<int64_t>(threads, count) - 1;
+                               std::make_shared<SharedLoop>(count, body)->run(pool, helpers);
                              }};
   std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
   const auto allocate = [&](size_t bytes) {

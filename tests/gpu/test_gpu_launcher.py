@@ -144,7 +144,7 @@ def test_without_triton_the_message_says_what_to_do(compiler):
         "no compiled kernel key",
         "pip install 'triton",
         "compile.py --out FOLDER key",
-        "BLOCKSPARSE_PREBUILT",
+        "put FOLDER/key there",
     ):
         assert part in answer, answer
 
