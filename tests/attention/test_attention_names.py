@@ -71,7 +71,7 @@ LOADED = """
 import sys
 modules = {{id(module): module for module in list(sys.modules.values())}}.values()  # __mp_main__ is __main__
 files = [file for file in (getattr(module, "__file__", None) for module in modules) if file]
-files = [file for file in files if file.startswith({root!r})]
+files = [file for file in files if file.startswith({root!r}) and "site-packages" not in file]
 assert len(files) == len(set(files)), sorted(files)
 """
 
