@@ -1,6 +1,6 @@
 """This library's CPU attention beside dense TensorFlow and PyTorch: the table, the JSON and the plot.
 
-    python benchmarks/attention_cpu.py [--torch PYTHON] [--rounds 15] [--out JSON] [--plot PNG]
+    python benchmarks/attention_cpu.py [--torch PYTHON] [--rounds 7] [--out JSON] [--plot PNG]
 
 float32, 1 x 4 heads x 4096 x 64. PyTorch's scaled_dot_product_attention(is_causal=True) runs in a process of its own
 (`--torch` names a Python that has it; without one its column stays empty), and the sides take turns, so that each
@@ -10,6 +10,7 @@ round is a comparison. Nothing is timed before it agrees with the dense implemen
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -78,7 +79,7 @@ class Side:
             tf.random.stateless_normal((1, time_steps, heads * HEAD_DIM), (s, 0)) for s in range(3)
         ]
         self.dout = tf.random.stateless_normal((1, time_steps, heads * HEAD_DIM), (3, 0))
-        self.call = tf.function(lambda *qkv: function(*qkv, heads, **asdict(case)), autograph=False)
+        self.call = lambda *qkv: function(*qkv, heads, **asdict(case))  # eagerly, as PyTorch
         with tf.GradientTape(persistent=True) as self.tape:
             self.tape.watch(self.inputs)
             self.out = self.call(*self.inputs)
@@ -111,20 +112,19 @@ class Torch:
 
 
 def measure(sides: dict[str, object], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of every round: sides take turns, after a round to warm up."""
+    """Milliseconds of every run. Sides take turns of five runs; two warm what the side before emptied."""
     times = {name: {"forward": [], "backward": []} for name in sides}
     for step in ("forward", "backward"):
-        for number in range(rounds + 1):
-            for name, side in sides.items():
-                if isinstance(side, Torch):
-                    seconds = side.seconds(step)
-                else:
-                    start = time.perf_counter()
-                    getattr(side, step)()
-                    seconds = time.perf_counter() - start
-                if number:
-                    times[name][step].append(1e3 * seconds)
+        for name, side in list(sides.items()) * rounds:
+            run = side.seconds if isinstance(side, Torch) else functools.partial(seconds, side)
+            times[name][step] += [1e3 * run(step) for _ in range(5)][2:]
     return times
+
+
+def seconds(side: Side, step: str) -> float:
+    start = time.perf_counter()
+    getattr(side, step)()
+    return time.perf_counter() - start
 
 
 def check(name: str, got: Side, want: Side) -> float:
@@ -180,8 +180,9 @@ def compare(torch: Torch | None, rounds: int) -> list[dict]:
     for name, case in CASES.items():
         ours, dense = Side(blocksparse_attention_impl, case, TIME), Side(attention_impl, case, TIME)
         row = {"case": name, "error": check(name, ours, dense)}
-        sides = {"this": ours, "dense": dense, **({"torch": torch} if torch else {})}
-        for side, steps in measure(sides, rounds).items():
+        times = measure({"this": ours, **({"torch": torch} if torch else {})}, rounds)
+        times |= measure({"dense": dense}, 1)
+        for side, steps in times.items():
             for step, values in steps.items():
                 row[f"{side} {step}"] = statistics.median(values)
         if torch:
@@ -252,7 +253,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", metavar="JSON")
     parser.add_argument("--plot", metavar="PNG")
     arguments = parser.parse_args()
