@@ -19,7 +19,7 @@ demo: .venv/examples.installed
 	$(RUN) examples/sample.py runs/demo --length 400 --prompt "import "
 
 test: .venv/test.installed
-	$(RUN) -m pytest -c tests/pytest.ini tests -n 2
+	$(RUN) -m pytest -c tests/pytest.ini tests -n 2 --dist worksteal --durations 25
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py

@@ -232,7 +232,7 @@ def plot(rows: list[dict], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
     for axis, step in zip(axes, ("forward", "backward"), strict=True):
         for at, (side, label) in enumerate(
             (("torch", "PyTorch, dense causal"), ("dense", "dense TensorFlow"), ("this", "this library"))
@@ -243,8 +243,7 @@ def plot(rows: list[dict], path: str) -> None:
         axis.set_yscale("log")
         axis.set_title(step)
     axes[0].set_ylabel("milliseconds")
-    axes[0].legend(frameon=False)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 
