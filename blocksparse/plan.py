@@ -1,5 +1,4 @@
-"""The tile plan that every kernel follows: block lists and masks in, gathered and masked tiles out (NumPy
-only).
+"""The tile plan that every kernel follows: block lists and masks in, gathered and masked tiles out (NumPy only).
 
 A row tile is up to M rows. The columns that its rows see are packed side by side into column tiles of N.
 Column tiles that every row sees whole come first and need no mask; the others name an M x N bit mask out of a
@@ -39,8 +38,7 @@ class Plan:
         Header: [0] magic, [1] version, [2..5] hash of all that follows, [6] length of the vector, [7]
         query_time, [8] key_time, [9] heads, [10] distinct heads. From [16] for by_query and [32] for by_key:
         M, N, g, row tiles, column tiles, masks, most row tiles of a head, most column tiles of a row tile.
-        Where the arrays
-        start: [48] head_index, [49] order, [50..57] by_query's arrays as in TilePlan, [58..63, 11, 12]
+        Where the arrays start: [48] head_index, [49] order, [50..57] by_query's arrays as in TilePlan, [58..63, 11, 12]
         by_key's.
         """
         arrays = [self.head_index, self.order, *_arrays(self.by_query), *_arrays(self.by_key)]
