@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from blocksparse import ops
 from sparse_attention import attention_impl, blocksparse_attention_impl, get_attn_mask
 
 BATCH, TIME, HEADS, HEAD_DIM, VALUE_DIM = 2, 64, 4, 8, 16
@@ -145,6 +146,20 @@ def test_a_tf_function_with_unknown_batch_equals_eager(random, name):
         step = tf.function(lambda *x, attend=attend: run(attend, *x, CASES[name]), input_signature=specs)
         assert step.get_concrete_function().outputs[0].shape.as_list() == [None, TIME, HEADS * VALUE_DIM]
         check(step(*inputs), oracle(*inputs, CASES[name]), tf.float32)
+
+
+@pytest.mark.parametrize("name", ["all", "local", "strided", "fixed"])
+def test_compiled_by_xla_it_has_the_same_bits(random, name):
+    if ops.kernel_name() == "reference":
+        pytest.skip("no C++ compiler; of plain TensorFlow XLA makes other sums")
+    inputs, case = draw(random), CASES[name] | {"recompute": True}
+
+    def step(*inputs):
+        return run(blocksparse_attention_impl, *inputs, case)
+
+    plain, compiled = (tf.function(step, jit_compile=jit)(*inputs) for jit in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
 
 
 def test_dense_attention_takes_any_time_even_unknown(random):
