@@ -33,7 +33,7 @@ setup(
     packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
     package_dir={"sparse_attention": "."},
     package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.json"]},
-    install_requires=["tensorflow" + TENSORFLOW, "numpy>=1.26", "scipy>=1.11"],
+    install_requires=["tensorflow" + TENSORFLOW, "numpy>=2.0", "scipy>=1.13"],
     extras_require={
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
         "plot": ["matplotlib"],
