@@ -1,21 +1,23 @@
-"""Times PyTorch's attentions on the GPU benchmark's cases; a process without TensorFlow.
+"""Times PyTorch's attentions on the GPU benchmark's cases; processes without TensorFlow.
 
-    python benchmarks/attention_gpu_peers.py OUT.json [PROCESSES [BLOCK ...]]
+    python benchmarks/attention_gpu_peers.py OUT.json [--start FILE] [--cases NAME ...] [--peers NAME ...]
 
-FlexAttention (compiled; block masks of 64 and 128; strided gets inputs already transposed) on every pattern, and
-scaled_dot_product_attention's cuDNN and flash kernels on causal attention, their deterministic backward too. Inputs are
-contiguous [batch, heads, time, head_dim], as these peers like them. Everything compiles and is checked against
-float32 in parallel; then one at a time is timed with events, the cache flushed before every run.
+FlexAttention (compiled; blocks of 128 and 64; strided gets inputs already transposed) on every pattern; on causal
+attention also scaled_dot_product_attention's cuDNN and flash kernels and, where it is installed, FlashAttention-4 (on
+local windows too), with their deterministic backward passes. Each gets its inputs contiguous, in the layout it likes.
+They compile and are checked against float32 side by side, in many processes; then one at a time is timed with events
+while all others sleep. --start: timing waits until FILE exists, and what is not ready by then is left out.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import math
 import os
-import sys
-import threading
-from multiprocessing import get_context
+import time
+from multiprocessing import connection, get_context
 from pathlib import Path
 
 import without_tensorflow  # noqa: F401  first
@@ -23,21 +25,25 @@ import without_tensorflow  # noqa: F401  first
 import gpu_cases  # isort: skip
 
 REPEATS = 20
-PATIENCE = 240  # seconds that the quick wait for the slow before timing begins
+PATIENCE = 600  # seconds to compile and check
 TOLERANCE = 2e-2
+FLUSHES = 16  # of 256 MB: 1.4 ms, in which the host queues the step, whatever Python does meanwhile
 
 
-def jobs(blocks):
-    """(case, peer, option) of everything that is timed."""
+def processes(cases, peers):
+    """The jobs (case, peer, option) of each process; the option is a block size, or whether to be deterministic."""
     for case in gpu_cases.CASES:
-        if case.name.startswith("audio"):
-            continue  # asked for only as the ratio of two sizes of this library
-        for block in blocks:
-            yield case, "flex", block
+        if case.name.startswith("audio") or (cases and case.name not in cases):
+            continue  # audio is asked for only as the ratio of two sizes of this library
+        groups = [[("flex", 128)], [("flex", 64)]]
         if case.kind == "all":
-            for peer in ("cudnn", "flash"):
-                for deterministic in (False, True):
-                    yield case, peer, deterministic
+            groups.append([(peer, option) for peer in ("cudnn", "flash") for option in (False, True)])
+        if case.kind in ("all", "local") and importlib.util.find_spec("flash_attn") is not None:
+            groups.append([("fa4", option) for option in ((False, True) if case.kind == "all" else (False,))])
+        for group in groups:
+            chosen = [(case, peer, option) for peer, option in group if not peers or peer in peers]
+            if chosen:
+                yield chosen
 
 
 def mask_of(case):
@@ -59,36 +65,77 @@ def mask_of(case):
     return fixed
 
 
-def attention_of(torch, case, peer, option):
-    """f(q, k, v) -> out."""
-    if peer == "flex":
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def block_mask(torch, case, block, device="cuda"):
+    """create_block_mask's result, some rows at a time: whole it needs gigabytes, or minutes of compilation."""
+    from torch.nn.attention.flex_attention import BlockMask
 
-        heads = case.heads if case.kind == "fixed" else None
-        mask = create_block_mask(
-            mask_of(case), None, heads, case.time, case.time, device="cuda", BLOCK_SIZE=option, _compile=True
-        )
-        compiled = torch.compile(flex_attention, dynamic=False)
-        tiles = dict(
-            fwd_BLOCK_M=64, fwd_BLOCK_N=64, bwd_BLOCK_M1=32, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=32
-        )
-        options = tiles if option == 64 else None  # with blocks of 64 its default tiles are too large
-        return lambda q, k, v: compiled(q, k, v, block_mask=mask, kernel_options=options)
+    heads = torch.arange(case.heads if case.kind == "fixed" else 1, device=device)[:, None, None]
+    columns = torch.arange(case.time, device=device)
+    counts = []
+    for rows in columns.split(8 * block):
+        seen = mask_of(case)(0, heads, rows[:, None], columns).expand(len(heads), -1, -1)
+        counts.append(seen.unflatten(2, (-1, block)).unflatten(1, (-1, block)).sum((2, 4)))
+    count = torch.cat(counts, 1)[None]
+    listed = []
+    for chosen in ((count > 0) & (count < block**2), count == block**2):
+        listed.append(chosen.sum(-1, dtype=torch.int32))
+        listed.append(chosen.int().argsort(dim=-1, descending=True, stable=True).int())
+    lengths = (case.time, case.time)
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=block, mask_mod=mask_of(case), seq_lengths=lengths)
 
+
+def flex(torch, case, block):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if block == 64:
+        tiles_of_64()
+    mask, compiled = block_mask(torch, case, block), torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+
+
+def tiles_of_64():
+    """From head_dim 64 on FlexAttention's own tiles are too large for blocks of 64: these are its tiles below that."""
+    from torch._inductor.template_heuristics import triton
+
+    chosen = triton.CUDAConfigHeuristic
+    chosen.get_flex_attn_fwd_configs = lambda *_: [triton.FlexConfig(64, 64, 3, 4)]
+    chosen.get_flex_attn_bwd_configs = lambda *_: [triton.FlexBwDConfig(64, 64, 64, 64, 3, 4)]
+
+
+def dense(torch, peer):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backend = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}[peer]
 
-    def dense(q, k, v):
+    def attend(q, k, v):
         with sdpa_kernel(backend):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return dense
+    return attend
+
+
+def flash_attention_4(case, deterministic):
+    from flash_attn.cute import flash_attn_func
+
+    window = (case.numbers[0] - 1, 0) if case.kind == "local" else (None, None)
+
+    def attend(q, k, v):
+        out = flash_attn_func(q, k, v, causal=True, window_size=window, deterministic=deterministic)
+        return out[0] if isinstance(out, tuple) else out
+
+    return attend
+
+
+def attention_of(torch, case, peer, option):
+    """f(q, k, v) -> out."""
+    if peer == "flex":
+        return flex(torch, case, option)
+    return flash_attention_4(case, option) if peer == "fa4" else dense(torch, peer)
 
 
 def relative_error(torch, case, got, q, k, v, dout):
-    """The largest relative error of out, dq, dk, dv on one head, against float32."""
-    q, k, v, dout = (x[-1, -1].float() for x in (q, k, v, dout))
+    """The largest relative error of out, dq, dk, dv on the last head of the last batch row, against float32."""
+    q, k, v, dout = (x.float() for x in (q, k, v, dout))
     head, rows = torch.tensor(case.heads - 1), torch.arange(case.time, device="cuda")
     out, dq, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
     for part in rows.split(2048):
@@ -100,13 +147,39 @@ def relative_error(torch, case, got, q, k, v, dout):
         dk += ds.T @ q[part]
         dv += p.T @ dout[part]
     truth = torch.cat(out), torch.cat(dq), dk, dv
-    return max(((x[-1, -1].float() - t).norm() / t.norm()).item() for x, t in zip(got, truth, strict=True))
+    return max(((x.float() - t).norm() / t.norm()).item() for x, t in zip(got, truth, strict=True))
+
+
+def prepare(torch, case, peer, option):
+    """(relative error, forward, backward), both compiled and run once."""
+    torch.use_deterministic_algorithms(option is True, warn_only=True)
+    torch.manual_seed(0)
+    time_first = peer == "fa4"
+    shape = (case.batch, case.time, case.heads) if time_first else (case.batch, case.heads, case.time)
+    inputs = [torch.randn(*shape, case.dim, device="cuda").half().requires_grad_() for _ in range(3)]
+    dout = torch.randn(*shape, case.dim, device="cuda").half()
+    attention = attention_of(torch, case, peer, option)
+    out = attention(*inputs)
+
+    def backward():
+        return torch.autograd.grad(out, inputs, dout, retain_graph=True)
+
+    last = (-1, slice(None), -1) if time_first else (-1, -1)
+    with torch.no_grad():
+        one_head = [x[last] for x in (out, *backward(), *inputs, dout)]
+        error = relative_error(torch, case, one_head[:4], *one_head[4:])
+    torch.cuda.empty_cache()
+    return (
+        error,
+        lambda: attention(*inputs),
+        backward,
+    )  # as in training: the forward pass keeps what backward needs
 
 
 def median_ms(torch, step, scratch):
     times = []
     for _ in range(REPEATS + 3):
-        for _ in range(4):  # the cache is flushed, and long enough for the host to be ahead of the device
+        for _ in range(FLUSHES):
             scratch.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -117,85 +190,88 @@ def median_ms(torch, step, scratch):
     return sorted(start.elapsed_time(end) for start, end in times[3:])[REPEATS // 2]
 
 
-def work(mine, barrier, turn, results):
-    """One process: compiles and checks its jobs, waits for all the others, then times when it is its turn."""
+def work(jobs, pipe):
+    """One process: compiles and checks its jobs and reports each; then times those that it is told to."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are enough processes
     import torch
-    import torch._dynamo
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False  # the backward pass runs many times on one forward pass
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 64
-    torch.backends.cuda.matmul.allow_tf32 = False
-    ready = []
-    for case, peer, option in mine:
-        row = dict(case=case.name, peer=peer, option=option)
+    steps = {}
+    for case, peer, option in jobs:
+        row, began = dict(case=case.name, peer=peer, option=option), time.monotonic()
         try:
-            torch.use_deterministic_algorithms(peer != "flex" and option, warn_only=True)
-            torch.manual_seed(0)
-            shape = (case.batch, case.heads, case.time, case.dim)
-            q, k, v = (torch.randn(shape, device="cuda").half().requires_grad_() for _ in range(3))
-            dout = torch.randn(shape, device="cuda").half()
-            attention = attention_of(torch, case, peer, option)
-            out = attention(q, k, v)
-
-            def backward(out=out, inputs=(q, k, v), dout=dout):
-                return torch.autograd.grad(out, inputs, dout, retain_graph=True)
-
-            def forward(
-                attention=attention, inputs=(q, k, v)
-            ):  # as in training: one compilation serves both passes
-                attention(*inputs)
-
-            print(f"{case.name} {peer} {option} compiled forward", file=sys.stderr, flush=True)
-            backward()
-            print(f"{case.name} {peer} {option} compiled backward", file=sys.stderr, flush=True)
-            with torch.no_grad():
-                row["relative_error"] = relative_error(torch, case, (out, *backward()), q, k, v, dout)
+            row["relative_error"], *steps[peer, option] = prepare(torch, case, peer, option)
             if not row["relative_error"] < TOLERANCE:
-                raise RuntimeError(f"wrong: relative error {row['relative_error']}")
-            ready.append((row, option, forward, backward))
+                row["error"] = "wrong answer, not timed"
         except Exception as error:  # a peer that cannot run a case is a result
-            results.put(row | dict(error=f"{type(error).__name__}: {error}"[:600]))
-    torch.cuda.synchronize()
-    try:
-        barrier.wait(PATIENCE)
-    except threading.BrokenBarrierError:
-        results.put(dict(peer="all", error=f"some peer took more than {PATIENCE} s to compile"))
-    with turn:
+            row["error"] = f"{type(error).__name__}: {error}"[:600]
+        pipe.send(row | dict(compile_s=round(time.monotonic() - began, 1)))
+    while True:
+        peer, option = pipe.recv()
+        torch.use_deterministic_algorithms(option is True, warn_only=True)
         scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-        for row, option, forward, backward in ready:
-            torch.use_deterministic_algorithms(row["peer"] != "flex" and option, warn_only=True)
-            row |= dict(
-                forward_ms=median_ms(torch, forward, scratch), backward_ms=median_ms(torch, backward, scratch)
-            )
-            results.put(row)
+        forward_ms, backward_ms = (median_ms(torch, step, scratch) for step in steps[peer, option])
+        pipe.send(dict(forward_ms=forward_ms, backward_ms=backward_ms))
         del scratch
         torch.cuda.empty_cache()
-    results.put(None)
 
 
-def main(out_file, processes=10, *blocks):
-    context, processes = get_context("spawn"), int(processes)
-    everything = list(jobs([int(block) for block in blocks] or [128, 64]))
-    shares = [everything[i::processes] for i in range(processes)]
-    barrier, turn, results = context.Barrier(processes), context.Lock(), context.Queue()
-    running = [context.Process(target=work, args=(share, barrier, turn, results)) for share in shares]
-    for process in running:
+def measure(everything, start, out):
+    """Rows of all jobs, printed and written as they come."""
+    context, rows, running = get_context("spawn"), {}, {}
+    for jobs in everything:
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=work, args=(jobs, theirs), daemon=True)
         process.start()
-    rows, left = [], processes
-    while left:
-        row = results.get()
-        if row is None:
-            left -= 1
-            continue
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        Path(out_file).write_text(json.dumps(rows, indent=1))
-    for process in running:
-        process.join()
+        theirs.close()  # so that the pipe ends with the process
+        running[pipe] = process, [(case.name, peer, option) for case, peer, option in jobs]
+
+    def put(job, values):
+        rows[job] = rows.get(job, dict(zip(("case", "peer", "option"), job, strict=True))) | values
+        print(json.dumps(rows[job]), flush=True)
+        out.write_text(json.dumps(list(rows.values()), indent=1))
+
+    def receive(pipe, job):
+        try:
+            put(job, pipe.recv())
+        except EOFError:
+            put(job, dict(error="its process ended"))
+
+    compiling, deadline = (
+        {pipe: list(jobs) for pipe, (_, jobs) in running.items()},
+        time.monotonic() + PATIENCE,
+    )
+    while (compiling and time.monotonic() < deadline) if start is None else not start.exists():
+        for pipe in connection.wait(list(compiling), timeout=1):
+            receive(pipe, compiling[pipe].pop(0))
+            if not compiling[pipe]:
+                del compiling[pipe]
+    for pipe, jobs in compiling.items():
+        running.pop(pipe)[0].kill()
+        for job in jobs:
+            put(job, dict(error="not ready in time"))
+    for pipe, (_, jobs) in running.items():
+        for job in jobs:
+            if "error" not in rows[job]:
+                pipe.send(job[1:])
+                receive(pipe, job)
+    return list(rows.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="time when this file exists")
+    parser.add_argument("--cases", nargs="+", default=[])
+    parser.add_argument("--peers", nargs="+", default=[], help="of flex, cudnn, flash, fa4")
+    args = parser.parse_args()
+    rows = measure(list(processes(args.cases, args.peers)), args.start, args.out)
+    print(f"{sum('forward_ms' in row for row in rows)} of {len(rows)} timed")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
