@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -44,25 +45,36 @@ ASKED = {
     "cifar all": (1.2, 1.2),
     "imagenet64 all": (1.2, 1.2),
 }
+PEERS = {"flex": "FlexAttention", "cudnn": "cuDNN", "fa4": "FlashAttention-4"}  # in the picture
+# The dense peers of `all`; the backward pass here is deterministic, so is theirs.
+DENSE = {"forward": ("cudnn", "fa4"), "backward": ("cudnn deterministic", "fa4 deterministic")}
 
 
 def floors(case: gpu_cases.Case) -> tuple[float, float]:
     """Milliseconds that no kernel of this method beats, forward and backward.
 
     The largest of bytes moved once, matrix products over every element of a visited tile (2 forward; 7 in the two
-    backward passes), and exponentials (one an element, two backward).
+    backward passes, 5 where one will do), and exponentials (one an element and pass).
     """
-    work = gpu_cases.visible_elements(case) / (case.batch * case.heads * case.time)
-    choice = tiles.choose("float16", case.dim, case.dim, case.bs, work, 90)
-    plan = gpu_cases.plan(case, *choice, gpu_cases.blocks(case))
+    plan = plan_of(case)
     sides = [elements(case, side) for side in (plan.by_query, plan.by_key)]
     tensor = 2 * case.batch * case.time * case.heads * case.dim
     forward = max(
         4 * tensor / BYTES_PER_MS, sides[0] * 4 * case.dim / FLOPS_PER_MS, sides[0] / EXPONENTIALS_PER_MS
     )
-    products = (3 * sides[0] + 4 * sides[1]) * 2 * case.dim
-    backward = max(8 * tensor / BYTES_PER_MS, products / FLOPS_PER_MS, sum(sides) / EXPONENTIALS_PER_MS)
+    products = 5 * sides[0] if plan.closed else 3 * sides[0] + 4 * sides[1]
+    scores = sides[0] if plan.closed else sum(sides)
+    backward = max(
+        8 * tensor / BYTES_PER_MS, products * 2 * case.dim / FLOPS_PER_MS, scores / EXPONENTIALS_PER_MS
+    )
     return forward, backward
+
+
+@functools.cache
+def plan_of(case: gpu_cases.Case):
+    work = gpu_cases.visible_elements(case) / (case.batch * case.heads * case.time)
+    choice = tiles.choose("float16", case.dim, case.dim, case.bs, work, 90)
+    return gpu_cases.plan(case, *choice, gpu_cases.blocks(case))
 
 
 def elements(case: gpu_cases.Case, side) -> int:
@@ -72,41 +84,104 @@ def elements(case: gpu_cases.Case, side) -> int:
 
 
 def table(rows: list[dict]) -> list[dict]:
-    """One entry a case and pass: ours, the floor, each peer's best, the ratio over FlexAttention and the one asked."""
+    """One entry a case and pass: ours, the floor, each peer's best, the ratio over FlexAttention and the one asked.
+
+    dense_ratio, for `all`: over the faster of cuDNN and FlashAttention-4, both deterministic in the backward pass.
+    """
     entries = []
     for case in gpu_cases.CASES:
-        mine = [row for row in rows if row["case"] == case.name and row.get("peer") == "this library"]
-        if not mine or "forward_ms" not in mine[0]:
+        if case.name not in ASKED or not (mine := ours(rows, case.name)):
             continue
-        for number, name in enumerate(("forward", "backward")):
-            best = {}
-            for row in rows:
-                if row["case"] == case.name and f"{name}_ms" in row and row["peer"] != "this library":
-                    peer = row["peer"] + (" deterministic" if row["option"] is True else "")
-                    best[peer] = min(best.get(peer, float("inf")), row[f"{name}_ms"])
-            ms, floor = mine[0][f"{name}_ms"], floors(case)[number]
-            asked = ASKED.get(case.name, (None, None))[number]
-            ratio = best["flex"] / ms if "flex" in best else None
-            met = asked is not None and ((ratio or 0) >= asked or ms <= 1.33 * floor)
-            entry = dict(
-                case=case.name, step=name, ms=ms, floor=floor, flex_ratio=ratio, asked=asked, met=met
+        for step, floor, asked in zip(("forward", "backward"), floors(case), ASKED[case.name], strict=True):
+            ms, peers = mine[f"{step}_ms"], best(rows, case.name, f"{step}_ms")
+            ratio = peers["flex"] / ms if "flex" in peers else None
+            dense = [peers[name] for name in DENSE[step] if name in peers]
+            entry = dict(case=case.name, step=step, ms=ms, floor=floor, flex_ratio=ratio, asked=asked)
+            entry |= dict(met=(ratio or 0) >= asked or ms <= 1.33 * floor, peers=peers)
+            entries.append(
+                entry | (dict(dense_ratio=min(dense) / ms) if dense and case.kind == "all" else {})
             )
-            entries.append(entry | dict(peers=best))
     return entries
 
 
-def show(entries: list[dict]) -> None:
-    columns = ("flex", "cudnn", "cudnn deterministic", "flash", "flash deterministic")
-    print(
-        f"{'case':19} {'':8} {'ms':>7} {'x floor':>7} "
-        + " ".join(f"{c[:12]:>12}" for c in columns)
-        + "  over flex  asked"
+def ours(rows: list[dict], case: str) -> dict | None:
+    """The float16 row of this library."""
+    for row in rows:
+        if row["case"] == case and row["peer"] == "this library" and row.get("dtype", "float16") == "float16":
+            return row if "forward_ms" in row else None
+    return None
+
+
+def best(rows: list[dict], case: str, step: str) -> dict[str, float]:
+    """Each peer's least milliseconds, deterministic modes apart."""
+    least = {}
+    for row in rows:
+        if row["case"] == case and step in row and row["peer"] != "this library":
+            peer = row["peer"] + (" deterministic" if row["option"] is True else "")
+            least[peer] = min(least.get(peer, float("inf")), row[step])
+    return least
+
+
+def growth(rows: list[dict]) -> list[dict]:
+    """65,536 positions over 16,384: the ratio of times, and what is allowed: 1.15 times that of elements or bytes."""
+    entries = []
+    cases = {case.name: case for case in gpu_cases.CASES}
+    for kind in ("fixed", "local", "strided"):
+        short, long = f"audio16k {kind}", f"audio {kind}"
+        if not (ours(rows, short) and ours(rows, long)):
+            continue
+        plans = [plan_of(cases[name]) for name in (short, long)]
+        visited = [
+            (elements(cases[long], getattr(plans[1], side)), elements(cases[short], getattr(plans[0], side)))
+            for side in ("by_query", "by_key")
+        ]
+        most = 1.15 * max(
+            cases[long].time / cases[short].time, sum(x for x, _ in visited) / sum(y for _, y in visited)
+        )
+        ratios = [ours(rows, long)[step] / ours(rows, short)[step] for step in ("forward_ms", "backward_ms")]
+        entries.append(dict(case=long, forward=ratios[0], backward=ratios[1], allowed=most))
+    return entries
+
+
+def show(entries: list[dict], rows: list[dict]) -> None:
+    columns = (
+        "flex",
+        "cudnn",
+        "cudnn deterministic",
+        "fa4",
+        "fa4 deterministic",
+        "flash",
+        "flash deterministic",
     )
+    heads = " ".join(f"{name.replace('deterministic', 'det.'):>10}" for name in columns)
+    print(f"{'case':19} {'step':8} {'ms':>7} {'x floor':>7} {heads}  over flex  asked  over dense")
     for entry in entries:
-        peers = " ".join(f"{entry['peers'][c]:12.3f}" if c in entry["peers"] else f"{'':12}" for c in columns)
-        asked = "" if entry["asked"] is None else f"{entry['asked']:6} {'met' if entry['met'] else ''}"
-        line = f"{entry['case']:19} {entry['step']:8} {entry['ms']:7.3f} {entry['ms'] / entry['floor']:7.2f} {peers}"
-        print(line + (f" {entry['flex_ratio']:10.2f}" if entry["flex_ratio"] else f"{'':11}") + asked)
+        peers = " ".join(f"{entry['peers'][c]:10.3f}" if c in entry["peers"] else f"{'':10}" for c in columns)
+        ratio = f"{entry['flex_ratio']:10.2f}" if entry["flex_ratio"] else f"{'':10}"
+        dense = f"{entry['dense_ratio']:7.2f}" if "dense_ratio" in entry else ""
+        print(
+            f"{entry['case']:19} {entry['step']:8} {entry['ms']:7.3f} {entry['ms'] / entry['floor']:7.2f} {peers} "
+            f"{ratio} {entry['asked']:5} {'met' if entry['met'] else '   '} {dense}"
+        )
+    for entry in growth(rows):
+        print(
+            f"{entry['case']} over 16,384 positions: {entry['forward']:.1f} forward, {entry['backward']:.1f} backward, "
+            f"at most {entry['allowed']:.1f}"
+        )
+    for row in rows:
+        if "both_ms" in row:
+            print(
+                f"{row['case']}, {row['peer']}: {row['forward_ms']:.2f} ms forward, {row['both_ms']:.2f} both, "
+                f"{row['peak_bytes'] / 1e9:.2f} GB"
+            )
+        elif row.get("dtype", "float16") != "float16" and "forward_ms" in row:
+            print(
+                f"{row['case']}, {row['dtype']}: {row['forward_ms']:.3f} forward, {row['backward_ms']:.3f} backward"
+            )
+        elif "microseconds" in row:
+            print(f"host, one call in a graph: {row['microseconds']:.1f} us")
+        elif "error" in row:
+            print(f"{row['case']}, {row['peer']} {row.get('option', '')}: {row['error'][:100]}")
 
 
 def plot(entries: list[dict], file: str) -> None:
@@ -116,16 +191,20 @@ def plot(entries: list[dict], file: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 1, figsize=(11, 8), sharex=True)
+    names = dict.fromkeys(entry["case"] for entry in entries)
     for axis, step in zip(axes, ("forward", "backward"), strict=True):
-        chosen = [entry for entry in entries if entry["step"] == step and entry["peers"]]
-        series = {"this library": [e["ms"] for e in chosen], "floor": [e["floor"] for e in chosen]}
-        for peer in ("flex", "cudnn", "flash"):
-            series[peer] = [e["peers"].get(peer, float("nan")) for e in chosen]
-        for number, (name, values) in enumerate(series.items()):
-            axis.bar([i + 0.16 * number for i in range(len(chosen))], values, 0.15, label=name)
+        chosen = {entry["case"]: entry for entry in entries if entry["step"] == step}
+        series = {"this library": [chosen[name]["ms"] for name in names]}
+        for peer, label in PEERS.items():
+            series[label] = [chosen[name]["peers"].get(peer, float("nan")) for name in names]
+        for number, (label, values) in enumerate(series.items()):
+            axis.bar([i + 0.18 * number for i in range(len(names))], values, 0.17, label=label)
+        for number, name in enumerate(names):
+            floor = chosen[name]["floor"]
+            axis.plot([number - 0.1, number + 0.1], [floor, floor], "k", label="" if number else "floor")
         axis.set_yscale("log")
         axis.set_ylabel(f"{step}, ms")
-        axis.set_xticks([i + 0.32 for i in range(len(chosen))], [e["case"] for e in chosen], rotation=20)
+        axis.set_xticks([i + 0.27 for i in range(len(names))], names, rotation=20)
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(file)
@@ -179,8 +258,9 @@ def main() -> None:
         rows = run("attention_gpu_tensorflow.py")
         rows += run("attention_gpu_peers.py", without=("LD_LIBRARY_PATH", "PYTHONPATH"))
     entries = table(rows)
-    show(entries)
-    Path(args.out).write_text(json.dumps(dict(machine=args.machine, table=entries, rows=rows), indent=1))
+    show(entries, rows)
+    results = dict(machine=args.machine, table=entries, growth=growth(rows), rows=rows)
+    Path(args.out).write_text(json.dumps(results, indent=1))
     if args.plot:
         plot(entries, args.plot)
 
