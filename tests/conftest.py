@@ -10,6 +10,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "utils")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def exact_float32():
+    """A GPU multiplies float32 as TF32 otherwise, which the tolerances of float32 leave no room for."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_name_per_module():
     """A root module loaded under two names would be two modules, each with its own caches."""

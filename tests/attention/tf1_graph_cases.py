@@ -6,6 +6,7 @@ import tensorflow.compat.v1 as tf
 from sparse_attention import attention_impl, blocksparse_attention_impl, recomputable
 
 tf.disable_v2_behavior()
+tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def check(resource):

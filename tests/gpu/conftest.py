@@ -1,11 +1,15 @@
-"""Skips what needs a GPU where TensorFlow sees none, and makes tests/oracle.py importable."""
+"""Skips what needs a GPU where TensorFlow sees none; makes tests/oracle.py importable; fresh processes for tests."""
 
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 
 
 def pytest_collection_modifyitems(items):
@@ -19,3 +23,18 @@ def pytest_collection_modifyitems(items):
         if not gpus:
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="TensorFlow sees no GPU"))
+
+
+@pytest.fixture
+def fresh_python():
+    """run(program, *arguments, **environment): what a process of its own prints."""
+
+    def run(program, *arguments, **environment):
+        command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | dict(TF_FORCE_GPU_ALLOW_GROWTH="true", PYTHONPATH=path) | environment
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.strip()
+
+    return run

@@ -1,25 +1,33 @@
-"""Everything there is to check on a machine with a GPU: python tests/gpu/run_on_gpu.py [FOLDER for logs].
+"""Everything there is to check on a machine with a GPU.
 
-The GPU suite, the engine's own tests on the GPU, compute-sanitizer over the kernels where there is one, and the table
-of attention.py in float16 and bfloat16. Ends with status 1 if any of them failed.
+The GPU suite; then the engine's and attention's own tests on the GPU, beside compute-sanitizer over the kernels where
+there is one; then, alone on the machine, what the tests of time and memory measure and the tables of attention.py in
+float16 and bfloat16. Ends with status 1 if any of them failed.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q"]
+SEVERAL = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+SPEED = "tests/gpu/test_gpu_speed.py"
+ELSEWHERE = ["--ignore=tests/attention/test_attention_memory.py"]  # it measures the host's memory
 SANITIZED = "tests/gpu/test_gpu_device.py::test_shapes"  # every way a kernel indexes, on small inputs
 
 
-def steps():
-    """(name, command) in the order they run."""
-    yield "suite", [*PYTEST, "-rA", "tests/gpu"]
-    yield "engine", [*PYTEST, "tests/engine"]
+def stages():
+    """{name: command} of what runs side by side, one stage after the other."""
+    yield {"suite": [*PYTEST, *SEVERAL, "-rA", "--durations=15", "tests/gpu", f"--ignore={SPEED}"]}
+    together = {
+        "engine": [*PYTEST, *SEVERAL, "--durations=10", "tests/engine", "tests/attention", *ELSEWHERE]
+    }
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             sanitizer = [
@@ -32,29 +40,46 @@ def steps():
                 "9",
             ]
             sanitizer += ["--kernel-name", "kernel_substring=attention"]
-            yield tool, [*sanitizer, *PYTEST, SANITIZED]
+            together[tool] = [*sanitizer, *PYTEST, SANITIZED]
+    yield together
+    yield {"speed": [*PYTEST, "-s", SPEED]}
     for dtype in ("fp16", "bf16"):
-        yield f"attention {dtype}", [sys.executable, "attention.py", dtype]
+        yield {f"attention-{dtype}": [sys.executable, "attention.py", dtype]}
+
+
+def run(stage: dict[str, list[str]], logs: Path) -> list[str]:
+    """The names of those that failed."""
+    environment = os.environ | dict(TF_FORCE_GPU_ALLOW_GROWTH="true", TF_CPP_MIN_LOG_LEVEL="3")
+    environment |= dict(PYTHONUNBUFFERED="1")
+    started, running = time.monotonic(), {}
+    for name, command in stage.items():
+        print(f"== {name}: {' '.join(command)}", flush=True)
+        # Out of TensorFlow's pool every tensor would be inside memory that the process owns.
+        settings = dict(TF_GPU_ALLOCATOR="cuda_malloc_async") if name == "memcheck" else {}
+        with (logs / f"{name}.log").open("w") as log:
+            running[name] = subprocess.Popen(
+                command, cwd=ROOT, env=environment | settings, stdout=log, stderr=subprocess.STDOUT
+            )
+    for name, process in running.items():
+        process.wait()
+        print((logs / f"{name}.log").read_text()[-1500:])
+        print(f"{name}: status {process.returncode} after {time.monotonic() - started:.0f} s", flush=True)
+    return [name for name, process in running.items() if process.returncode]
 
 
 def main() -> int:
-    logs = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="gpu-test-"))
-    logs.mkdir(parents=True, exist_ok=True)
-    environment = dict(
-        os.environ, TF_FORCE_GPU_ALLOW_GROWTH="true", TF_CPP_MIN_LOG_LEVEL="3", PYTHONUNBUFFERED="1"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--logs", type=Path, help="folder for the whole output")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="of suite, engine, memcheck, racecheck, speed ..."
     )
+    args = parser.parse_args()
+    logs = args.logs or Path(tempfile.mkdtemp(prefix="gpu-test-"))
+    logs.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name, command in steps():
-        log = logs / f"{name.replace(' ', '_')}.log"
-        print(f"== {name}: {' '.join(command)} > {log}", flush=True)
-        with log.open("w") as output:
-            status = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
-        print(log.read_text()[-1500:])
-        if status.returncode:
-            failed.append(name)
-    print(f"FAILED: {', '.join(failed)}" if failed else "passed")
+    for stage in stages():
+        failed += run({name: stage[name] for name in stage if not args.only or name in args.only}, logs)
+    print(f"FAILED: {', '.join(failed)}" if failed else "passed", f"(logs in {logs})")
     return bool(failed)
 
 
