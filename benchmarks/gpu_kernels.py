@@ -32,14 +32,16 @@ KERNELS = {
     "forward": ("forward", 0),
     "dq": ("backward", 0),
     "dkv": ("backward", 1),
+    "whole": ("backward", 0),  # where the plan is closed
 }
-RESULTS = {"forward": ("out", "lse"), "dq": ("dq", "delta"), "dkv": ("dk", "dv")}
+RESULTS = {"forward": ("out", "lse"), "dq": ("dq", "delta"), "dkv": ("dk", "dv"), "whole": ("dq", "dk", "dv")}
 
 
 def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
     """The table's launch with what the variant says instead; maxnreg 0: no limit."""
     op, index = KERNELS[variant["kernel"]]
-    launch = manifest.launches(replace(key, op=op, by_key=key.by_key if op == "backward" else None))[index]
+    by_key = key.by_key if op == "backward" else None
+    launch = manifest.launches(replace(key, op=op, by_key=by_key, closed=variant["kernel"] == "whole"))[index]
     constexprs = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
     options = dict(num_warps=variant.get("warps"), num_stages=variant.get("stages"))
     constexprs = launch.constexprs | {name: value for name, value in constexprs.items() if value is not None}
@@ -234,6 +236,7 @@ def key_of(case, plan, dtype):
         wide=False,
         shared=len(plan.by_query.head_tiles) == 2,
         long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
+        closed=plan.closed,
         capability=90,
     )
 

@@ -1,5 +1,6 @@
 // Finds the compiled kernels of a key: in the read-only folders, then in the user's cache, else by running the compile
-// process. A key names everything a kernel's code depends on, such as forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90.
+// process. A key names everything a kernel's code depends on, such as
+// forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90.
 #pragma once
 
 #include <future>

@@ -18,7 +18,7 @@ namespace blocksparse::gpu {
 namespace {
 
 // Words of the plan's header that are passed on.
-enum Header { kQueryTime = 7, kKeyTime = 8, kDistinct = 10, kByQuery = 16, kByKey = 32 };
+enum Header { kQueryTime = 7, kKeyTime = 8, kDistinct = 10, kClosed = 13, kByQuery = 16, kByKey = 32 };
 // Where the header says each plan array starts, in the order of kPointers from head_index on.
 constexpr int kArrayWords[] = {48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 11, 12};
 
@@ -56,7 +56,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const Shape& shape = call.shape;
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
-         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-sm", capability);
+         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
+                      "-sm", capability);
 }
 
 struct Kernels {

@@ -4,12 +4,13 @@ Imports neither Triton nor TensorFlow.
 
 A key names one compiled pass, in one word:
 
-    forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-sm<capability>
-    backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-sm<capability>
+    forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1>-sm<capability>
+    backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
 dtype is f16, bf16, f32 (exact) or tf32; m, n, g are the plan's by_query tiles and granule, M, N, G those of by_key;
 o1: some head's rows are permuted; w1: a tensor passes 2^31 elements; s1: one plan serves all heads; r1: long rows, at
-least LONG column tiles a row tile on average (by_query).
+least LONG column tiles a row tile on average (by_query); c1: closed, every key is seen in one row tile only, so that
+one kernel can make all gradients.
 
 A manifest is text, one record a line:
 
@@ -40,7 +41,7 @@ _FLOATS = {"lse", "dlse", "delta"}
 _KEY = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
-    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-sm(?P<capability>\d+)"
+    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[01])-sm(?P<capability>\d+)"
 )
 
 
@@ -58,13 +59,15 @@ class Key:
     wide: bool
     shared: bool
     long_rows: bool
+    closed: bool
     capability: int
 
     def __str__(self) -> str:
         m, n, g = self.by_query
         by_key = "-M{}-N{}-G{}".format(*self.by_key) if self.by_key else ""
-        flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-sm{self.capability}"
-        return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-m{m}-n{n}-g{g}{by_key}{flags}"
+        flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-c{self.closed:d}"
+        tiles = f"m{m}-n{n}-g{g}{by_key}"
+        return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-{tiles}{flags}-sm{self.capability}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def parse(key: str) -> Key:
     found = _KEY.fullmatch(key)
     if not found or (found["op"] == "backward") != (found["key_m"] is not None):
         raise ValueError(
-            f"key={key!r} names no kernel; wanted e.g. forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-sm90"
+            f"key={key!r} names no kernel; wanted e.g. forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90"
         )
     by_key = tuple(int(found[name]) for name in ("key_m", "key_n", "key_g")) if found["key_m"] else None
     return Key(
@@ -95,9 +98,14 @@ def parse(key: str) -> Key:
         value_dim=int(found["value_dim"]),
         by_query=(int(found["m"]), int(found["n"]), int(found["g"])),
         by_key=by_key,
-        **{flag: found[flag] == "1" for flag in ("permuted", "wide", "shared", "long_rows")},
+        **{flag: found[flag] == "1" for flag in ("permuted", "wide", "shared", "long_rows", "closed")},
         capability=int(found["capability"]),
     )
+
+
+def one_pass(key: Key) -> bool:
+    """Whether one kernel makes all gradients; in float32 it would hold more than the registers do."""
+    return key.closed and tiles.DTYPES[key.dtype] == "half"
 
 
 def launches(key: Key | str) -> list[Launch]:
@@ -105,6 +113,9 @@ def launches(key: Key | str) -> list[Launch]:
     key = parse(key) if isinstance(key, str) else key
     if key.op == "forward":
         return [_launch(key, "attention_forward", "q", "q k v out lse", "scale_log2")]
+    if one_pass(key):
+        tensors = "q k v out lse dout dlse dq dk dv"
+        return [_launch(key, "attention_whole_gradient", "q", tensors, "scale scale_log2")]
     return [
         _launch(key, "attention_query_gradient", "q", "q k v out lse dout dlse delta dq", "scale scale_log2"),
         _launch(key, "attention_key_gradient", "k", "q k v lse dout delta dk dv", "scale scale_log2"),
@@ -114,7 +125,7 @@ def launches(key: Key | str) -> list[Launch]:
 def temps(key: Key | str) -> list[tuple[str, str]]:
     """(name, bytes) of the device memory a pass needs while it runs."""
     key = parse(key) if isinstance(key, str) else key
-    return [] if key.op == "forward" else [("delta", "4*batch*heads*query_time")]
+    return [] if key.op == "forward" or one_pass(key) else [("delta", "4*batch*heads*query_time")]
 
 
 def text(key: Key | str, files: dict[str, tuple[str, str, int, int]]) -> str:

@@ -132,6 +132,21 @@ def test_runs_follow_residue_classes():
     assert side.row_count.tolist() == [48] * 4 and np.diff(side.offset).tolist() == [1] * 4
 
 
+@pytest.mark.parametrize(
+    "blocks, tiles, closed",
+    [
+        (np.kron(np.eye(8), np.tri(3)), (64, 64), True),  # 24 rows a chunk, two of them in a row tile
+        (np.kron(np.eye(4), np.tri(3)), (16, 16), False),
+        (np.kron(np.eye(2), np.tri(6)), (64, 16), True),  # three column tiles a row tile
+        (np.tri(12), (64, 64), False),
+        (np.kron(np.diag([1, 1, 0]), np.tri(4)), (32, 32), False),  # keys that nobody sees
+    ],
+)
+def test_a_plan_is_closed_where_every_key_has_one_row_tile(blocks, tiles, closed):
+    plan = make_plan(build_blocks(blocks[None], 8, lower), 1, 2, tiles, tiles)
+    assert plan.closed == closed == plan.pack()[13]
+
+
 def test_heavy_rows_stand_side_by_side():
     """Every fourth key block is seen by all: by key, those four share one tile of 64 and the others see little."""
     layout = np.eye(16, dtype=bool)

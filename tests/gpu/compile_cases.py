@@ -29,7 +29,7 @@ def keys(dtype, dims, block, work, capability, **flags):
     """The forward and backward keys that an attention of this kind compiles."""
     choice = tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability)
     sides = [(m, n, min(block, m, n)) for m, n in choice]
-    flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long") | flags
+    flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=False) | flags
     yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
     yield str(manifest.Key("backward", dtype, *dims, *sides, **flags, capability=capability))
 
@@ -38,6 +38,8 @@ def committed():
     """About 60 kernels: every tile of every table, every dtype, flag and architecture at least once."""
     for dim, work in itertools.product((32, 64, 128), WORK):
         yield from keys("f16", (dim, dim), 32, work, 90)
+    for dim in (32, 64, 128):
+        yield from keys("f16", (dim, dim), 8, "short", 90, permuted=True, closed=True)
     yield from keys("f16", (256, 256), 32, "long", 90)
     yield from keys("f16", (8, 8), 8, "window", 90)
     yield from keys("bf16", (96, 96), 16, "window", 90, permuted=True)

@@ -182,6 +182,7 @@ def keys_of(case, plan, distinct):
         wide=case.wide,
         shared=distinct == 1,
         long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
+        closed=plan.closed,
         capability=90,
     )
     sides = [(side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)]
@@ -333,6 +334,9 @@ CASES = {
     "local": Case(local(20), bs=8),
     "fixed, per head": Case(fixed(32, 8, 2), bs=8),
     "strided, 24 rows a class": Case(chunk(24), bs=8, time=(72, 72), order=3),
+    "closed, several column tiles": Case(
+        chunk(48), bs=8, time=(96, 96), tiles=((64, 16), (16, 16)), order=2, dtype="f16"
+    ),
     "one order a head": Case(
         lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)), order=[1, 4]
     ),
@@ -348,12 +352,14 @@ CASES = {
     "negative scale": Case(causal, time=(32, 32), scale=-2.0),
     "scale of zero": Case(causal, time=(32, 32), scale=0.0),
     "float16": Case(causal, dtype="f16"),
+    "closed, dims differ": Case(chunk(16), dims=(24, 40), dtype="bf16", wide=True),
     "float16, permuted": Case(chunk(16), dtype="f16", order=4),
     "bfloat16": Case(local(20), bs=8, dtype="bf16"),
 }
 POISONED = {
     "NaN key": Case(local(20), bs=8, poison={"k": 17}),
     "NaN key, split": Case(causal, split=True, tiles=SMALL, poison={"k": 20}),
+    "NaN key, closed": Case(chunk(16), bs=8, order=4, dtype="f16", poison={"k": 20}),
     "NaN key, float16": Case(causal, dtype="f16", poison={"k": 20}),
 }
 

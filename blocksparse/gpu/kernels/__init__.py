@@ -2,5 +2,11 @@
 
 from .backward import attention_key_gradient, attention_query_gradient
 from .forward import attention_forward
+from .whole import attention_whole_gradient
 
-__all__ = ["attention_forward", "attention_key_gradient", "attention_query_gradient"]
+__all__ = [
+    "attention_forward",
+    "attention_key_gradient",
+    "attention_query_gradient",
+    "attention_whole_gradient",
+]

@@ -65,6 +65,21 @@ def gathered_rows(
 
 
 @triton.jit
+def column_rows(
+    granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr
+):
+    """(rows of column tile j, which of them are no padding: none from `last` on). Padding repeats the first run."""
+    rows = gathered_rows(granules, j, last, time, stride, N, GRANULE, PERMUTED)
+    n = tl.arange(0, N)
+    real = n * 0 + j < last
+    if N > GRANULE:
+        first = tl.load(granules + j * (N // GRANULE), mask=j < last, other=0)
+        run = tensor_rows(first * GRANULE, time, stride, PERMUTED) + n % GRANULE * stride
+        real = real & ((n < GRANULE) | (rows != run))
+    return rows, real
+
+
+@triton.jit
 def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
     """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
     row = tl.arange(0, M)
@@ -79,15 +94,16 @@ def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def visible(low, high, M: tl.constexpr, N: tl.constexpr):
-    """bool [M, N]: bit c of row r's mask words."""
-    column = tl.arange(0, N)[None, :]
-    bits = tl.broadcast_to(low.to(tl.int32)[:, None], (M, N))
+def visible(low, high, M: tl.constexpr, N: tl.constexpr, TURNED: tl.constexpr = False):
+    """bool [M, N]: bit c of row r's mask words; TURNED: [N, M]."""
+    rows: tl.constexpr = 0 if TURNED else 1
+    column = tl.expand_dims(tl.arange(0, N), 1 - rows)
+    bits = tl.broadcast_to(tl.expand_dims(low.to(tl.int32), rows), (N, M) if TURNED else (M, N))
     if N > 32:
-        bits = tl.where(column >= 32, (low >> 32).to(tl.int32)[:, None], bits)
+        bits = tl.where(column >= 32, tl.expand_dims((low >> 32).to(tl.int32), rows), bits)
     if N > 64:
-        bits = tl.where(column >= 64, high.to(tl.int32)[:, None], bits)
-        bits = tl.where(column >= 96, (high >> 32).to(tl.int32)[:, None], bits)
+        bits = tl.where(column >= 64, tl.expand_dims(high.to(tl.int32), rows), bits)
+        bits = tl.where(column >= 96, tl.expand_dims((high >> 32).to(tl.int32), rows), bits)
     return (bits >> (column % 32)) & 1 != 0
 
 
