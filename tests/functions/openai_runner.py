@@ -1,5 +1,5 @@
-"""Runs a program written for TensorFlow 1 and OpenAI's blocksparse, unedited: `openai_runner.py PROGRAM
-ARGUMENTS`.
+"""Runs a program written for TensorFlow 1 and OpenAI's blocksparse, unedited: `openai_runner.py PROGRAM ARGUMENTS`,
+and again in a new graph for each `+ ARGUMENTS`.
 
 In the program's folder `import tensorflow` means tensorflow.compat.v1; mpi4py has one rank; np.fromstring
 reads bytes again; on a machine without a GPU "/gpu:0" is its CPU. Nothing of the program, of its modules or
@@ -78,9 +78,11 @@ def main(program, *arguments):
     provide_fromstring()
     provide_tensorflow_1(program.parent)
     provide_gpu()
-    sys.argv = [str(program), *arguments]
     sys.path[0] = str(program.parent)
-    runpy.run_path(str(program), run_name="__main__")
+    for run in " ".join(arguments).split("+"):
+        tf.compat.v1.reset_default_graph()
+        sys.argv = [str(program), *run.split()]
+        runpy.run_path(str(program), run_name="__main__")
 
 
 if __name__ == "__main__":
