@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 if find_spec("tensorflow"):  # without it, blocksparse.layout and blocksparse.plan still work
     from . import nccl
+    from .backends import register_ops
     from .embed import embedding_lookup
     from .ewops import (
         add,
@@ -36,6 +37,8 @@ if find_spec("tensorflow"):  # without it, blocksparse.layout and blocksparse.pl
     from .quantize import log_stats
     from .transformer import BlocksparseTransformer, clear_bst_constants
     from .utils import get_entropy, set_entropy
+
+    register_ops()
 
     __all__ = [
         "AdafactorOptimizer",

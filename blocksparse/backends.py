@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
 import threading
 import warnings
 from types import ModuleType
@@ -16,6 +17,7 @@ from tensorflow.python.ops import control_flow_util
 from . import native
 from .gpu import runtime
 
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA GPUs: Linux's own, and WSL's
 _loading = threading.Lock()
 
 
@@ -32,32 +34,37 @@ def load_kernels() -> ModuleType | None:
         return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
 
 
-def load_built() -> None:
-    """Load what is built already, silently: a SavedModel holds ops that TensorFlow has to know before it reads them."""
+def register_ops() -> None:
+    """Load, and build once, what this machine's graphs may hold: TensorFlow has to know a SavedModel's ops before it
+    reads them. Silent without a compiler: the first attention warns.
+
+    `python -m blocksparse.build` imports this package before it knows what to build. Asking TensorFlow for GPUs would
+    start CUDA, and CUDA_VISIBLE_DEVICES may be set later: their driver's device file tells enough.
+    """
+    if os.environ.get("BLOCKSPARSE_KERNELS") == "reference" or "blocksparse.build" in sys.orig_argv:
+        return
     with contextlib.suppress(native.BuildError):
-        if os.environ.get("BLOCKSPARSE_KERNELS") != "reference" and native.built_path(native.CPU):
-            native.load_library()
-            if native.built_path(native.GPU):
-                gpu_library()
+        native.load(native.CPU)
+        if any(map(os.path.exists, _DRIVERS)):
+            gpu_library()
 
 
 @functools.cache
-def gpu_library() -> tuple[ModuleType, ctypes.CDLL]:
-    """The GPU library: its ops, and its plain C functions. Raises native.BuildError."""
-    ops, functions = native.load(native.GPU), ctypes.CDLL(str(native.library_path(native.GPU)))
-    runtime.configure(functions, native.cache_folder())
-    return ops, functions
+def gpu_library() -> native.Loaded:
+    """The GPU library, told where its kernels are. Raises native.BuildError."""
+    gpu = native.load(native.GPU)
+    runtime.configure(gpu.functions, native.cache_folder())
+    return gpu
 
 
 @functools.cache
-def xla_library() -> ctypes.CDLL:
+def xla_library() -> native.Loaded:
     """The XLA library, pointed at the loaded CPU and GPU libraries. Raises native.BuildError."""
-    native.load(native.XLA)
-    functions = ctypes.CDLL(str(native.library_path(native.XLA)))
-    cpu = ctypes.CDLL(str(native.library_path(native.CPU))).blocksparse_call_cpu
-    gpu = gpu_library()[1].blocksparse_call_gpu if runtime.capabilities() else None
-    functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
-    return functions
+    xla = native.load(native.XLA)
+    cpu = native.load(native.CPU).functions.blocksparse_call_cpu
+    gpu = gpu_library().functions.blocksparse_call_gpu if runtime.capabilities() else None
+    xla.functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
+    return xla
 
 
 @functools.cache

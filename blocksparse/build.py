@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .native import CPU, GPU, XLA, build_portable, library_path
+from .cache import build_portable, library_path
+from .libraries import CPU, GPU, XLA
 
 
 def main() -> None:

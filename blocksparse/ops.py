@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from .backends import load_built, load_kernels
+from .backends import load_kernels
 from .gpu import runtime
 from .gpu import tiles as gpu_tiles
 from .layout import Blocks
-from .native import load_library
+from .native import CPU, load
 from .plan import make_plan
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
@@ -26,8 +26,6 @@ _KERNELS = ("auto", "reference")
 _graphs: weakref.WeakSet = weakref.WeakSet()  # the graphs that hold plan constants
 _eager: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # packed plan -> eager tensor
 _lock = threading.Lock()
-
-load_built()
 
 
 class Attention:
@@ -135,7 +133,7 @@ def _plan_tensor(plan: PackedPlan, library):
 @tf.RegisterGradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
     q, k, v, plan = op.inputs
-    return *load_library().blocksparse_attention_grad(
+    return *load(CPU).ops.blocksparse_attention_grad(
         q, k, v, *op.outputs, dout, dlse, plan, heads=op.get_attr("heads"), scale=op.get_attr("scale")
     ), None
 

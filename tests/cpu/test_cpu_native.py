@@ -1,6 +1,7 @@
 """Building, caching and loading: on a library that compiles in a second."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from blocksparse import native
-from blocksparse.native import BuildError, Library, Unit
+from blocksparse import cache, compiler, native
+from blocksparse.compiler import BuildError
+from blocksparse.libraries import Library, Unit
 
-needs_compiler = pytest.mark.skipif(native.shutil.which("g++") is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -28,23 +30,23 @@ def small(tmp_path, monkeypatch):
 @pytest.fixture
 def builds(monkeypatch):
     """The paths built so far."""
-    built, build = [], native._build
-    monkeypatch.setattr(native, "_build", lambda *args: built.append(args[-1]) or build(*args))
+    built, build = [], compiler.build
+    monkeypatch.setattr(compiler, "build", lambda *args: built.append(args[-1]) or build(*args))
     return built
 
 
 @needs_compiler
 def test_it_is_built_once_and_again_when_a_source_changes(small, builds):
-    path = native.library_path(small)
-    assert native.library_path(small) == path and builds == [path]
+    path = cache.library_path(small)
+    assert cache.library_path(small) == path and builds == [path]
     Path(small.units[0].sources[0]).write_text('extern "C" int answer() { return 43; }\n')
-    assert native.library_path(small) != path and len(builds) == 2
+    assert cache.library_path(small) != path and len(builds) == 2
 
 
 @needs_compiler
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_file_is_built_again(small, builds, damage):
-    path = native.library_path(small)
+    path = cache.library_path(small)
     data = path.read_bytes()
     middle = len(data) // 2
     broken = {
@@ -54,14 +56,14 @@ def test_a_damaged_file_is_built_again(small, builds, damage):
         "text": b"not a shared object" * 9,
     }
     path.write_bytes(broken[damage])
-    assert native.library_path(small) == path and len(builds) == 2 and path.read_bytes() == data
+    assert cache.library_path(small) == path and len(builds) == 2 and path.read_bytes() == data
     native.load(small)
 
 
 @needs_compiler
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_built_again(small, builds):
-    native.library_path(small).chmod(0)
+    cache.library_path(small).chmod(0)
     native.load(small)
     assert len(builds) == 2
 
@@ -74,13 +76,17 @@ def test_processes_that_start_at_once_build_once(small, tmp_path):
     )
     counting.chmod(0o755)
     program = (
-        "import sys\nfrom blocksparse import native\nfrom blocksparse.native import Library, Unit\n"
+        "import sys\nfrom blocksparse import native\nfrom blocksparse.libraries import Library, Unit\n"
         "native.load(Library('small', (Unit((sys.argv[1],), ('-O1',)),)))\n"
     )
     environment = {**os.environ, "CXX": str(counting), "BLOCKSPARSE_KERNELS": "reference"}
     command = [sys.executable, "-c", program, small.units[0].sources[0]]
-    running = [subprocess.Popen(command, env=environment) for _ in range(3)]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    running = [
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = "".join(process.communicate()[1] for process in running)
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert said.count("blocksparse: compiling its small library, once") == 1
     assert (tmp_path / "count").read_text() == "x\n"
 
 
@@ -88,8 +94,8 @@ def test_processes_that_start_at_once_build_once(small, tmp_path):
 def test_a_source_that_does_not_compile(small):
     Path(small.units[0].sources[0]).write_text("int broken(\n")
     with pytest.raises(BuildError, match="could not compile the small kernels"):
-        native.library_path(small)
-    assert [path.suffix for path in native.cache_folder().iterdir()] == [".lock"]
+        cache.library_path(small)
+    assert [path.suffix for path in cache.cache_folder().iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("compiler", ["nowhere/g++", "false"])
@@ -99,7 +105,7 @@ def test_without_a_compiler_one_warning_says_what_it_costs(small, monkeypatch, c
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", "auto")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert native._load_once.__wrapped__() is None
+        assert native.load_library.__wrapped__() is None
     assert len(caught) == 1 and caught[0].category is RuntimeWarning
     message = str(caught[0].message)
     assert "g++" in message and "slower" in message and "BLOCKSPARSE_KERNELS=reference" in message
@@ -107,15 +113,15 @@ def test_without_a_compiler_one_warning_says_what_it_costs(small, monkeypatch, c
 
 def test_the_reference_builds_nothing(monkeypatch, builds):
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", "reference")
-    assert native._load_once.__wrapped__() is None and not builds
+    assert native.load_library.__wrapped__() is None and not builds
 
 
 def test_the_cache_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("BLOCKSPARSE_CACHE", str(tmp_path / "a" / "b"))
-    folder = native.cache_folder()
+    folder = cache.cache_folder()
     assert folder == tmp_path / "a" / "b" and stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
-    assert native.cache_folder() == folder and not folder.stat().st_mode & 0o022
+    assert cache.cache_folder() == folder and not folder.stat().st_mode & 0o022
 
 
 def test_a_folder_that_is_not_ours_is_not_used(tmp_path, monkeypatch):
@@ -124,28 +130,28 @@ def test_a_folder_that_is_not_ours_is_not_used(tmp_path, monkeypatch):
     for name in ("link", "file/below"):
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("BLOCKSPARSE_CACHE", str(tmp_path / name))
-        folder = native.cache_folder()
+        folder = cache.cache_folder()
         assert tmp_path not in folder.parents and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @needs_compiler
 def test_prebuilt_files_need_no_compiler_and_fit_the_processor(small, tmp_path, monkeypatch, builds):
-    paths = native.build_portable(small, tmp_path / "prebuilt")
+    paths = cache.build_portable(small, tmp_path / "prebuilt")
     assert [path.stem.split("-", 2)[-1] for path in paths] == ["x86-64-v4", "x86-64-v3", "x86-64-v2"]
     monkeypatch.setenv("BLOCKSPARSE_PREBUILT", str(tmp_path / "prebuilt"))
     monkeypatch.setenv("CXX", "nowhere/g++")
-    every = set().union(*native._LEVELS.values())
+    every = set().union(*cache._LEVELS.values())
     for flags, best in ((every, 0), (every - {"avx512f"}, 1), (every - {"fma"}, 2)):
-        monkeypatch.setattr(native, "_cpu", lambda field, flags=flags: " ".join(flags))
-        assert native.library_path(small) == paths[best]
+        monkeypatch.setattr(cache, "_cpu", lambda field, flags=flags: " ".join(flags))
+        assert cache.library_path(small) == paths[best]
     paths[2].write_bytes(b"damaged")
     with pytest.raises(BuildError, match="no C\\+\\+ compiler"):
-        native.library_path(small)
+        cache.library_path(small)
     assert len(builds) == 3
 
 
-def test_the_command_imports_without_warnings():
+def test_the_command_imports_without_warnings_and_builds_nothing_on_the_way(tmp_path):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "blocksparse.build", "--help"]
-    environment = {**os.environ, "BLOCKSPARSE_KERNELS": "reference"}
+    environment = {**os.environ, "BLOCKSPARSE_CACHE": str(tmp_path / "cache")}
     help = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    assert "--portable DIR" in help
+    assert "--portable DIR" in help and not (tmp_path / "cache").exists()

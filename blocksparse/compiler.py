@@ -1,0 +1,79 @@
+"""g++ on one library: its units side by side, linked into a file that tells whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .libraries import ROOT, Library
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+class BuildError(RuntimeError):
+    """The kernels could not be built; the message says what is missing."""
+
+
+def version() -> str:
+    """What the compiler says of itself. Raises BuildError without one."""
+    return _run([_compiler(), "--version"])
+
+
+def build(library: Library, march: tuple[str, ...], path: Path) -> None:
+    """Compile a library for a processor into `path`, which holds all of it or does not change. Raises BuildError."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{library.name}-") as work:
+        objects = [f"{work}/{number}.o" for number in range(len(library.units))]
+        _compile(library, march, objects)
+        linked = Path(work) / "linked.so"
+        flags = [flag.format(lib=tf.sysconfig.get_lib()) for flag in library.link]
+        _run([_compiler(), "-shared", *objects, "-o", str(linked), *tf.sysconfig.get_link_flags(), *flags])
+        data = linked.read_bytes()
+        linked.write_bytes(data + hashlib.sha256(data).digest())  # ELF ignores what follows its sections
+        os.replace(linked, path)
+
+
+def is_whole(path: Path) -> bool:
+    """True for a complete file: loading half a shared object would kill the process."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return len(data) > _DIGEST and hashlib.sha256(data[:-_DIGEST]).digest() == data[-_DIGEST:]
+
+
+def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> None:
+    """All units at once, each a list of includes on the compiler's standard input."""
+    import tensorflow as tf
+
+    common = [_compiler(), *tf.sysconfig.get_compile_flags(), *march, "-fPIC", "-w", "-x", "c++", "-c", "-"]
+    running = []
+    for unit, target in zip(library.units, objects, strict=True):
+        flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
+        command = [*common, *flags, "-o", target]
+        running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    texts = ["".join(f'#include "{ROOT / source}"\n' for source in unit.sources) for unit in library.units]
+    errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
+    failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
+    if failed:
+        raise BuildError(f"{_compiler()} could not compile the {library.name} kernels:\n{failed[0][-2000:]}")
+
+
+def _compiler() -> str:
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise BuildError("there is no C++ compiler (g++, or the one that CXX names)")
+    return compiler
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        output = getattr(error, "stderr", None) or str(error)
+        raise BuildError(f"{command[0]} failed:\n{output[-2000:]}") from error

@@ -1,0 +1,66 @@
+"""What is compiled: each shared object's sources and how g++ is to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Sources that g++ reads as one: TensorFlow's headers take 7 s, so what includes them is compiled together."""
+
+    sources: tuple[str, ...]  # relative to this folder
+    flags: tuple[str, ...]  # {include} stands for TensorFlow's headers
+
+
+@dataclass(frozen=True)
+class Library:
+    """One shared object: units compiled side by side, then linked."""
+
+    name: str
+    units: tuple[Unit, ...]
+    tuned: bool = True  # compiled for the CPU at hand
+    link: tuple[str, ...] = ()  # {lib} stands for the folder of TensorFlow's libraries
+
+    def sources(self) -> list[Path]:
+        """Every file that goes into it, headers included."""
+        named = [ROOT / source for unit in self.units for source in unit.sources]
+        headers = {header for source in named for header in source.parent.glob("*.h")}
+        return [*named, *sorted(headers | set((ROOT / "cpu").glob("*.h")))]
+
+
+_FAST, _SMALL = ("-O3",), ("-O1",)
+CPU = Library(
+    "cpu",
+    (
+        Unit(("cpu/ops.cc", "cpu/kernels.cc", "cpu/plan_op.cc"), _SMALL),
+        Unit(("cpu/query_tile.cc", "cpu/key_tile.cc"), _FAST),
+        Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/plan.cc", "cpu/call.cc"), _FAST),
+    ),
+)
+# The kernels themselves are Triton's, compiled when first needed: this is what launches them.
+GPU = Library(
+    "gpu",
+    (
+        Unit(("gpu/attention_gpu.cc", "gpu/plan_cache.cc", "gpu/timing.cc"), _SMALL),
+        Unit(("gpu/launcher.cc", "gpu/compiler.cc", "gpu/exports.cc", "cpu/plan.cc"), _SMALL),
+    ),
+    tuned=False,
+    link=("-ldl",),
+)
+# Its own library because XLA's headers take half a minute: built when something is first compiled with XLA.
+XLA = Library(
+    "xla",
+    (
+        Unit(
+            ("xla/attention_xla.cc", "cpu/plan.cc"),
+            ("-O0", "-I{include}/external/highwayhash", "-I{include}/external/farmhash_archive/src"),
+        ),
+        Unit(("xla/custom_call.cc",), _SMALL),
+    ),
+    tuned=False,
+    link=("-L{lib}", "-l:libtensorflow_cc.so.2"),
+)
