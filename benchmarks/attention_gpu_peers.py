@@ -239,6 +239,7 @@ def measure(everything, start, out):
         except EOFError:
             put(job, dict(error="its process ended"))
 
+    print(f"{sum(map(len, everything))} to compile", flush=True)
     compiling, deadline = (
         {pipe: list(jobs) for pipe, (_, jobs) in running.items()},
         time.monotonic() + PATIENCE,
