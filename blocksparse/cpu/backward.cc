@@ -12,45 +12,34 @@ template <typename T>
 class Backward {
  public:
   Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, float* workspace)
-      : shape_(shape), plan_(plan), in_(in), gradient_(gradient),
-        head_width_(round_up(shape.head_dim, kLanes)),
+      : shape_(shape), plan_(plan), tiles_(plan.by_key), in_(in), gradient_(gradient),
+        head_width_(padded(shape.head_dim)),
         segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
         partial_(workspace) {}
 
   int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
   int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
-  // One segment: its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
-  void run(int64_t task, KeyTile* work) const {
-    const int64_t batch_head = task / segments_.count;
-    const Head head = head_of(batch_head);
-    const Segment& segment = segments_(plan_.head_index[batch_head % shape_.heads], task % segments_.count);
-    const int32_t begin = segment.query_begin, end = segment.query_end;
-    std::vector<float> lse(end - begin), delta(end - begin);
-    for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) { lse[row - begin] = *at * kLog2e; });
-    for_plan_rows(head.dlse, begin, end, [&](int32_t row, const float* at) { delta[row - begin] = -*at; });
-    for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {
-      delta[row - begin] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
-    });
-    float* sums = partial(batch_head, segment);
-    std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
-    const QueryRows by_row = {lse.data() - begin, delta.data() - begin, sums - begin * head_width_};
-    for (int32_t i = segment.first; i < segment.last; ++i) run_tile(head, segments_.tile(i), by_row, work);
-    for_plan_rows(head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
-      write_row(by_row.dq + row * head_width_, shape_.head_dim, at);
-    });
+  void run(const std::function<int64_t()>& take) const {
+    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
+    for (int64_t task = take(); task >= 0;) {
+      const int64_t next = take();
+      run_segment(task, next, &work);
+      task = next;
+    }
   }
 
   // dq of the other queries: the partial sums, segment by segment.
   void add_partials(int64_t task) const {
     const int64_t batch_head = task / chunks();
-    const int32_t first = task % chunks() * kChunk;
+    const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
     const Head head = head_of(batch_head);
     const Segment* segments = &segments_(plan_.head_index[batch_head % shape_.heads], 0);
     const Segment* last = segments + segments_.count;
+    if (std::any_of(segments, last, [=](const Segment& segment) { return segment.owns(first, end); })) return;
     Eigen::ArrayXf sum(head_width_);
-    for (int32_t row = first; row < std::min(first + kChunk, plan_.query_time); ++row) {
-      if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row); })) continue;
+    for (int32_t row = first; row < end; ++row) {
+      if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
       sum.setZero();
       for (const Segment* segment = segments; segment < last; ++segment) {
         if (!segment->touches(row)) continue;
@@ -62,7 +51,14 @@ class Backward {
   }
 
  private:
-  struct Head {  // of one batch row
+  struct Work : KeyTile {  // of one thread
+    using KeyTile::KeyTile;
+    Gathered gathered;
+    Ahead ahead;
+  };
+
+  // Of one batch row.
+  struct Head {
     HeadRows<const T> q, k, v, out, dout;
     HeadRows<T> dq, dk, dv;
     HeadRows<const float> lse, dlse;
@@ -88,33 +84,120 @@ class Backward {
             numbers(gradient_.lse),             numbers(gradient_.dlse)};
   }
 
-  void run_tile(const Head& head, int32_t tile, const QueryRows& by_row, KeyTile* work) const {
-    const TilePlan& tiles = plan_.by_key;
-    const Granules rows = {tiles.row_granules(tile), tiles.granule};
-    const int32_t count = tiles.row_count[tile];
+  // A segment while it runs.
+  struct Run {
+    Head head;
+    const Segment& segment;
+    QueryRows by_row;
+    std::vector<bool> known;  // by granule of queries: whether lse and delta are there
+  };
+
+  const Segment& segment_of(int64_t task) const {
+    return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / batch_heads());
+  }
+  int64_t batch_head_of(int64_t task) const { return task % batch_heads(); }
+  int64_t batch_heads() const { return shape_.batch * shape_.heads; }
+
+  // Its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
+  void run_segment(int64_t task, int64_t next, Work* work) const {
+    const Segment& segment = segment_of(task);
+    const int32_t begin = segment.query_begin, end = segment.query_end;
+    std::vector<float> lse(end - begin), delta(end - begin);
+    float* sums = partial(batch_head_of(task), segment);
+    std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
+    Run run = {head_of(batch_head_of(task)), segment, {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
+               std::vector<bool>(plan_.query_time / tiles_.granule)};
+    for (int32_t i = segment.first; i < segment.last; ++i) run_tile(i, next, &run, work);
+    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
+      write_row(run.by_row.dq + row * head_width_, shape_.head_dim, at);
+    });
+  }
+
+  void run_tile(int32_t index, int64_t next, Run* run, Work* work) const {
+    const Head& head = run->head;
+    const int32_t tile = segments_.tile(index), count = tiles_.row_count[tile];
+    const int32_t begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
     work->start(count);
-    for (int32_t row = 0; row < count; row += kStrip) {
-      const int32_t end = std::min(row + kStrip, count);
-      read_rows(head.k, rows, row, end, work->staging, work->head_width);
+    for (int32_t row = 0; row < count; row += kLanes) {
+      const int32_t stop = std::min(row + kLanes, count);
+      read_rows(head.k, rows(tile), row, stop, work->staging, work->head_width);
       work->load_keys(row);
-      read_rows(head.v, rows, row, end, work->staging, work->value_width);
+      read_rows(head.v, rows(tile), row, stop, work->staging, work->value_width);
       work->load_values(row);
     }
-    for (int32_t column = tiles.offset[tile]; column < tiles.offset[tile + 1]; ++column) {
-      const Granules columns = {tiles.granules(column), tiles.granule};
-      read_rows(head.q, columns, 0, tiles.column_tile, work->queries, work->head_width);
-      read_rows(head.dout, columns, 0, tiles.column_tile, work->douts, work->value_width);
-      work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column), columns, by_row);
+    for (int32_t column = begin; column < end; ++column) {
+      gather(column, run, work);
+      work->ahead.clear();
+      if (column == begin) {
+        work->ahead.add(head.dk, rows(tile), count);
+        work->ahead.add(head.dv, rows(tile), count);
+      }
+      if (column + 1 < end) {
+        fetch(*run, column + 1, work);
+      } else if (index + 1 < run->segment.last) {
+        fetch_tile(*run, segments_.tile(index + 1), work);
+      } else if (next >= 0 && segment_of(next).first < segment_of(next).last) {
+        fetch_tile({head_of(batch_head_of(next)), segment_of(next), {}, {}}, segments_.tile(segment_of(next).first), work);
+      }
+      work->visit(tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column), columns(column), run->by_row, &work->ahead);
     }
-    for (int32_t row = 0; row < count; row += kStrip) {
-      const int32_t end = std::min(row + kStrip, count);
+    for (int32_t row = 0; row < count; row += kLanes) {
+      const int32_t stop = std::min(row + kLanes, count);
       work->finish_keys(row);
-      write_rows(work->staging, work->head_width, rows, row, end, head.dk);
+      write_rows(work->staging, work->head_width, rows(tile), row, stop, head.dk);
       work->finish_values(row);
-      write_rows(work->staging, work->value_width, rows, row, end, head.dv);
+      write_rows(work->staging, work->value_width, rows(tile), row, stop, head.dv);
     }
   }
 
+  // lse and delta of the queries that are met for the first time.
+  void learn(Granules columns, Run* run) const {
+    for (int32_t i = 0; i < tiles_.column_tile; i += columns.size) {
+      if (run->known[columns.numbers[i / columns.size]]) continue;
+      run->known[columns.numbers[i / columns.size]] = true;
+      const int32_t first = columns(i);
+      const Head& head = run->head;
+      for_plan_rows(head.lse, first, first + columns.size, [&](int32_t row, const float* at) {
+        run->by_row.lse[row] = *at * kLog2e;
+        run->by_row.delta[row] = -head.dlse.data[at - head.lse.data];
+      });
+      for_plan_rows(head.out, first, first + columns.size, [&](int32_t row, const T* at) {
+        run->by_row.delta[row] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
+      });
+    }
+  }
+
+  void gather(int32_t column, Run* run, Work* work) const {
+    learn(columns(column), run);
+    const Head& head = run->head;
+    if (work->gathered.holds(head.q.data, columns(column), tiles_.column_tile)) return;
+    work->gathered.set(head.q.data, columns(column));
+    read_rows(head.q, columns(column), 0, tiles_.column_tile, work->queries, work->head_width);
+    read_rows(head.dout, columns(column), 0, tiles_.column_tile, work->douts, work->value_width);
+  }
+
+  // Have a row tile, a column tile fetched ahead.
+  void fetch_tile(const Run& run, int32_t tile, Work* work) const {
+    work->ahead.add(run.head.k, rows(tile), tiles_.row_count[tile]);
+    work->ahead.add(run.head.v, rows(tile), tiles_.row_count[tile]);
+    if (tiles_.offset[tile] < tiles_.offset[tile + 1]) fetch(run, tiles_.offset[tile], work);
+  }
+
+  void fetch(const Run& run, int32_t column, Work* work) const {
+    if (work->gathered.holds(run.head.q.data, columns(column), tiles_.column_tile)) return;
+    const int32_t size = tiles_.granule;
+    work->ahead.add(run.head.q, columns(column), tiles_.column_tile);
+    work->ahead.add(run.head.dout, columns(column), tiles_.column_tile);
+    for (int32_t i = 0; i < tiles_.column_tile / size; ++i) {
+      const Granules queries = {columns(column).numbers + i, size};
+      if (!run.known.empty() && run.known[*queries.numbers]) continue;
+      work->ahead.add(run.head.out, queries, size);
+      work->ahead.add(run.head.dq, queries, size);
+    }
+  }
+
+  Granules rows(int32_t tile) const { return {tiles_.row_granules(tile), tiles_.granule}; }
+  Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
   int64_t chunks() const { return (plan_.query_time + kChunk - 1) / kChunk; }
   float* partial(int64_t batch_head, const Segment& segment) const {
     return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;
@@ -122,6 +205,7 @@ class Backward {
 
   const Shape& shape_;
   const Plan& plan_;
+  const TilePlan& tiles_;
   const Inputs<T>& in_;
   const Gradient<T>& gradient_;
   const int64_t head_width_;
@@ -132,7 +216,7 @@ class Backward {
 }  // namespace
 
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
-  const int64_t batch_heads = shape.batch * shape.heads, head_width = round_up(shape.head_dim, kLanes);
+  const int64_t batch_heads = shape.batch * shape.heads, head_width = padded(shape.head_dim);
   const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads, head_width);
   return batch_heads * segments.rows * head_width;
 }
@@ -141,11 +225,8 @@ template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, workspace);
-  run_tasks(parallel, backward.tasks(), [&](const auto& take) {
-    KeyTile work(plan.by_key, shape.head_dim, shape.value_dim, shape.scale);
-    for (int64_t task = take(); task >= 0; task = take()) backward.run(task, &work);
-  });
-  run_tasks(parallel, backward.adding_tasks(), [&](const auto& take) {
+  run_tasks(parallel, backward.tasks(), 1, [&](const auto& take) { backward.run(take); });
+  run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });
 }

@@ -1,59 +1,109 @@
 #include "attention.h"
 #include "query_tile.h"
-#include "rows.h"
 #include "tasks.h"
 
 namespace blocksparse {
 namespace {
 
-// A task is one row tile of one head of one batch row, heads in order so that a head's keys stay in the cache; the
-// tiles of a head come heaviest first.
+constexpr int32_t kRun = 4;  // neighbouring tiles that a thread takes together: they share keys
+
+// A task is one row tile of one head of one batch row. Heads alternate after each run of tiles, since a row's heads lie
+// side by side in memory; the tiles of a head come heaviest first.
 template <typename T>
 class Forward {
  public:
   Forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse)
-      : shape_(shape), plan_(plan), in_(in), out_(out), lse_(lse) {}
+      : shape_(shape), plan_(plan), tiles_(plan.by_query), in_(in), out_(out), lse_(lse) {}
 
-  int64_t tasks() const { return shape_.batch * shape_.heads * plan_.by_query.most_row_tiles; }
+  int64_t tasks() const { return shape_.batch * shape_.heads * round_up(tiles_.most_row_tiles, kRun); }
 
-  void run(int64_t task, QueryTile* work) const {
-    const TilePlan& tiles = plan_.by_query;
-    const int64_t batch_head = task / tiles.most_row_tiles, batch = batch_head / shape_.heads;
-    const int32_t head = batch_head % shape_.heads, distinct = plan_.head_index[head];
-    const int32_t tile = tiles.head_tiles[distinct] + task % tiles.most_row_tiles;
-    if (tile >= tiles.head_tiles[distinct + 1]) return;
-    const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
-    const auto q = head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order);
-    const auto k = head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order);
-    const auto v = head_rows(in_.v, batch, head, shape_.heads, plan_.key_time, shape_.value_dim, key_order);
-    const auto out = head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order);
-    const HeadRows<float> lse = {lse_ + batch_head * plan_.query_time, 1, 1, query_order};
-
-    const Granules rows = {tiles.row_granules(tile), tiles.granule};
-    const int32_t count = tiles.row_count[tile];
-    work->start(count);
-    for (int32_t row = 0; row < count; row += kStrip) {
-      read_rows(q, rows, row, std::min(row + kStrip, count), work->staging, work->head_width);
-      work->load_queries(row, shape_.scale);
-    }
-    for (int32_t column = tiles.offset[tile]; column < tiles.offset[tile + 1]; ++column) {
-      const Granules columns = {tiles.granules(column), tiles.granule};
-      read_rows(k, columns, 0, tiles.column_tile, work->keys, work->head_width);
-      read_rows(v, columns, 0, tiles.column_tile, work->values, work->value_width);
-      work->visit(tiles.is_full(tile, column) ? nullptr : tiles.mask_of(column));
-    }
-    for (int32_t row = 0; row < count; row += kStrip) {
-      float strip_lse[kStrip];
-      const int32_t end = std::min(row + kStrip, count);
-      work->finish(row, strip_lse);
-      write_rows(work->staging, work->value_width, rows, row, end, out);
-      for_rows(lse, rows, row, end, [&](int32_t i, float* at) { *at = strip_lse[i - row]; });
+  void run(const std::function<int64_t()>& take) const {
+    Work work(tiles_, shape_.head_dim, shape_.value_dim);
+    for (int64_t task = take(); task >= 0;) {
+      const int64_t next = take();
+      run_tile(tile_of(task), next < 0 ? Tile{} : tile_of(next), &work);
+      task = next;
     }
   }
 
  private:
+  struct Work : QueryTile {  // of one thread
+    using QueryTile::QueryTile;
+    Gathered gathered;
+    Ahead ahead;
+  };
+
+  struct Tile {
+    int32_t number, count, begin, end;  // begin .. end: its column tiles
+    Granules rows;
+    HeadRows<const T> q, k, v;
+    HeadRows<T> out;
+    HeadRows<float> lse;
+  };
+
+  // An empty one past the head's last.
+  Tile tile_of(int64_t task) const {
+    const int64_t batch_head = task / kRun % (shape_.batch * shape_.heads), batch = batch_head / shape_.heads;
+    const int32_t head = batch_head % shape_.heads, distinct = plan_.head_index[head];
+    const int32_t index = task / kRun / (shape_.batch * shape_.heads) * kRun + task % kRun;
+    const int32_t number = tiles_.head_tiles[distinct] + index;
+    if (number >= tiles_.head_tiles[distinct + 1]) return {};
+    const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
+    return {number, tiles_.row_count[number], tiles_.offset[number], tiles_.offset[number + 1],
+            {tiles_.row_granules(number), tiles_.granule},
+            head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order),
+            head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order),
+            head_rows(in_.v, batch, head, shape_.heads, plan_.key_time, shape_.value_dim, key_order),
+            head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order),
+            {lse_ + batch_head * plan_.query_time, 1, 1, query_order}};
+  }
+
+  void run_tile(const Tile& tile, const Tile& next, Work* work) const {
+    work->start(tile.count);
+    for (int32_t row = 0; row < tile.count; row += kLanes) {
+      read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
+      work->load_queries(row, shape_.scale);
+    }
+    for (int32_t column = tile.begin; column < tile.end; ++column) {
+      gather(tile, column, work);
+      work->ahead.clear();
+      if (column == tile.begin) work->ahead.add(tile.out, tile.rows, tile.count);
+      if (column + 1 < tile.end) {
+        fetch(tile, column + 1, work);
+      } else {
+        work->ahead.add(next.q, next.rows, next.count);
+        if (next.begin < next.end) fetch(next, next.begin, work);
+      }
+      work->visit(tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column), &work->ahead);
+    }
+    for (int32_t row = 0; row < tile.count; row += kLanes) {
+      float lse[kLanes];
+      const int32_t end = std::min(row + kLanes, tile.count);
+      work->finish(row, lse);
+      write_rows(work->staging, work->value_width, tile.rows, row, end, tile.out);
+      for_rows(tile.lse, tile.rows, row, end, [&](int32_t i, float* at) { *at = lse[i - row]; });
+    }
+  }
+
+  Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
+
+  void gather(const Tile& tile, int32_t column, Work* work) const {
+    if (work->gathered.holds(tile.k.data, columns(column), tiles_.column_tile)) return;
+    work->gathered.set(tile.k.data, columns(column));
+    read_rows(tile.k, columns(column), 0, tiles_.column_tile, work->keys, work->head_width);
+    read_rows(tile.v, columns(column), 0, tiles_.column_tile, work->values, work->value_width);
+  }
+
+  // Has the keys and values of a column tile fetched ahead.
+  void fetch(const Tile& tile, int32_t column, Work* work) const {
+    if (work->gathered.holds(tile.k.data, columns(column), tiles_.column_tile)) return;
+    work->ahead.add(tile.k, columns(column), tiles_.column_tile);
+    work->ahead.add(tile.v, columns(column), tiles_.column_tile);
+  }
+
   const Shape& shape_;
   const Plan& plan_;
+  const TilePlan& tiles_;
   const Inputs<T>& in_;
   T* out_;
   float* lse_;
@@ -65,10 +115,7 @@ template <typename T>
 void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
                        const Parallel& parallel) {
   const Forward<T> forward(shape, plan, in, out, lse);
-  run_tasks(parallel, forward.tasks(), [&](const auto& take) {
-    QueryTile work(plan.by_query, shape.head_dim, shape.value_dim);
-    for (int64_t task = take(); task >= 0; task = take()) forward.run(task, &work);
-  });
+  run_tasks(parallel, forward.tasks(), kRun, [&](const auto& take) { forward.run(take); });
 }
 
 #define INSTANTIATE(T) \

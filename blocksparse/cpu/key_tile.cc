@@ -5,30 +5,30 @@
 namespace blocksparse {
 
 KeyTile::KeyTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim, float scale)
-    : head_width(round_up(head_dim, kLanes)), value_width(round_up(value_dim, kLanes)), tiles_(tiles),
-      head_dim_(head_dim), value_dim_(value_dim), scale_(scale),
-      scratch_({{&staging, int64_t{kStrip} * std::max(head_width, value_width)},
+    : head_width(padded(head_dim)), value_width(padded(value_dim)), tiles_(tiles), head_dim_(head_dim),
+      value_dim_(value_dim), scale_(scale),
+      scratch_({{&staging, int64_t{kLanes} * std::max(head_width, value_width)},
                 {&queries, int64_t{tiles.column_tile} * head_width},
                 {&douts, int64_t{tiles.column_tile} * value_width},
-                {&keys_, round_up(tiles.row_tile, kStrip) * head_width},
-                {&keys_t_, round_up(tiles.row_tile, kStrip) * head_width},
-                {&values_t_, round_up(tiles.row_tile, kStrip) * value_width},
-                {&dkeys_, round_up(tiles.row_tile, kStrip) * head_width},
-                {&dvalues_, round_up(tiles.row_tile, kStrip) * value_width},
-                {&p_, int64_t{tiles.column_tile} * kStrip},
-                {&ds_, int64_t{tiles.column_tile} * kStrip}}) {}
+                {&keys_, int64_t{tiles.row_tile} * head_width},
+                {&keys_t_, int64_t{tiles.row_tile} * head_width},
+                {&values_t_, int64_t{tiles.row_tile} * value_width},
+                {&dkeys_, int64_t{tiles.row_tile} * head_width},
+                {&dvalues_, int64_t{tiles.row_tile} * value_width},
+                {&p_, int64_t{tiles.column_tile} * kLanes},
+                {&ds_, int64_t{tiles.row_tile} * tiles.column_tile}}) {}
 
 void KeyTile::start(int32_t count) {
   count_ = count;
-  std::memset(dkeys_, 0, round_up(count, kStrip) * head_width * sizeof(float));
-  std::memset(dvalues_, 0, round_up(count, kStrip) * value_width * sizeof(float));
+  std::memset(dkeys_, 0, round_up(count, kLanes) * head_width * sizeof(float));
+  std::memset(dvalues_, 0, round_up(count, kLanes) * value_width * sizeof(float));
 }
 
 void KeyTile::load_keys(int32_t row) {
   transpose_in(staging, head_width, broadcast(scale_ * kLog2e), keys_t_ + row * head_width);
   // A query that does not see a key has ds = 0 for it, and 0 * NaN would reach its dq: keys_ holds finite numbers only.
   // A query that does see it has ds = NaN.
-  for (int32_t i = 0; i < kStrip * head_width; i += kLanes) {
+  for (int32_t i = 0; i < kLanes * head_width; i += kLanes) {
     const Vec key = load(staging + i) * scale_;
     store(keys_ + row * head_width + i, key - key == Vec{} ? key : Vec{});
   }
@@ -38,69 +38,78 @@ void KeyTile::load_values(int32_t row) {
   transpose_in(staging, value_width, broadcast(1.0f), values_t_ + row * value_width);
 }
 
-void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row) {
-  for (int32_t row = 0; row < count_; row += kStrip) {
-    if (mask == nullptr) {
-      visit_strip<false>(StripMask(tiles_.column_tile), rows, row, by_row);
-    } else {
-      const int32_t words = tiles_.mask_words();
-      visit_strip<true>(StripMask(mask + row * words, words, count_ - row), rows, row, by_row);
+// Strip by strip, so that the strip's keys, values and their gradients stay in the first-level cache.
+void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row, Ahead* ahead) {
+  const int32_t words = tiles_.mask_words(), strips = (count_ + kLanes - 1) / kLanes;
+  const auto step = [ahead] { ahead->step(); };
+  for (int32_t strip = 0; strip < strips; ++strip) {
+    const int32_t row = strip * kLanes;
+    const StripMask seen =
+        mask == nullptr ? StripMask(tiles_.column_tile) : StripMask(mask + row * words, words, count_ - row);
+    const int32_t begin = seen.begin, size = seen.end - seen.begin;
+    const float *q = queries + begin * head_width, *dout = douts + begin * value_width;
+    float *p = p_ + begin * kLanes, *ds = ds_ + (strip * tiles_.column_tile + begin) * kLanes;
+    seen_[strip] = {seen.begin, seen.end};
+    ahead->aim(strip + 1, strips, (2 * size + head_width + value_width) / kRows);
+    product<false>({q, head_width, 1}, keys_t_ + row * head_width, size, head_dim_, p, step);
+    product<false>({dout, value_width, 1}, values_t_ + row * value_width, size, value_dim_, ds, step);
+    for (int32_t i = 0; i < size; i += kRows) {  // eight rows of a granule are neighbours
+      const float *lse = by_row.lse + rows(begin + i), *delta = by_row.delta + rows(begin + i);
+      float *block = p + i * kLanes, *dblock = ds + i * kLanes;
+      mask == nullptr ? differentiate<false>(seen, begin + i, lse, delta, block, dblock)
+                      : differentiate<true>(seen, begin + i, lse, delta, block, dblock);
     }
+    product<true>({dout, 1, value_width}, p, value_width, size, dvalues_ + row * value_width, step);
+    product<true>({q, 1, head_width}, ds, head_width, size, dkeys_ + row * head_width, step);
   }
-}
-
-template <bool masked>
-void KeyTile::visit_strip(const StripMask& seen, Granules rows, int32_t row, const QueryRows& by_row) {
-  const int32_t begin = seen.begin, end = seen.end, size = end - begin;
-  const float *q = queries + begin * head_width, *dout = douts + begin * value_width;
-  float *p = p_ + begin * kStrip, *ds = ds_ + begin * kStrip;
-  product<kStripVectors, false>({q, head_width, 1}, keys_t_ + row * head_width, kStrip, size, head_dim_, p, kStrip);
-  product<kStripVectors, false>({dout, value_width, 1}, values_t_ + row * value_width, kStrip, size, value_dim_, ds,
-                                kStrip);
-  const int32_t keys = std::min(kStrip, count_ - row);  // what lies past the tile is no key
-  for (int32_t query = begin; query < end; query += kRows) {  // eight rows of a granule are neighbours in plan order
-    const int64_t plan_row = rows(query);
-    differentiate<masked>(seen, query, by_row.lse + plan_row, by_row.delta + plan_row);
-    add_dq({ds_ + query * kStrip, kStrip, 1}, keys_ + row * head_width, keys, by_row.dq + plan_row * head_width);
-  }
-  product<kStripVectors, true>({dout, 1, value_width}, p, kStrip, value_dim_, size, dvalues_ + row * value_width,
-                               kStrip);
-  product<kStripVectors, true>({q, 1, head_width}, ds, kStrip, head_dim_, size, dkeys_ + row * head_width, kStrip);
+  add_dq(rows, by_row);
 }
 
 // Eight rows of scores and of dout v^T, in place, into p and ds.
 template <bool masked>
-void KeyTile::differentiate(const StripMask& seen, int32_t query, const float* lse, const float* delta) {
+void KeyTile::differentiate(const StripMask& seen, int32_t query, const float* lse, const float* delta, float* p,
+                            float* ds) {
   for (int32_t i = 0; i < kRows; ++i) {
-    for (int v = 0; v < kStripVectors; ++v) {
-      const int32_t at = (query + i) * kStrip + v * kLanes;
-      Vec p = exp2(load(p_ + at) - lse[i]), ds = p * (load(ds_ + at) - delta[i]);
-      if constexpr (masked) p = seen.select(query + i, v, p, 0.0f), ds = seen.select(query + i, v, ds, 0.0f);
-      store(p_ + at, p);
-      store(ds_ + at, ds);
+    Vec weight = exp2(load(p + i * kLanes) - lse[i]), slope = weight * (load(ds + i * kLanes) - delta[i]);
+    if constexpr (masked) {
+      weight = seen.select(query + i, weight, 0.0f), slope = seen.select(query + i, slope, 0.0f);
     }
+    store(p + i * kLanes, weight);
+    store(ds + i * kLanes, slope);
   }
 }
 
-// dq[8][head_width] += ds[8][count] keys[count][head_width].
-void KeyTile::add_dq(Left ds, const float* keys, int32_t count, float* dq) const {
-  int32_t column = 0;
-  for (; column + kStrip <= head_width; column += kStrip) {
-    product_block<kStripVectors, true>(ds, keys + column, head_width, count, dq + column, head_width);
+// dq += ds keys, eight queries at a time.
+void KeyTile::add_dq(Granules rows, const QueryRows& by_row) {
+  for (int32_t query = 0; query < tiles_.column_tile; query += kRows) {
+    float* dq = by_row.dq + int64_t(rows(query)) * head_width;
+    int32_t column = 0;
+    for (; column + 2 * kLanes <= head_width; column += 2 * kLanes) add_dq_block<2>(query, column, dq);
+    if (column < head_width) add_dq_block<1>(query, column, dq);
   }
-  if (column < head_width) product_block<1, true>(ds, keys + column, head_width, count, dq + column, head_width);
+}
+
+template <int vectors>
+void KeyTile::add_dq_block(int32_t query, int32_t column, float* dq) {
+  Block<vectors> block;
+  bool any = false;
+  for (int32_t row = 0; row < count_; row += kLanes) {
+    const Range seen = seen_[row / kLanes];
+    if (query < seen.begin || query >= seen.end) continue;
+    const int32_t keys = std::min(kLanes, count_ - row);  // what lies past the tile is no key
+    block.add({ds_ + (row / kLanes * tiles_.column_tile + query) * kLanes, kLanes, 1}, keys_ + row * head_width + column,
+              head_width, keys);
+    any = true;
+  }
+  if (any) block.template write<true>(dq + column, head_width);
 }
 
 void KeyTile::finish_keys(int32_t row) {
-  Vec scale[kStripVectors];
-  for (Vec& lanes : scale) lanes = broadcast(scale_);
-  transpose_out(dkeys_ + row * head_width, head_width, scale, staging);
+  transpose_out(dkeys_ + row * head_width, head_width, broadcast(scale_), staging);
 }
 
 void KeyTile::finish_values(int32_t row) {
-  Vec one[kStripVectors];
-  for (Vec& lanes : one) lanes = broadcast(1.0f);
-  transpose_out(dvalues_ + row * value_width, value_width, one, staging);
+  transpose_out(dvalues_ + row * value_width, value_width, broadcast(1.0f), staging);
 }
 
 }  // namespace blocksparse

@@ -8,8 +8,7 @@
 
 namespace blocksparse {
 
-constexpr int kRows = 8;  // every row count here (head_dim, value_dim, block size) is a multiple of 8
-constexpr int kStrip = kStripVectors * kLanes;
+constexpr int kRows = 8;  // every row count here (block size, width) is a multiple of 8
 
 // A(row, k) = data[row * row_stride + k * step].
 struct Left {
@@ -17,37 +16,48 @@ struct Left {
   int64_t row_stride, step;
 };
 
-// C[8][vectors * kLanes] (+)= A[8][depth] B[depth][vectors * kLanes].
-template <int vectors, bool accumulate>
-inline void product_block(Left a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride) {
-  Vec sums[kRows][vectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec right[vectors];
-    for (int v = 0; v < vectors; ++v) right[v] = load(b + k * b_stride + v * kLanes);
+// Eight rows of C, `vectors` registers wide, in registers.
+template <int vectors>
+class Block {
+ public:
+  // C += A B: A[8][depth], B[depth][vectors * kLanes].
+  void add(Left a, const float* b, int64_t b_stride, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec right[vectors];
+      for (int v = 0; v < vectors; ++v) right[v] = load(b + k * b_stride + v * kLanes);
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) {
+        const Vec left = broadcast(a.data[row * a.row_stride + k * a.step]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sums_[row][v] += left * right[v];
+      }
+    }
+  }
+
+  template <bool accumulate>
+  void write(float* c, int64_t c_stride) const {
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const Vec left = broadcast(a.data[row * a.row_stride + k * a.step]);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sums[row][v] += left * right[v];
+      for (int v = 0; v < vectors; ++v) {
+        float* to = c + row * c_stride + v * kLanes;
+        store(to, accumulate ? load(to) + sums_[row][v] : sums_[row][v]);
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) {
-      float* to = c + row * c_stride + v * kLanes;
-      store(to, accumulate ? load(to) + sums[row][v] : sums[row][v]);
-    }
-  }
-}
 
-// C[rows][vectors * kLanes] (+)= A[rows][depth] B[depth][vectors * kLanes]; rows is a multiple of 8.
-template <int vectors, bool accumulate>
-inline void product(Left a, const float* b, int64_t b_stride, int64_t rows, int64_t depth, float* c,
-                    int64_t c_stride) {
+ private:
+  Vec sums_[kRows][vectors] = {};
+};
+
+// C[rows][kLanes] (+)= A[rows][depth] B[depth][kLanes]; rows is a multiple of 8. Calls step() in between.
+template <bool accumulate, typename Step>
+inline void product(Left a, const float* b, int64_t rows, int64_t depth, float* c, const Step& step) {
   for (int64_t row = 0; row < rows; row += kRows) {
-    product_block<vectors, accumulate>({a.data + row * a.row_stride, a.row_stride, a.step}, b, b_stride, depth,
-                                       c + row * c_stride, c_stride);
+    step();
+    Block<1> block;
+    block.add({a.data + row * a.row_stride, a.row_stride, a.step}, b, kLanes, depth);
+    block.write<accumulate>(c + row * kLanes, kLanes);
   }
 }
 

@@ -1,6 +1,7 @@
 // The forward pass over one row tile of queries, in float32: queries in the lanes, keys down the rows.
 #pragma once
 
+#include "ahead.h"
 #include "mask.h"
 #include "scratch.h"
 
@@ -12,35 +13,34 @@ class QueryTile {
 
   // Starts a tile of `count` queries: nothing summed yet.
   void start(int32_t count);
-  // Takes queries row .. row + kStrip, which stand in `staging`; `scale` folds into them.
+  // Takes queries row .. row + kLanes, which stand in `staging`; `scale` folds into them.
   void load_queries(int32_t row, float scale);
   // Softmax and weighted sum over the column tile in `keys` and `values`. mask: null when every query sees every key.
-  void visit(const uint32_t* mask);
-  // Output of queries row .. row + kStrip into `staging`, their log-sum-exp into lse[kStrip].
+  void visit(const uint32_t* mask, Ahead* ahead);
+  // Output of queries row .. row + kLanes into `staging`, their log-sum-exp into lse[kLanes].
   void finish(int32_t row, float* lse);
 
-  const int32_t head_width, value_width;  // head_dim and value_dim in whole registers: the strides of what follows
-  float *staging;                         // [kStrip][head_width or value_width]
+  const int32_t head_width, value_width;  // head_dim and value_dim, rounded up: the strides of what follows
+  float *staging;                         // [kLanes][head_width or value_width]
   float *keys, *values;                   // [column_tile][head_width], [column_tile][value_width]
 
  private:
   struct Softmax {
-    Vec shift[kStripVectors];  // 2^(score - shift) is summed; -inf before the first visible key
-    Vec sum[kStripVectors];
+    Vec shift;  // 2^(score - shift) is summed; -inf before the first visible key
+    Vec sum;
   };
 
-  void compute_scores(const float* queries, int32_t begin, int32_t end);
   template <bool masked>
   void raise_shift(const StripMask& seen, Softmax* softmax, float* output);
   void exponentiate(Softmax* softmax, int32_t begin, int32_t end);
 
   const TilePlan& tiles_;
-  const int32_t head_dim_, value_dim_;
+  const int32_t head_dim_;
   int32_t count_ = 0;
   Scratch scratch_;
-  float *queries_, *output_;  // [strips][width][kStrip]
-  float* scores_;             // [column_tile][kStrip]
-  Softmax softmax_[kMostRows / kStrip];
+  float *queries_, *output_;  // [strips][width][kLanes]
+  float* scores_;             // [column_tile][kLanes]
+  Softmax softmax_[kMostRows / kLanes];
 };
 
 }  // namespace blocksparse

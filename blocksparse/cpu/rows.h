@@ -7,8 +7,16 @@
 #include <type_traits>
 
 #include "plan.h"
+#include "vector.h"
 
 namespace blocksparse {
+
+// Granules of plan rows, side by side: the rows or columns of a tile.
+struct Granules {
+  const int32_t* numbers;
+  int32_t size;
+  int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
+};
 
 // One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r).
 template <typename T>
@@ -28,10 +36,17 @@ HeadRows<T> head_rows(T* tensor, int64_t batch, int32_t head, int32_t heads, int
   return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order};
 }
 
+// Faster than a call of memcpy for a row's 256 bytes.
+inline void copy_row(const float* from, int32_t width, float* to) {
+  int32_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(to + i, load(from + i));
+  for (; i < width; ++i) to[i] = from[i];
+}
+
 template <typename T>
 inline void read_row(const T* from, int32_t width, float* to) {
   if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, from, width * sizeof(float));
+    copy_row(from, width, to);
   } else {
     using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
     Eigen::Map<Eigen::ArrayXf>(to, width) = Row(from, width).template cast<float>();
@@ -41,7 +56,7 @@ inline void read_row(const T* from, int32_t width, float* to) {
 template <typename T>
 inline void write_row(const float* from, int32_t width, T* to) {
   if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, from, width * sizeof(float));
+    copy_row(from, width, to);
   } else {
     Eigen::Map<Eigen::Array<T, -1, 1>>(to, width) = Eigen::Map<const Eigen::ArrayXf>(from, width).template cast<T>();
   }
@@ -52,13 +67,6 @@ inline float dot(const T* a, const T* b, int32_t width) {
   using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
   return (Row(a, width).template cast<float>() * Row(b, width).template cast<float>()).sum();
 }
-
-// Granules of plan rows, side by side: the rows or columns of a tile.
-struct Granules {
-  const int32_t* numbers;
-  int32_t size;
-  int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
-};
 
 // Calls visit(row, pointer to it) for plan rows begin .. end.
 template <typename T, typename Visit>
@@ -73,13 +81,15 @@ inline void for_plan_rows(const HeadRows<T>& tensor, int32_t begin, int32_t end,
   }
 }
 
-// Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile.
+// Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile. A granule lies in one residue class.
 template <typename T, typename Visit>
 inline void for_rows(const HeadRows<T>& tensor, Granules granules, int32_t begin, int32_t end, const Visit& visit) {
   for (int32_t i = begin; i < end;) {
-    const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size), first = granules(i) - i;
-    for_plan_rows(tensor, first + i, first + stop, [&](int32_t row, T* at) { visit(row - first, at); });
-    i = stop;
+    T* at = tensor.row(granules(i));
+    for (const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size); i < stop; ++i) {
+      visit(i, at);
+      at += tensor.order.stride * tensor.stride;
+    }
   }
 }
 
@@ -97,5 +107,19 @@ void write_rows(const float* from, int64_t from_stride, Granules granules, int32
   for_rows(to, granules, begin, end,
            [&](int32_t i, T* row) { write_row(from + (i - begin) * from_stride, to.width, row); });
 }
+
+// Which rows stand in a column tile's scratch: neighbouring row tiles often share one.
+class Gathered {
+ public:
+  // head: where the rows' head starts, which tells it from all others.
+  bool holds(const void* head, Granules granules, int32_t count) const {
+    return head == head_ && std::equal(granules.numbers, granules.numbers + count / granules.size, numbers_);
+  }
+  void set(const void* head, Granules granules) { head_ = head, numbers_ = granules.numbers; }
+
+ private:
+  const void* head_ = nullptr;
+  const int32_t* numbers_ = nullptr;
+};
 
 }  // namespace blocksparse

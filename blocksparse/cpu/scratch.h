@@ -1,6 +1,7 @@
 // Float32 scratch of one thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -12,6 +13,9 @@
 namespace blocksparse {
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// A row's width in scratch: whole registers, and whole blocks of a product's rows.
+inline int32_t padded(int32_t width) { return round_up(width, std::max(kLanes, kRows)); }
 
 class Scratch {
  public:

@@ -19,7 +19,7 @@ struct Segment {
   int64_t offset;                  // first row of its partial dq among its head's
 
   bool touches(int32_t query) const { return query >= query_begin && query < query_end; }
-  bool owns(int32_t query) const { return query >= own_begin && query < own_end; }
+  bool owns(int32_t begin, int32_t end) const { return begin >= own_begin && end <= own_end; }
 };
 
 class Segments {

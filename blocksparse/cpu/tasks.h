@@ -1,4 +1,4 @@
-// Tasks handed out one by one, so that threads that finish early take more. Which thread runs a task changes nothing.
+// Tasks handed out by and by, so that threads that finish early take more. Which thread runs a task changes nothing.
 #pragma once
 
 #include <algorithm>
@@ -8,18 +8,23 @@
 
 namespace blocksparse {
 
-// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left.
+// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left. A thread gets `run`
+// neighbours before others have their turn.
 template <typename Worker>
-void run_tasks(const Parallel& parallel, int64_t tasks, const Worker& worker) {
-  std::atomic<int64_t> next{0};
-  const auto take = [&] {
-    const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-    return task < tasks ? task : int64_t{-1};
-  };
-  const int64_t workers = std::min<int64_t>(parallel.threads, tasks);
+void run_tasks(const Parallel& parallel, int64_t tasks, int64_t run, const Worker& worker) {
+  std::atomic<int64_t> shared{0};
+  const int64_t workers = std::min<int64_t>(parallel.threads, (tasks + run - 1) / run);
   if (workers == 0) return;
   parallel.run(workers, [&](int64_t begin, int64_t end) {
-    if (begin < end) worker(take);
+    if (begin == end) return;
+    int64_t next = 0, stop = 0;
+    worker([&]() -> int64_t {
+      if (next == stop) {
+        next = shared.fetch_add(run, std::memory_order_relaxed);
+        stop = std::min(next + run, std::max(next, tasks));
+      }
+      return next < stop ? next++ : -1;
+    });
   });
 }
 

@@ -29,27 +29,23 @@ inline void transpose(Vec (&rows)[kLanes]) {
   if constexpr (kLanes > 8) swap_bit<8>(rows);
 }
 
-// to[column][kStrip] = from[kStrip][column] * scale, for `width` columns.
+// to[column][kLanes] = from[kLanes][column] * scale, for `width` columns.
 inline void transpose_in(const float* from, int32_t width, Vec scale, float* to) {
-  for (int32_t row = 0; row < kStrip; row += kLanes) {
-    for (int32_t column = 0; column < width; column += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = load(from + (row + i) * width + column) * scale;
-      transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(to + (column + i) * kStrip + row, square[i]);
-    }
+  for (int32_t column = 0; column < width; column += kLanes) {
+    Vec square[kLanes];
+    for (int i = 0; i < kLanes; ++i) square[i] = load(from + i * width + column) * scale;
+    transpose(square);
+    for (int i = 0; i < kLanes; ++i) store(to + (column + i) * kLanes, square[i]);
   }
 }
 
-// to[kStrip][column] = from[column][kStrip] * scale, for `width` columns and a factor for each row.
-inline void transpose_out(const float* from, int32_t width, const Vec (&scale)[kStripVectors], float* to) {
-  for (int32_t row = 0; row < kStrip; row += kLanes) {
-    for (int32_t column = 0; column < width; column += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = load(from + (column + i) * kStrip + row) * scale[row / kLanes];
-      transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(to + (row + i) * width + column, square[i]);
-    }
+// to[kLanes][column] = from[column][kLanes] * scale, for `width` columns and a factor for each row.
+inline void transpose_out(const float* from, int32_t width, Vec scale, float* to) {
+  for (int32_t column = 0; column < width; column += kLanes) {
+    Vec square[kLanes];
+    for (int i = 0; i < kLanes; ++i) square[i] = load(from + (column + i) * kLanes) * scale;
+    transpose(square);
+    for (int i = 0; i < kLanes; ++i) store(to + i * width + column, square[i]);
   }
 }
 

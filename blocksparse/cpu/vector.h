@@ -9,13 +9,10 @@ namespace blocksparse {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kStripVectors = 2;  // 8 x 2 accumulators, 2 operands: 18 of 32 registers
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
-constexpr int kStripVectors = 1;  // 8 x 1 accumulators: 9 of 16 registers
 #else
 constexpr int kLanes = 4;
-constexpr int kStripVectors = 1;
 #endif
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
