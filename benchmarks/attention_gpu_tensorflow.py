@@ -44,14 +44,15 @@ def main(out_file: str, names: list[str]) -> None:
 def measurements(names: list[str]):
     """One row after the other; those named, or all."""
     yield host_overhead()
-    for case in gpu_cases.CASES:
-        if not names or case.name in names:
-            yield sparse(case)
-            for dtype in ("bfloat16", "tf32", "float32") if case.name in OTHER_DTYPES else ():
-                yield sparse(case, dtype)
-    for case, versions in ((STEPS, three_steps()), (DENSE, dense())):
+    cases = [case for case in gpu_cases.CASES if not names or case.name in names]
+    for case in cases:
+        yield sparse(case)
+    for case, versions in ((DENSE, dense()), (STEPS, three_steps())):
         for peer, attend, jit in versions if not names or case.name in names else ():
             yield dict(case=case.name, peer=peer) | with_memory(case, attend, jit)
+    for case in cases:
+        for dtype in ("bfloat16", "tf32", "float32") if case.name in OTHER_DTYPES else ():
+            yield sparse(case, dtype)
 
 
 def sparse(case: gpu_cases.Case, dtype: str = "float16") -> dict:
