@@ -2,9 +2,9 @@
 
     python .ci/dockerfile.py FOLDER [--cpu]
 
-RUN lines are executed as they stand, with image paths moved under the stage's folder; those that need root
-are skipped. The final command runs without a compiler, and fails where the ops built before are not used.
-`--cpu` leaves out CUDA's wheels (gigabytes).
+RUN lines are executed as they stand, with image paths moved under the stage's folder and what pip has downloaded
+before; those that need root are skipped. Stages run side by side, as under BuildKit. The final command runs without a
+compiler, and fails where the ops built before are not used. `--cpu` leaves out CUDA's wheels (gigabytes).
 """
 
 import json
@@ -13,9 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+IGNORED = [line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().splitlines()]
 NEEDS_ROOT = ("apt-get", "useradd")
 
 
@@ -26,7 +28,8 @@ class Stage:
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         path = f"{folder}/venv/bin:{os.environ['PATH']}"
-        self.env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
+        pip = {"PIP_QUIET": "1", "PIP_COMPILE": "0"}
+        self.env = {**os.environ, **pip, "PATH": path, "BLOCKSPARSE_CACHE": str(folder / "cache")}
         self.work = folder
 
     def inside(self, text: str) -> str:
@@ -34,40 +37,49 @@ class Stage:
         return re.sub(r"(?<![\w/.])/(?=opt/|sparse_attention)", f"{self.folder}/", text)
 
     def copy(self, source: Path, target: str) -> None:
-        ignore = shutil.ignore_patterns(".git", ".venv", "build", "runs", "__pycache__")
-        shutil.copytree(source, self.work / self.inside(target), dirs_exist_ok=True, ignore=ignore)
+        to, ignore = self.work / self.inside(target), shutil.ignore_patterns(*IGNORED)
+        shutil.copytree(source, to, dirs_exist_ok=True, ignore=ignore)
 
     def run(self, command: str) -> None:
         print(f"+ {command}", flush=True)
         subprocess.run(["sh", "-ec", command], cwd=self.work, env=self.env, check=True)
 
 
-def follow(lines: list[str], folder: Path, cpu: bool) -> None:
-    stages: dict[str, Stage] = {}
+def build(stage: Stage, lines: list[str], others: dict[str, Future], cpu: bool) -> Stage:
+    """Follows the lines of a stage that come after its FROM."""
     for line in lines:
         word, _, rest = line.partition(" ")
-        if word == "FROM":
-            name = rest.partition(" AS ")[2] or "final"
-            stages[name] = stage = Stage(folder / name)
-            if name == "final":
-                stage.env["CXX"] = "not-in-this-image"
-                stage.env["PYTHONWARNINGS"] = "error:blocksparse runs in plain TensorFlow:RuntimeWarning"
-        elif word in ("ARG", "ENV"):
+        if word in ("ARG", "ENV"):
             key, _, value = rest.partition("=")
             stage.env[key] = stage.inside(value)
         elif word == "WORKDIR":
             stage.work = Path(stage.inside(rest))
             stage.work.mkdir()
         elif word == "COPY":
-            *source_stage, source, target = rest.split()
-            origin = stages[source_stage[0].removeprefix("--from=")] if source_stage else None
+            *options, source, target = rest.split()
+            origin = others[options[0].removeprefix("--from=")].result() if options else None
             stage.copy(Path(origin.inside(source)) if origin else ROOT, target)
         elif word == "RUN" and not rest.startswith(NEEDS_ROOT):
-            stage.run(stage.inside(rest.replace(".[gpu]", ".") if cpu else rest))
+            command = stage.inside(rest).replace("--no-cache-dir ", "")
+            stage.run(command.replace(".[gpu]", ".") if cpu else command)
         elif word == "CMD":
+            stage.env["CXX"] = "not-in-this-image"
+            stage.env["PYTHONWARNINGS"] = "error:blocksparse runs in plain TensorFlow:RuntimeWarning"
             stage.run(" ".join(json.loads(rest)))
         elif word not in ("RUN", "USER"):
             sys.exit(f"Dockerfile: {word} is not followed here")
+    return stage
+
+
+def follow(lines: list[str], folder: Path, cpu: bool) -> None:
+    starts = [at for at, line in enumerate(lines) if line.startswith("FROM ")]
+    stages: dict[str, Future] = {}
+    with ThreadPoolExecutor(len(starts)) as pool:
+        for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+            name = lines[start].partition(" AS ")[2] or "final"
+            stages[name] = pool.submit(build, Stage(folder / name), lines[start + 1 : end], stages, cpu)
+    for stage in stages.values():
+        stage.result()
 
 
 def main() -> None:
