@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
+import warnings
 import weakref
 import zlib
 from collections.abc import Callable
@@ -43,8 +45,8 @@ class Attention:
         """(out, lse); the arguments as in reference.attention, order one number a head."""
         heads = len(order)
         head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
-        library = _library() if _kernel_takes(head_dim) and _kernel_takes(value_dim) else None
-        if library is None:
+        library = _library()
+        if library is None or not _takes(head_dim, value_dim):
             return reference_attention(q, k, v, self.tables(order), scale)
         plan = self.plan(order, *_tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work))
         out = library.blocksparse_attention(q, k, v, _plan_tensor(plan, library), heads=heads, scale=scale)
@@ -74,7 +76,10 @@ class PackedPlan:
 
 
 def kernel_name() -> str:
-    """What attention runs on here: "cpu", "gpu" (wherever TensorFlow places it on one) or "reference"."""
+    """What attention runs on here: "cpu", "gpu" (wherever TensorFlow places it on one) or "reference".
+
+    Beside a GPU, heads of a width that its kernels do not take run on the reference in any case, with a warning.
+    """
     if _library() is None:
         return "reference"
     return "gpu" if runtime.capabilities() else "cpu"
@@ -89,8 +94,18 @@ def clear_bst_constants() -> None:
         _graphs.clear()
 
 
-def _kernel_takes(width: int) -> bool:
-    return width % 8 == 0 and 8 <= width <= 256
+def _takes(head_dim: int, value_dim: int) -> bool:
+    """Whether the kernels of all devices take heads so wide: the CPU's do in any case."""
+    takes = not runtime.capabilities() or all(d % 8 == 0 and d <= 256 for d in (head_dim, value_dim))
+    if not takes:
+        _warn(f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256")
+    return takes
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"
+    warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
 def _library():

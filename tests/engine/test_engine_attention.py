@@ -269,13 +269,25 @@ def test_merging_two_parts_by_lse(kernels):
         oracle.assert_close("joined", a, b, EPSILON["float32"])
 
 
-def test_head_dims_no_kernel_takes_run_on_the_reference():
+def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(monkeypatch):
+    monkeypatch.setattr(ops.runtime, "capabilities", lambda: (90,))
+    monkeypatch.setattr(ops, "_library", object)
+    ops._warn.cache_clear()
     bst = BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal)
     generator = np.random.default_rng(4)
     q, k, v = (generator.standard_normal((1, 32, 5)) for _ in range(3))
-    got = bst.attention(*(tf.constant(x, tf.float32) for x in (q, k, v)))
     want, _ = oracle.attention(q, k, v, np.tri(32, dtype=bool)[None], 5**-0.5)
-    oracle.assert_close("out", got, want, EPSILON["float32"])
+    with pytest.warns(RuntimeWarning, match="slower .* head_dim=5, value_dim=5: .* multiples of 8") as warned:
+        for _ in range(2):
+            got = bst.attention(*(tf.constant(x, tf.float32) for x in (q, k, v)))
+            oracle.assert_close("out", got, want, EPSILON["float32"])
+    assert len(warned) == 1
+
+
+def test_odd_head_dims_run_on_the_kernels_of_the_cpu(kernels):
+    function = tf.function(BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal).attention)
+    operations = function.get_concrete_function(*[tf.TensorSpec((1, 32, 5))] * 3).graph.get_operations()
+    assert any(op.type == "BlocksparseAttention" for op in operations) == (ops.kernel_name() == "cpu")
 
 
 def test_plans_are_kept_by_everything_that_makes_them_differ(kernels, small):
