@@ -32,16 +32,24 @@ KERNELS = {
     "forward": ("forward", 0),
     "dq": ("backward", 0),
     "dkv": ("backward", 1),
-    "whole": ("backward", 0),  # where the plan is closed
+    "closed": ("forward", 0),  # this and the next where the plan is closed
+    "whole": ("backward", 0),
 }
-RESULTS = {"forward": ("out", "lse"), "dq": ("dq", "delta"), "dkv": ("dk", "dv"), "whole": ("dq", "dk", "dv")}
+RESULTS = {
+    "forward": ("out", "lse"),
+    "closed": ("out", "lse"),
+    "dq": ("dq", "delta"),
+    "dkv": ("dk", "dv"),
+    "whole": ("dq", "dk", "dv"),
+}
 
 
 def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
     """The table's launch with what the variant says instead; maxnreg 0: no limit."""
     op, index = KERNELS[variant["kernel"]]
     by_key = key.by_key if op == "backward" else None
-    launch = manifest.launches(replace(key, op=op, by_key=by_key, closed=variant["kernel"] == "whole"))[index]
+    closed = key.closed if variant["kernel"] in ("closed", "whole") else 0
+    launch = manifest.launches(replace(key, op=op, by_key=by_key, closed=closed))[index]
     constexprs = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
     options = dict(num_warps=variant.get("warps"), num_stages=variant.get("stages"))
     constexprs = launch.constexprs | {name: value for name, value in constexprs.items() if value is not None}

@@ -33,22 +33,26 @@ class Plan:
     by_key: TilePlan  # rows are keys, columns are queries
 
     @property
-    def closed(self) -> bool:
-        """Whether every key is in the columns of exactly one row tile of by_query, as in residue classes and chunks."""
+    def closed(self) -> int:
+        """1 where every key is in the columns of just one row tile of by_query (residue classes, chunks), 2 where every
+        row tile also has just one column tile, else 0.
+        """
         side, granules = self.by_query, self.key_time // self.by_query.granule
         real = side.columns != side.columns[:, :1]
         real[:, 0] = True
         distinct = len(side.head_tiles) - 1
         if real.sum() != distinct * granules:
-            return False
+            return 0
         head = np.repeat(np.repeat(np.arange(distinct), np.diff(side.head_tiles)), np.diff(side.offset))
-        return len(np.unique((head[:, None] * granules + side.columns)[real])) == distinct * granules
+        if len(np.unique((head[:, None] * granules + side.columns)[real])) < distinct * granules:
+            return 0
+        return 2 if np.all(np.diff(side.offset) == 1) else 1
 
     def pack(self) -> np.ndarray:
         """The plan as one int32 vector: 64 words of header, then every array at a multiple of 16 bytes.
 
         Header: [0] magic, [1] version, [2..5] hash of all that follows, [6] length of the vector, [7] query_time,
-        [8] key_time, [9] heads, [10] distinct heads, [13] whether it is closed. From [16] for by_query and [32] for
+        [8] key_time, [9] heads, [10] distinct heads, [13] closed. From [16] for by_query and [32] for
         by_key: M, N, g, row tiles, column tiles, masks, most row tiles of a head, most column tiles of a row tile.
         Where the arrays start: [48] head_index, [49] order, [50..57] by_query's arrays as in TilePlan, [58..63, 11, 12]
         by_key's.

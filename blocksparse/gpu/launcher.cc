@@ -51,13 +51,12 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const int32_t *q = call.header + kByQuery, *k = call.header + kByKey;
   // Rows that visit many column tiles get other tile shapes than short ones; one threshold for both passes.
   const bool long_rows = q[4] >= 6 * int64_t{q[3]};
-  const int closed = backward ? call.header[kClosed] : q[7] == 1 && q[3] == q[4];
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
   const Shape& shape = call.shape;
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
-         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", closed,
+         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
                       "-sm", capability);
 }
 

@@ -4,13 +4,13 @@ Imports neither Triton nor TensorFlow.
 
 A key names one compiled pass, in one word:
 
-    forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1>-sm<capability>
+    forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
 dtype is f16, bf16, f32 (exact) or tf32; m, n, g are the plan's by_query tiles and granule, M, N, G those of by_key;
 o1: some head's rows are permuted; w1: a tensor passes 2^31 elements; s1: one plan serves all heads; r1: long rows, at
 least LONG column tiles a row tile on average (by_query); c1: closed, every key is seen in one row tile only, so that
-one kernel can make all gradients.
+one kernel can make all gradients; c2: closed and every row tile has one column tile.
 
 A manifest is text, one record a line:
 
@@ -41,7 +41,7 @@ _FLOATS = {"lse", "dlse", "delta"}
 _KEY = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
-    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[01])-sm(?P<capability>\d+)"
+    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])-sm(?P<capability>\d+)"
 )
 
 
@@ -59,7 +59,7 @@ class Key:
     wide: bool
     shared: bool
     long_rows: bool
-    closed: bool
+    closed: int  # 0, 1 or 2
     capability: int
 
     def __str__(self) -> str:
@@ -98,7 +98,8 @@ def parse(key: str) -> Key:
         value_dim=int(found["value_dim"]),
         by_query=(int(found["m"]), int(found["n"]), int(found["g"])),
         by_key=by_key,
-        **{flag: found[flag] == "1" for flag in ("permuted", "wide", "shared", "long_rows", "closed")},
+        **{flag: found[flag] == "1" for flag in ("permuted", "wide", "shared", "long_rows")},
+        closed=int(found["closed"]),
         capability=int(found["capability"]),
     )
 
@@ -111,11 +112,19 @@ def one_pass(key: Key) -> bool:
 def launches(key: Key | str) -> list[Launch]:
     """The kernels of one pass, in launch order."""
     key = parse(key) if isinstance(key, str) else key
+    if key.op == "forward" and key.closed:
+        return [
+            _launch(
+                key, "attention_closed_forward", "q", "q k v out lse", "scale_log2", SINGLE=key.closed == 2
+            )
+        ]
     if key.op == "forward":
         return [_launch(key, "attention_forward", "q", "q k v out lse", "scale_log2")]
     if one_pass(key):
         tensors = "q k v out lse dout dlse dq dk dv"
-        return [_launch(key, "attention_whole_gradient", "q", tensors, "scale scale_log2")]
+        return [
+            _launch(key, "attention_whole_gradient", "q", tensors, "scale scale_log2", SINGLE=key.closed == 2)
+        ]
     return [
         _launch(key, "attention_query_gradient", "q", "q k v out lse dout dlse delta dq", "scale scale_log2"),
         _launch(key, "attention_key_gradient", "k", "q k v lse dout delta dk dv", "scale scale_log2"),
@@ -139,8 +148,8 @@ def text(key: Key | str, files: dict[str, tuple[str, str, int, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> Launch:
-    """side: whose rows the programs own, q or k."""
+def _launch(key: Key, function: str, side: str, tensors: str, scales: str, **more) -> Launch:
+    """side: whose rows the programs own, q or k; more: constants of this kernel alone."""
     m, n, g = key.by_query if side == "q" else key.by_key
     how = tiles.launch(function, key.dtype, key.head_dim, key.value_dim, m, n, key.long_rows, key.capability)
     pointers = [*tensors.split(), "head_index", "order", *_PLAN]
@@ -161,6 +170,7 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str) -> La
         SHARED=key.shared,
         WIDE=key.wide,
         PRECISION="tf32" if key.dtype == "tf32" else "ieee",
+        **more,
     )
     names = {name: f"p:{side}.{name}" for name in _PLAN} | {name: f"f:{name}" for name in scales.split()}
     names |= {name: f"i:{name}" for name in integers} | {"tiles": f"i:{side}.most_tiles"}

@@ -135,11 +135,11 @@ def test_runs_follow_residue_classes():
 @pytest.mark.parametrize(
     "blocks, tiles, closed",
     [
-        (np.kron(np.eye(8), np.tri(3)), (64, 64), True),  # 24 rows a chunk, two of them in a row tile
-        (np.kron(np.eye(4), np.tri(3)), (16, 16), False),
-        (np.kron(np.eye(2), np.tri(6)), (64, 16), True),  # three column tiles a row tile
-        (np.tri(12), (64, 64), False),
-        (np.kron(np.diag([1, 1, 0]), np.tri(4)), (32, 32), False),  # keys that nobody sees
+        (np.kron(np.eye(8), np.tri(3)), (64, 64), 2),  # 24 rows a chunk, two of them in a row tile
+        (np.kron(np.eye(4), np.tri(3)), (16, 16), 0),
+        (np.kron(np.eye(2), np.tri(6)), (64, 16), 1),  # three column tiles a row tile
+        (np.tri(12), (64, 64), 0),
+        (np.kron(np.diag([1, 1, 0]), np.tri(4)), (32, 32), 0),  # keys that nobody sees
     ],
 )
 def test_a_plan_is_closed_where_every_key_has_one_row_tile(blocks, tiles, closed):

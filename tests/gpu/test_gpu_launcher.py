@@ -20,7 +20,7 @@ SYMBOLS = (
 KEYS = [
     "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90",
     "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-c0-sm80",
-    "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c1-sm90",
+    "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-sm90",
 ]
 
 

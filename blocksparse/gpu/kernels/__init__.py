@@ -1,10 +1,11 @@
 """The Triton kernels, for processes without TensorFlow. All of it also runs in Triton's interpreter."""
 
 from .backward import attention_key_gradient, attention_query_gradient
+from .closed import attention_closed_forward, attention_whole_gradient
 from .forward import attention_forward
-from .whole import attention_whole_gradient
 
 __all__ = [
+    "attention_closed_forward",
     "attention_forward",
     "attention_key_gradient",
     "attention_query_gradient",

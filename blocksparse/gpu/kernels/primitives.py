@@ -94,16 +94,15 @@ def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def visible(low, high, M: tl.constexpr, N: tl.constexpr, TURNED: tl.constexpr = False):
-    """bool [M, N]: bit c of row r's mask words; TURNED: [N, M]."""
-    rows: tl.constexpr = 0 if TURNED else 1
-    column = tl.expand_dims(tl.arange(0, N), 1 - rows)
-    bits = tl.broadcast_to(tl.expand_dims(low.to(tl.int32), rows), (N, M) if TURNED else (M, N))
+def visible(low, high, M: tl.constexpr, N: tl.constexpr):
+    """bool [M, N]: bit c of row r's mask words."""
+    column = tl.arange(0, N)[None, :]
+    bits = tl.broadcast_to(low.to(tl.int32)[:, None], (M, N))
     if N > 32:
-        bits = tl.where(column >= 32, tl.expand_dims((low >> 32).to(tl.int32), rows), bits)
+        bits = tl.where(column >= 32, (low >> 32).to(tl.int32)[:, None], bits)
     if N > 64:
-        bits = tl.where(column >= 64, tl.expand_dims(high.to(tl.int32), rows), bits)
-        bits = tl.where(column >= 96, tl.expand_dims((high >> 32).to(tl.int32), rows), bits)
+        bits = tl.where(column >= 64, high.to(tl.int32)[:, None], bits)
+        bits = tl.where(column >= 96, (high >> 32).to(tl.int32)[:, None], bits)
     return (bits >> (column % 32)) & 1 != 0
 
 
@@ -132,6 +131,22 @@ def load_rows(pointer, rows, exists, heads, DIM: tl.constexpr, PAD: tl.constexpr
     """[M, PAD] of one head, zeros past DIM and where a row does not exist."""
     inside = exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM)
     return tl.load(addresses(pointer, rows, heads, DIM, PAD, WIDE), mask=inside, other=0.0)
+
+
+@triton.jit
+def ask_rows(pointer, rows, exists, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
+    """load_rows to be finished by `held`, once everything is asked for.
+
+    A tile that is loaded and multiplied goes to shared memory at once otherwise, and whatever follows waits for it.
+    """
+    inside = exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM)
+    return tl.load(addresses(pointer, rows, heads, DIM, PAD, WIDE), mask=inside)
+
+
+@triton.jit
+def held(tile, exists, DIM: tl.constexpr, PAD: tl.constexpr):
+    """What ask_rows asked for, zeros past DIM and where a row does not exist."""
+    return tl.where(exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM), tile, 0.0)
 
 
 @triton.jit
