@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../cpu/arguments.h"
+#include "../cpu/packed_plan.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "constants.h"
@@ -73,8 +74,30 @@ class AttentionXla : public tensorflow::XlaOpKernel {
   float scale_;
 };
 
+class PlanXla : public tensorflow::XlaOpKernel {
+ public:
+  explicit PlanXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
+    OP_REQUIRES_OK(context, unpack_plan(*context, &plan_));
+  }
+
+  void Compile(tensorflow::XlaOpKernelContext* context) override { context->SetConstantOutput(0, plan_); }
+
+ private:
+  tensorflow::Tensor plan_;
+};
+
 REGISTER_XLA_OP(Name("BlocksparseAttention").CompileTimeConstantInput("plan"), AttentionXla);
 REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"), AttentionXla);
+REGISTER_XLA_OP(Name("BlocksparsePlan"), PlanXla);
+
+template <typename Kernel>
+void register_late(const char* op, const std::string& device) {
+  const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
+    return new Kernel(context);
+  };
+  const auto* kernel = tensorflow::KernelDefBuilder(op).Device(device.c_str()).HostMemory("plan").Build();
+  tensorflow::kernel_factory::OpKernelRegistrar(kernel, op, create);
+}
 
 // TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that
 // is loaded later registers its kernels itself, for the devices that any other op has got one for.
@@ -84,14 +107,10 @@ REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"
   for (const tensorflow::KernelDef& kernel : others.kernel()) {
     if (absl::EndsWith(kernel.device_type(), "_JIT")) devices.insert(kernel.device_type());
   }
-  const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
-    return new AttentionXla(context);
-  };
   for (const std::string& device : devices) {
-    for (const char* op : {"BlocksparseAttention", "BlocksparseAttentionGrad"}) {
-      const auto* kernel = tensorflow::KernelDefBuilder(op).Device(device.c_str()).HostMemory("plan").Build();
-      tensorflow::kernel_factory::OpKernelRegistrar(kernel, "AttentionXla", create);
-    }
+    register_late<AttentionXla>("BlocksparseAttention", device);
+    register_late<AttentionXla>("BlocksparseAttentionGrad", device);
+    register_late<PlanXla>("BlocksparsePlan", device);
   }
   return !devices.empty();
 }();

@@ -79,6 +79,17 @@ def test_inside_a_loop():
     np.testing.assert_allclose(plain, compiled, rtol=1e-5, atol=1e-5)
 
 
+def test_a_plan_too_large_for_a_constant(monkeypatch):
+    """A graph made elsewhere, from a SavedModel say, holds it compressed."""
+    monkeypatch.setattr(ops, "_LARGEST_CONSTANT", 0)
+    step, inputs = problem("float32")
+    plain = tf.function(step).get_concrete_function(*inputs)
+    assert "BlocksparsePlan" in {op.type for op in plain.graph.get_operations()}
+    compiled = tf.function(lambda *inputs: plain(*inputs), jit_compile=True)
+    for a, b in zip(compiled(*inputs), plain(*inputs), strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
 def test_a_damaged_plan_is_rejected():
     x, plan = tf.zeros([1, 64, 32]), tf.zeros([128], tf.int32)
 
