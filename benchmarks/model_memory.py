@@ -1,7 +1,7 @@
 """Memory for attention in the backward pass of a 64-layer, 4-head model, as in OpenAI's post of 23 April 2019.
 
     python benchmarks/model_memory.py               # computed
-    python benchmarks/model_memory.py --measure     # and, on a GPU, the peak of a backward pass where it fits
+    python benchmarks/model_memory.py --measure     # and, on a GPU, the peak of both passes, activations included
 
 Stored: every layer's n x n weights of every head in float32. Recomputed: one layer's at a time. Fused, as here: no
 weights at all, only the log-sum-exp of each row.
@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from pathlib import Path
+
+from processes import add, alone, read, together
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 LAYERS, HEADS, HEAD_DIM, BYTES = 64, 4, 64, 4
+WAYS = ("stored", "recomputed", "fused")
 CASES = {"1,024 text tokens": 1024, "32x32x3 image": 3072, "64x64x3 image": 12288, "24,000 samples": 24000}
 POST = {
     1024: ("1.0 GB", "16 MB"),
@@ -33,38 +39,36 @@ def human(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def measured(n: int) -> list[str]:
-    """Peak bytes above the input of LAYERS dense causal attentions, forward and backward: stored, recomputed, fused."""
+def measure(n: int, way: str, out: Path) -> None:
+    """Peak bytes above the input of LAYERS dense causal attentions, forward and backward."""
     import tensorflow as tf
 
     from sparse_attention import attention_impl, blocksparse_attention_impl
 
-    x = tf.random.stateless_normal([1, n // 32 * 32, HEADS * HEAD_DIM], [1, 2])
-    cells = []
-    for attend, recompute in (
-        (attention_impl, False),
-        (attention_impl, True),
-        (blocksparse_attention_impl, False),
-    ):
+    attend = blocksparse_attention_impl if way == "fused" else attention_impl
 
-        @tf.function
-        def gradient(x, attend=attend, recompute=recompute):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = x
-                for _ in range(LAYERS):
-                    y += attend(y, y, y, HEADS, "all", recompute=recompute)
-                loss = tf.reduce_sum(y**2)
-            return tape.gradient(loss, x)
+    @tf.function(input_signature=[tf.TensorSpec([1, n // 32 * 32, HEADS * HEAD_DIM])])
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = x
+            for _ in range(LAYERS):
+                y += attend(y, y, y, HEADS, "all", recompute=way == "recomputed")
+            loss = tf.reduce_sum(y**2)
+        return tape.gradient(loss, x)
 
+    gradient.get_concrete_function()
+    with alone():
+        x = tf.random.stateless_normal([1, n // 32 * 32, HEADS * HEAD_DIM], [1, 2])
+        x.numpy()
         before = tf.config.experimental.get_memory_info("GPU:0")["current"]
         tf.config.experimental.reset_memory_stats("GPU:0")
         try:
             gradient(x).numpy()
-            cells.append(human(tf.config.experimental.get_memory_info("GPU:0")["peak"] - before))
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
         except tf.errors.ResourceExhaustedError:
-            cells.append("does not fit")
-    return cells
+            peak = None
+        add(out, {"n": n, "way": way, "peak": peak})
 
 
 def main() -> None:
@@ -72,20 +76,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--measure", action="store_true", help="measure too; needs a GPU")
+    parser.add_argument("--one", nargs=2, metavar=("N", "WAY"), help="one measurement")
+    parser.add_argument("--out", type=Path, default=Path("model_memory.json"), help="gets the measurements")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds until what still runs is stopped")
     args = parser.parse_args()
-    os.environ.setdefault("TF_GPU_ALLOCATOR", "cuda_malloc_async")  # no fragmentation in what is measured
-    header = ["input", "stored", "post", "recomputed", "post", "fused"]
+    if args.one:
+        measure(int(args.one[0]), args.one[1], args.out)
+        return
     if args.measure:
-        import tensorflow as tf
-
-        if not tf.config.list_physical_devices("GPU"):
-            sys.exit("model_memory.py: --measure needs a GPU, and TensorFlow sees none")
-        header += ["measured: stored", "recomputed", "fused (with activations)"]
+        commands = {
+            f"{n} {way}": [__file__, "--one", n, way, "--out", args.out]
+            for n in CASES.values()
+            for way in WAYS
+        }
+        together(commands, args.timeout)
+    peaks = {(r["n"], r["way"]): human(r["peak"]) if r["peak"] else "does not fit" for r in read(args.out)}
+    header = ["input", "stored", "post", "recomputed", "post", "fused"]
+    header += [f"measured: {way}" for way in WAYS] if peaks else []
     print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
     for name, n in CASES.items():
         stored, recomputed, fused = map(human, computed(n))
         cells = [name, stored, POST[n][0], recomputed, POST[n][1], fused]
-        print("| " + " | ".join(cells + (measured(n) if args.measure else [])) + " |", flush=True)
+        print("| " + " | ".join(cells + [peaks.get((n, way), "") for way in WAYS if peaks]) + " |")
 
 
 if __name__ == "__main__":

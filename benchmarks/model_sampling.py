@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from processes import alone
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import config
 import numpy as np
@@ -23,7 +25,6 @@ from sparse_transformer import SparseTransformer
 
 
 def seconds(call, repeats: int) -> float:
-    call()  # traces and compiles
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -46,17 +47,28 @@ def main() -> None:
     model = SparseTransformer(settings)
     generate = make_generator(model, args.batch, args.tokens)
     none = tf.zeros([args.batch, 0], tf.int32)
-    loop = seconds(lambda: generate(none, tf.constant(1.0), tf.constant(0)), args.repeats) / args.tokens
-
     full = tf.function(lambda tokens: model(tokens)[:, -1])
     tokens = tf.zeros([args.batch, settings.n_ctx], tf.int32)
-    forward = seconds(lambda: full(tokens), args.repeats)
+
+    def sample():
+        return generate(none, tf.constant(1.0), tf.constant(0))
+
+    began = time.perf_counter()
+    sample()
+    compiled = time.perf_counter() - began
+    full(tokens)
+    with alone():
+        loop = seconds(sample, args.repeats) / args.tokens
+        forward = seconds(lambda: full(tokens), args.repeats)
+    gpus = tf.config.list_physical_devices("GPU")
     record = {
         "config": args.config,
         "positions": settings.n_ctx,
         "batch": args.batch,
         "tensorflow": tf.__version__,
-        "devices": [str(d) for d in tf.config.list_physical_devices()],
+        "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU",
+        "tokens": args.tokens,
+        "compile_seconds": round(compiled, 1),
         "tokens_per_second": round(args.batch / loop, 1),
         "tokens_per_second_full_forward": round(args.batch / forward, 3),
         "ratio": round(forward / loop, 1),

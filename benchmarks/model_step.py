@@ -1,144 +1,187 @@
-"""A training step of the full-size models on one GPU: Table 2's speed side, the longest context, the audio models.
+"""A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model_step.py table --out benchmarks/model_step.json     # dense, fixed, strided
-    python benchmarks/model_step.py longest                   # longest context of the 152M model on this card
-    python benchmarks/model_step.py audio                     # one step at 65,536, 262,144 and 1,048,576 positions
-    python benchmarks/model_step.py one enwik8 4 30           # one measurement: configuration, batch, rows of its grid
+    python benchmarks/model_step.py enwik8 cifar10 audio --out benchmarks/model_step.json
+    python benchmarks/model_step.py longest --out benchmarks/model_longest.json
+    python benchmarks/model_step.py one enwik8 8 max          # one configuration: batches, `max` the largest that fits
 
-Float16 with recomputation as in the configurations. Each measurement is a process of its own, which may run out of
-memory; batches double until one does. Ratios are of times for one sequence, each at its largest batch that fits.
-Median of the steps after the first, which compiles.
+Float16 with recomputation as in the configurations, on random bytes. Each configuration is a process of its own; they
+build their graphs side by side and take turns on the GPU. The largest batch is the one that --memory holds by the peaks
+of batches 1 and 2, a tenth less where it runs out; what it ran with is reported. Seconds: the median of --steps steps
+after one that warms up.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from processes import add, alone, read, together
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-TABLE = {
+GROUPS = {  # the first of a group is what the others are compared with
     "enwik8": ("enwik8_dense", "enwik8", "enwik8_strided"),
     "cifar10": ("cifar10_dense", "cifar10_fixed", "cifar10"),
+    "audio": ("music_65536", "music_262144", "music_1048576"),
 }
+BATCHES = {"enwik8": [8, "max"], "cifar10": [16, "max"], "audio": [1]}
 PAPER = {
     "enwik8": 2.38,
     "enwik8_strided": 3.74,
     "cifar10_fixed": 1.15,
     "cifar10": 1.42,
 }  # dense time over sparse
-AUDIO = ("music_65536", "music_262144", "music_1048576")
 
 
-def measure(name: str, batch: int, rows: int | None, steps: int) -> dict:
-    """Trains on random bytes in this process."""
-    import config
-    import numpy as np
-    import tensorflow as tf
-    from trainer import Trainer
+class Steps:
+    """The compiled training step of a configuration, for any batch."""
 
-    settings = replace(config.load(name), batch=batch)
-    if rows:
-        settings = replace(settings, grid=(rows, *settings.grid[1:]))
-    trainer = Trainer(settings, tf.distribute.get_strategy())
-    tokens = tf.constant(np.random.default_rng(0).integers(0, 256, (batch, settings.n_ctx)), tf.int32)
-    times = []
-    for step in range(steps + 1):
+    def __init__(self, settings):
+        import numpy as np
+        import tensorflow as tf
+        from trainer import Trainer
+
+        self.settings, self.np, self.tf = settings, np, tf
+        self.trainer = Trainer(settings, tf.distribute.get_strategy())
         began = time.perf_counter()
-        bits, _ = trainer.step(tokens, tf.constant(step, tf.int64))
-        if not np.isfinite(float(bits)):  # float() waits for the device
-            sys.exit(f"the loss of step {step} is {float(bits)}; nothing is reported")
-        times.append(time.perf_counter() - began)
-    gpu = tf.config.list_physical_devices("GPU")
-    return {
-        "config": name,
-        "batch": batch,
-        "positions": settings.n_ctx,
-        "parameters": trainer.model.count_params(),
-        "seconds": round(float(np.median(times[1:])), 4),
-        "seconds_first": round(times[0], 1),
-        "peak_gb": round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 2) if gpu else None,
-        "device": tf.config.experimental.get_device_details(gpu[0]).get("device_name") if gpu else "CPU",
-        "tensorflow": tf.__version__,
-    }
-
-
-def attempt(name: str, batch: int, rows: int = 0, steps: int = 5) -> dict | None:
-    """One measurement in a process of its own; None where it fails, as for want of memory."""
-    command = [sys.executable, __file__, "one", name, str(batch), str(rows), "--steps", str(steps)]
-    child = subprocess.run(command, capture_output=True, text=True)
-    if child.returncode:
-        reason = (
-            "out of memory" if "ResourceExhausted" in child.stderr else child.stderr.strip().splitlines()[-1:]
+        self.step = self.trainer.step.get_concrete_function(
+            tf.TensorSpec([None, settings.n_ctx], tf.int32), tf.TensorSpec([], tf.int64)
         )
-        print(f"{name}, batch {batch}, rows {rows or 'all'}: {reason}", file=sys.stderr, flush=True)
-        return None
-    record = json.loads(child.stdout.splitlines()[-1])
-    print(
-        f"{name}, batch {batch}: {record['seconds']} s, {record['peak_gb']} GB", file=sys.stderr, flush=True
+        self.build_seconds = round(time.perf_counter() - began, 1)
+        self.gpus = tf.config.list_physical_devices("GPU")
+
+    def run(self, batch: int, steps: int) -> dict:
+        """Seconds and peak memory of a step; raises tf.errors.ResourceExhaustedError."""
+        np, tf = self.np, self.tf
+        tokens = tf.constant(
+            np.random.default_rng(0).integers(0, 256, (batch, self.settings.n_ctx)), tf.int32
+        )
+        if self.gpus:
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        times = []
+        for number in range(steps + 1):
+            began = time.perf_counter()
+            bits, _ = self.step(tokens, tf.constant(number, tf.int64))
+            if not np.isfinite(float(bits)):  # float() waits for the device
+                sys.exit(f"the loss of step {number} is {float(bits)}; nothing is reported")
+            times.append(time.perf_counter() - began)
+        gpu = self.gpus and tf.config.experimental.get_device_details(self.gpus[0]).get("device_name")
+        return {
+            "config": self.settings.name,
+            "positions": self.settings.n_ctx,
+            "parameters": self.trainer.model.count_params(),
+            "batch": batch,
+            "seconds": round(float(np.median(times[1:])), 4),
+            "seconds_first": round(times[0], 2),
+            "build_seconds": self.build_seconds,
+            "peak_gb": self.peak(),
+            "deterministic": os.environ.get("TF_DETERMINISTIC_OPS") == "1",
+            "device": gpu or "CPU",
+            "tensorflow": tf.__version__,
+        }
+
+    def peak(self) -> float:
+        """GB; on a CPU, which does not count, what would be plausible, so that the search can be tried there."""
+        if not self.gpus:
+            return 1.0
+        return round(self.tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 3)
+
+    def largest(self, memory: float) -> int:
+        """The batch whose peak is `memory` GB, going by those of batches 1 and 2."""
+        one, two = (self.run(batch, 1)["peak_gb"] for batch in (1, 2))
+        return max(1, int((memory - one) / max(two - one, 0.01)) + 1) if self.gpus else 3
+
+    def run_or_less(self, batch: int, steps: int) -> dict:
+        while True:
+            try:
+                return self.run(batch, steps)
+            except self.tf.errors.ResourceExhaustedError:
+                print(f"{self.settings.name}: batch {batch} does not fit", file=sys.stderr, flush=True)
+                if batch == 1:
+                    raise
+            batch = batch * 9 // 10
+
+
+def one(name: str, batches: list[str], args) -> None:
+    import config
+
+    settings = replace(config.load(name), batch=1).override(args.override)
+    steps = Steps(settings)
+    try:
+        steps.run(1, 1)  # optimises the graph and compiles kernels, beside the others
+        with alone():
+            for batch in batches:
+                number = steps.largest(args.memory) if batch == "max" else int(batch)
+                add(args.out, steps.run_or_less(number, args.steps))
+    except steps.tf.errors.ResourceExhaustedError:
+        sys.exit(f"{settings.name}, {settings.n_ctx} positions, batch 1: out of memory")
+
+
+def cases(wanted: list[tuple], args) -> None:
+    """Measures (configuration, batches, overrides), side by side."""
+    common = ["--out", args.out, "--memory", args.memory, "--steps", args.steps]
+    commands = {}
+    for name, batches, overrides in wanted:
+        words = [word for override in (*args.override, *overrides) for word in ("--override", override)]
+        commands[" ".join([name, *overrides])] = [__file__, "one", name, *batches, *common, *words]
+    together(commands, args.timeout)
+
+
+def longest(args) -> None:
+    """The 152M model's peak at two lengths says which third one fits; that and a tenth less are tried."""
+    rows = [64, 128]
+    cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in rows], args)
+    peaks = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
+    if len(peaks) < 2:
+        return
+    longest = int(
+        rows[0] + (args.memory - peaks[rows[0]]) / (peaks[rows[1]] - peaks[rows[0]]) * (rows[1] - rows[0])
     )
-    return record
+    tries = [longest // 8 * 8 * share // 20 for share in (20, 18)]
+    cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in tries], args)
 
 
-def largest(name: str, start: int) -> dict:
-    best, batch = None, start
-    while record := attempt(name, batch):
-        best, batch = record, 2 * batch
-    if best is None:
-        sys.exit(f"model_step.py: {name} does not run with batch {start}")
-    return best
-
-
-def table(start: int) -> list[dict]:
-    records = []
-    for names in TABLE.values():
-        rows = [largest(name, start) for name in names]
-        dense = rows[0]["seconds"] / rows[0]["batch"]
-        for row in rows:
-            row["ratio"] = round(dense / (row["seconds"] / row["batch"]), 2)
-            row["paper"] = PAPER.get(row["config"])
-        records += rows
-    return records
-
-
-def longest() -> list[dict]:
-    """Rows of 256 positions, doubled as long as one sequence trains."""
-    records, rows = [], 256
-    while record := attempt("music_65536", 1, rows, steps=2):
-        records.append(record)
-        rows *= 2
-    return records
+def report(records: list[dict]) -> str:
+    """A Markdown table: each at its largest batch; times as often as the group's first, for a sequence."""
+    best = {(r["config"], r["positions"]): r for r in records if not r["deterministic"]}
+    lines = ["| configuration | positions | batch | s a step | ms a sequence | GB | dense / this | paper |"]
+    lines.append("| --- " * 8 + "|")
+    each = {name: r["seconds"] / r["batch"] for (name, _), r in best.items()}
+    for (name, _), r in sorted(best.items()):
+        dense = next((g[0] for g in GROUPS.values() if name in g[1:] and name in PAPER), None)
+        ratio = f"{each[dense] / each[name]:.2f}" if dense in each else ""
+        lines.append(
+            f"| {name} | {r['positions']:,} | {r['batch']} | {r['seconds']:.3f} | {1e3 * each[name]:.1f} "
+            f"| {r['peak_gb']} | {ratio} | {PAPER.get(name, '')} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "longest", "audio", "one"))
-    parser.add_argument("case", nargs="*", help="for `one`: CONFIG BATCH [ROWS]")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--start", type=int, default=1, help="smallest batch to try")
-    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("what", nargs="+", help=f"{', '.join(GROUPS)}, longest; or `one` CONFIG BATCH ...")
+    parser.add_argument("--out", type=Path, default=Path("model_step.json"), help="gets a line a measurement")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=78, help="GB for the largest batch")
+    parser.add_argument("--timeout", type=int, default=3600, help="seconds until what still runs is stopped")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    if args.what == "one":
-        name, batch, *rows = args.case
-        print(json.dumps(measure(name, int(batch), int(rows[0]) if rows else None, args.steps)))
+    if args.what[0] == "one":
+        one(args.what[1], args.what[2:], args)
         return
-    if args.what == "audio":
-        records = [record for name in AUDIO if (record := attempt(name, 1, steps=2))]
+    if args.what == ["longest"]:
+        longest(args)
     else:
-        records = table(args.start) if args.what == "table" else longest()
-    print(json.dumps(records, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(records, indent=1) + "\n")
+        cases([(name, BATCHES[group], []) for group in args.what for name in GROUPS[group]], args)
+    print(report(read(args.out)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def make_generator(model: SparseTransformer, count: int, length: int):
             tf.TensorSpec([count, None], tf.int32),
             tf.TensorSpec([]),
             tf.TensorSpec([], tf.int32),
-        ]
+        ],
+        jit_compile=True,  # a step is many small operations
     )
     def generate(prompt, temperature, seed):
         given = tf.shape(prompt)[1]

@@ -107,9 +107,12 @@ class ResidualBlock(keras.layers.Layer):
     """H + a(H) + b(H), pre-activation (equations 9 to 14), both branches recomputed in the backward pass."""
 
     def __init__(self, config: Config, index: int, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(
+            autocast=False, **kwargs
+        )  # the layers inside cast, so that weights arrive as float32
         self.config = config
         self.index = index
+        self.traced = tf.function(self.block, autograph=False)
         width, branches = config.width, 2 * config.layers
         dtype = self.dtype_policy
         self.norm1 = keras.layers.LayerNormalization(epsilon=1e-5, name="norm1", dtype=dtype)
@@ -140,17 +143,25 @@ class ResidualBlock(keras.layers.Layer):
             layer.build(shape)
         self.contract.build((*shape[:-1], self.expand.units))
 
-    def drop(self, x, branch, step, first_row):
-        c = self.config
-        return x if step is None else dropout(x, c.dropout, c.seed, step, 2 * self.index + branch, first_row)
+    def values(self) -> list[tf.Tensor]:
+        return [tf.convert_to_tensor(variable.value) for variable in self.trainable_variables]
+
+    def block(self, values, x, index, step, first_row):
+        """This block with the weights `values`, as layer number `index`."""
+        return self.branches(values, x, index, step, first_row, recompute=self.config.recompute)
 
     @recomputable
-    def block(self, x, step, first_row):
-        x += self.drop(self.attention(self.norm1(x)), 0, step, first_row)
-        return x + self.drop(self.contract(self.expand(self.norm2(x))), 1, step, first_row)
+    def branches(self, values, x, index, step, first_row):
+        def drop(x, branch):
+            c = self.config
+            return x if step is None else dropout(x, c.dropout, c.seed, step, 2 * index + branch, first_row)
+
+        with keras.StatelessScope(zip(self.trainable_variables, values, strict=True)):
+            x += drop(self.attention(self.norm1(x)), 0)
+            return x + drop(self.contract(self.expand(self.norm2(x))), 1)
 
     def call(self, x, step=None, first_row=0):
-        return self.block(x, step, first_row, recompute=self.config.recompute)
+        return self.block(self.values(), x, self.index, step, first_row)
 
     def step(self, x, decode, position):
         """x [batch, width] at `position` -> the block's output there."""
@@ -162,7 +173,9 @@ class SparseTransformer(keras.Model):
     """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it."""
 
     def __init__(self, config: Config, **kwargs):
-        super().__init__(**{"name": "sparse_transformer", "dtype": config.precision, **kwargs})
+        super().__init__(
+            **{"name": "sparse_transformer", "dtype": config.precision, "autocast": False, **kwargs}
+        )
         self.config = config
         self.embedding = Embedding(config.grid, config.width, name="embedding", dtype=self.dtype_policy)
         self.blocks = [
@@ -189,8 +202,10 @@ class SparseTransformer(keras.Model):
         context = tf.distribute.get_replica_context()
         first_row = (context.replica_id_in_sync_group if context else 0) * tf.shape(tokens)[0]
         x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, step=step if training else None, first_row=first_row)
+        for index, block in enumerate(self.blocks):
+            # Blocks of the same mode share one trace: 128 of their own would take minutes to build.
+            like = self.blocks[index % len(self.config.layer_modes)]
+            x = like.traced(block.values(), x, tf.constant(index), step if training else None, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 
     def decoders(self, batch: int) -> list[DecodeStep]:

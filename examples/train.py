@@ -120,6 +120,11 @@ def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
             except OSError as error:
                 raise Stop(f"cannot write to {folder} ({error})") from error
     bar.close()
+    if chief:
+        held_out = mean_bits(load_model(folder), data.load(settings, data_path, "valid"), limit=4)
+        print(f"{folder}: {held_out:.4f} bits per dim on held-out data, with averaged weights")
+    else:
+        watchdog.follow()
     watchdog.close()
 
 
@@ -136,16 +141,20 @@ def main() -> None:
         "--override", metavar="KEY=VALUE", action="append", default=[], help="changes the configuration"
     )
     parser.add_argument("--out", type=Path, help="folder of the run; runs/CONFIG by default")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits every time on a GPU too, where that costs speed",
+    )
     args = parser.parse_args()
+    if args.deterministic:
+        tf.config.experimental.enable_op_determinism()
     folder = args.out or Path("runs") / args.config
     try:
         settings = config.load(args.config).override(
             args.override + ([f"steps={args.steps}"] if args.steps else [])
         )
         train(settings, args.data, folder)
-        model = load_model(folder)
-        result = mean_bits(model, data.load(settings, args.data, "valid"), limit=4)
-        print(f"{folder}: {result:.4f} bits per dim on held-out data, with averaged weights")
     except (Stop, ValueError, OSError, tf.errors.OpError) as error:
         sys.exit(f"train.py: {error}\nThe last good checkpoint, if there is one, is in {folder}.")
 

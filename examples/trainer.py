@@ -24,16 +24,23 @@ def make_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """AdamW with linear warm-up, cosine decay to 0 and a moving average of the weights (section 6)."""
-    rate = keras.optimizers.schedules.CosineDecay(
+def make_schedule(config: Config) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up, then half a cosine to 0 (section 6)."""
+    return keras.optimizers.schedules.CosineDecay(
         0.0,
         decay_steps=max(1, config.steps - config.warmup),
         warmup_target=config.learning_rate,
         warmup_steps=max(1, config.warmup),
     )
+
+
+def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """AdamW with a moving average of the weights (section 6).
+
+    The learning rate is a variable: a schedule Keras would evaluate once for every weight.
+    """
     optimizer = keras.optimizers.AdamW(
-        rate,
+        0.0,
         name="adam_w",  # not numbered: checkpoints hold variables by name
         weight_decay=config.weight_decay,
         beta_1=0.9,
@@ -64,6 +71,7 @@ class Trainer:
         with strategy.scope():
             self.model = SparseTransformer(config)
             self.optimizer = make_optimizer(config)
+            self.schedule = make_schedule(config)
             self.optimizer.build(self.model.trainable_variables)
 
     @property
@@ -79,6 +87,7 @@ class Trainer:
     @tf.function
     def step(self, tokens, step):
         """Trains on one batch; returns its bits per token and the gradient's global norm before clipping."""
+        self.optimizer.learning_rate = self.schedule(step)
         loss, norm = self.strategy.run(self._replica_step, args=(tokens, step))
         local = self.strategy.experimental_local_results
         return local(loss)[0], local(norm)[0]  # summed over the replicas: all have the same

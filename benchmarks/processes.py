@@ -1,0 +1,53 @@
+"""Measurements side by side, each a process of its own: what runs out of memory or time costs its own row alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def together(commands: dict[str, list], timeout: float, env: dict[str, dict] | None = None) -> None:
+    """Runs Python commands by name until all have ended, or for `timeout` seconds; the last words of what failed go
+    to stderr. env: what a command's environment has more."""
+    until = time.monotonic() + timeout
+    children = {}
+    for name, words in commands.items():
+        more = (env or {}).get(name, {})
+        children[name] = subprocess.Popen(
+            [sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True, env={**os.environ, **more}
+        )
+    for name, child in children.items():
+        try:
+            _, errors = child.communicate(timeout=max(1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            errors = child.communicate()[1] + f"\nstopped after {timeout:.0f} s"
+        if child.returncode:
+            print(
+                f"{name}: {' | '.join(errors.strip().splitlines()[-3:])[-600:]}", file=sys.stderr, flush=True
+            )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process of this machine at a time."""
+    with (Path(tempfile.gettempdir()) / "sparse_attention_measures.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def add(path: Path, record: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,46 @@
+"""On a GPU, under op determinism, a killed run goes on to the bit."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+sys.path.insert(0, os.path.dirname(__file__))
+from runs import arrays, finish, metrics, run, start, train_command
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="TensorFlow sees no GPU"),
+]
+
+STEPS = 40
+ON_GPU = {
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
+OVERRIDES = ("precision=mixed_float16", "grid=(32, 32)", "local_attn_ctx=32", "width=128")
+
+
+def command(out, *flags):
+    return [*train_command(out, STEPS, *OVERRIDES), *flags]
+
+
+def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
+    unbroken = start(command(tmp_path / "unbroken", "--deterministic"), env=ON_GPU)
+    killed = start(command(tmp_path / "killed", "--deterministic"), env=ON_GPU)
+    checkpoint = tmp_path / "killed" / "checkpoint.npz"
+    while not checkpoint.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    finish(killed)
+    assert int(arrays(checkpoint.parent)["step"]) < STEPS
+    run(command(checkpoint.parent, "--deterministic"), env=ON_GPU)
+    status, output = finish(unbroken)
+    assert status == 0, output
+    assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "killed")
+    whole, resumed = arrays(tmp_path / "unbroken"), arrays(tmp_path / "killed")
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
