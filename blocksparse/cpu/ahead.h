@@ -1,5 +1,5 @@
-// Rows wanted soon, fetched a few at a time while the core computes. From memory a row takes about 150 ns, and the core
-// on its own looks only a few rows ahead.
+// Rows wanted soon, fetched a few at a time while the core computes. From memory a row takes about 150 ns, a core waits
+// for no more than some 24 lines at once, and on its own it looks only a few rows ahead.
 #pragma once
 
 #include <vector>
@@ -12,19 +12,18 @@ class Ahead {
  public:
   void clear() { runs_.clear(), rows_ = done_ = row_ = run_ = end_ = 0; }
 
-  // Rows of a tile, to be read or to be written.
+  // The first `count` rows of a tile, to be read or written. (Asking for the right to write gains nothing: measured.)
   template <typename T>
   void add(const HeadRows<T>& tensor, Granules granules, int32_t count) {
     for (int32_t i = 0; i < count; i += granules.size) {
       const T* first = tensor.row(granules(i));
       const int64_t stride = tensor.order.stride * tensor.stride * sizeof(T);
-      runs_.push_back({reinterpret_cast<const char*>(first), stride, int32_t(tensor.width * sizeof(T)), granules.size,
-                       !std::is_const_v<T>});
+      runs_.push_back({reinterpret_cast<const char*>(first), stride, int32_t(tensor.width * sizeof(T)), granules.size});
       rows_ += granules.size;
     }
   }
 
-  // Spreads the `part`-th of `parts` equal parts over the next `steps` calls of step.
+  // What is left of the first `part` of `parts` equal parts goes to the next `steps` calls of step.
   void aim(int32_t part, int32_t parts, int32_t steps) {
     end_ = int64_t(rows_) * part / parts;
     pace_ = (end_ - done_ + steps - 1) / steps;
@@ -35,9 +34,7 @@ class Ahead {
       if (row_ == runs_[run_].rows) ++run_, row_ = 0;
       const Run& run = runs_[run_];
       const char* row = run.data + row_++ * run.stride;
-      for (int32_t at = 0; at < run.bytes; at += kLine) {
-        run.written ? __builtin_prefetch(row + at, 1, 2) : __builtin_prefetch(row + at, 0, 2);
-      }
+      for (int32_t at = 0; at < run.bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
     }
     asm volatile("");  // GCC drops calls of what only prefetches
   }
@@ -48,7 +45,6 @@ class Ahead {
     const char* data;
     int64_t stride;
     int32_t bytes, rows;
-    bool written;
   };
   std::vector<Run> runs_;
   int32_t rows_ = 0, done_ = 0, run_ = 0, row_ = 0, end_ = 0, pace_ = 0;

@@ -20,6 +20,7 @@ class Backward {
   int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
   int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
+  // A task is one segment of one head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
     Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
     for (int64_t task = take(); task >= 0;) {
@@ -57,8 +58,7 @@ class Backward {
     Ahead ahead;
   };
 
-  // Of one batch row.
-  struct Head {
+  struct Head {  // of one batch row
     HeadRows<const T> q, k, v, out, dout;
     HeadRows<T> dq, dk, dv;
     HeadRows<const float> lse, dlse;
@@ -87,16 +87,14 @@ class Backward {
   // A segment while it runs.
   struct Run {
     Head head;
-    const Segment& segment;
     QueryRows by_row;
-    std::vector<bool> known;  // by granule of queries: whether lse and delta are there
+    std::vector<bool> known;  // by granule: whether lse and delta of its queries are there
   };
 
+  int64_t batch_head_of(int64_t task) const { return task % (shape_.batch * shape_.heads); }
   const Segment& segment_of(int64_t task) const {
-    return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / batch_heads());
+    return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / (shape_.batch * shape_.heads));
   }
-  int64_t batch_head_of(int64_t task) const { return task % batch_heads(); }
-  int64_t batch_heads() const { return shape_.batch * shape_.heads; }
 
   // Its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
   void run_segment(int64_t task, int64_t next, Work* work) const {
@@ -105,18 +103,22 @@ class Backward {
     std::vector<float> lse(end - begin), delta(end - begin);
     float* sums = partial(batch_head_of(task), segment);
     std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
-    Run run = {head_of(batch_head_of(task)), segment, {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
+    Run run = {head_of(batch_head_of(task)), {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
                std::vector<bool>(plan_.query_time / tiles_.granule)};
-    for (int32_t i = segment.first; i < segment.last; ++i) run_tile(i, next, &run, work);
+    for (int32_t i = segment.first; i < segment.last; ++i) {
+      run_tile(segments_.tile(i), &run, work, [&] {
+        i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
+      });
+    }
     for_plan_rows(run.head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
       write_row(run.by_row.dq + row * head_width_, shape_.head_dim, at);
     });
   }
 
-  void run_tile(int32_t index, int64_t next, Run* run, Work* work) const {
+  template <typename FetchNext>
+  void run_tile(int32_t tile, Run* run, Work* work, const FetchNext& fetch_next) const {
     const Head& head = run->head;
-    const int32_t tile = segments_.tile(index), count = tiles_.row_count[tile];
-    const int32_t begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
+    const int32_t count = tiles_.row_count[tile], begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
     work->start(count);
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -126,20 +128,17 @@ class Backward {
       work->load_values(row);
     }
     for (int32_t column = begin; column < end; ++column) {
-      gather(column, run, work);
+      const Granules queries = columns(column);
+      learn(queries, run);
+      gather(head, queries, work);
       work->ahead.clear();
       if (column == begin) {
         work->ahead.add(head.dk, rows(tile), count);
         work->ahead.add(head.dv, rows(tile), count);
       }
-      if (column + 1 < end) {
-        fetch(*run, column + 1, work);
-      } else if (index + 1 < run->segment.last) {
-        fetch_tile(*run, segments_.tile(index + 1), work);
-      } else if (next >= 0 && segment_of(next).first < segment_of(next).last) {
-        fetch_tile({head_of(batch_head_of(next)), segment_of(next), {}, {}}, segments_.tile(segment_of(next).first), work);
-      }
-      work->visit(tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column), columns(column), run->by_row, &work->ahead);
+      column + 1 < end ? fetch(*run, columns(column + 1), work) : fetch_next();
+      const uint32_t* mask = tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column);
+      work->visit(mask, queries, run->by_row, &work->ahead);
     }
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -150,49 +149,51 @@ class Backward {
     }
   }
 
-  // lse and delta of the queries that are met for the first time.
-  void learn(Granules columns, Run* run) const {
-    for (int32_t i = 0; i < tiles_.column_tile; i += columns.size) {
-      if (run->known[columns.numbers[i / columns.size]]) continue;
-      run->known[columns.numbers[i / columns.size]] = true;
-      const int32_t first = columns(i);
-      const Head& head = run->head;
-      for_plan_rows(head.lse, first, first + columns.size, [&](int32_t row, const float* at) {
+  // lse and delta of the queries that the segment meets for the first time.
+  void learn(Granules queries, Run* run) const {
+    const Head& head = run->head;
+    for (int32_t i = 0; i < tiles_.column_tile; i += queries.size) {
+      const int32_t begin = queries(i), end = begin + queries.size;
+      if (run->known[begin / queries.size]) continue;
+      run->known[begin / queries.size] = true;
+      for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) {
         run->by_row.lse[row] = *at * kLog2e;
         run->by_row.delta[row] = -head.dlse.data[at - head.lse.data];
       });
-      for_plan_rows(head.out, first, first + columns.size, [&](int32_t row, const T* at) {
+      for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {
         run->by_row.delta[row] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
       });
     }
   }
 
-  void gather(int32_t column, Run* run, Work* work) const {
-    learn(columns(column), run);
-    const Head& head = run->head;
-    if (work->gathered.holds(head.q.data, columns(column), tiles_.column_tile)) return;
-    work->gathered.set(head.q.data, columns(column));
-    read_rows(head.q, columns(column), 0, tiles_.column_tile, work->queries, work->head_width);
-    read_rows(head.dout, columns(column), 0, tiles_.column_tile, work->douts, work->value_width);
+  void gather(const Head& head, Granules queries, Work* work) const {
+    if (work->gathered.holds(head.q.data, queries, tiles_.column_tile)) return;
+    work->gathered.set(head.q.data, queries);
+    read_rows(head.q, queries, 0, tiles_.column_tile, work->queries, work->head_width);
+    read_rows(head.dout, queries, 0, tiles_.column_tile, work->douts, work->value_width);
   }
 
-  // Have a row tile, a column tile fetched ahead.
+  // These have fetched ahead what the first column tile of a segment, what a row tile, what a column tile wants.
+  void fetch_segment(int64_t task, Work* work) const {
+    if (task < 0 || segment_of(task).first == segment_of(task).last) return;
+    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(plan_.query_time / tiles_.granule)};
+    fetch_tile(run, segments_.tile(segment_of(task).first), work);
+  }
+
   void fetch_tile(const Run& run, int32_t tile, Work* work) const {
     work->ahead.add(run.head.k, rows(tile), tiles_.row_count[tile]);
     work->ahead.add(run.head.v, rows(tile), tiles_.row_count[tile]);
-    if (tiles_.offset[tile] < tiles_.offset[tile + 1]) fetch(run, tiles_.offset[tile], work);
+    if (tiles_.offset[tile] < tiles_.offset[tile + 1]) fetch(run, columns(tiles_.offset[tile]), work);
   }
 
-  void fetch(const Run& run, int32_t column, Work* work) const {
-    if (work->gathered.holds(run.head.q.data, columns(column), tiles_.column_tile)) return;
-    const int32_t size = tiles_.granule;
-    work->ahead.add(run.head.q, columns(column), tiles_.column_tile);
-    work->ahead.add(run.head.dout, columns(column), tiles_.column_tile);
-    for (int32_t i = 0; i < tiles_.column_tile / size; ++i) {
-      const Granules queries = {columns(column).numbers + i, size};
-      if (!run.known.empty() && run.known[*queries.numbers]) continue;
-      work->ahead.add(run.head.out, queries, size);
-      work->ahead.add(run.head.dq, queries, size);
+  void fetch(const Run& run, Granules queries, Work* work) const {
+    if (work->gathered.holds(run.head.q.data, queries, tiles_.column_tile)) return;
+    work->ahead.add(run.head.q, queries, tiles_.column_tile);
+    work->ahead.add(run.head.dout, queries, tiles_.column_tile);
+    for (int32_t i = 0; i < tiles_.column_tile / queries.size; ++i) {
+      if (run.known[queries.numbers[i]]) continue;
+      work->ahead.add(run.head.out, {queries.numbers + i, queries.size}, queries.size);
+      work->ahead.add(run.head.dq, {queries.numbers + i, queries.size}, queries.size);
     }
   }
 

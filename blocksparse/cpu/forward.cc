@@ -65,14 +65,14 @@ class Forward {
       work->load_queries(row, shape_.scale);
     }
     for (int32_t column = tile.begin; column < tile.end; ++column) {
-      gather(tile, column, work);
+      gather(tile, columns(column), work);
       work->ahead.clear();
       if (column == tile.begin) work->ahead.add(tile.out, tile.rows, tile.count);
       if (column + 1 < tile.end) {
-        fetch(tile, column + 1, work);
+        fetch(tile, columns(column + 1), work);
       } else {
         work->ahead.add(next.q, next.rows, next.count);
-        if (next.begin < next.end) fetch(next, next.begin, work);
+        if (next.begin < next.end) fetch(next, columns(next.begin), work);
       }
       work->visit(tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column), &work->ahead);
     }
@@ -87,18 +87,17 @@ class Forward {
 
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
 
-  void gather(const Tile& tile, int32_t column, Work* work) const {
-    if (work->gathered.holds(tile.k.data, columns(column), tiles_.column_tile)) return;
-    work->gathered.set(tile.k.data, columns(column));
-    read_rows(tile.k, columns(column), 0, tiles_.column_tile, work->keys, work->head_width);
-    read_rows(tile.v, columns(column), 0, tiles_.column_tile, work->values, work->value_width);
+  void gather(const Tile& tile, Granules keys, Work* work) const {
+    if (work->gathered.holds(tile.k.data, keys, tiles_.column_tile)) return;
+    work->gathered.set(tile.k.data, keys);
+    read_rows(tile.k, keys, 0, tiles_.column_tile, work->keys, work->head_width);
+    read_rows(tile.v, keys, 0, tiles_.column_tile, work->values, work->value_width);
   }
 
-  // Has the keys and values of a column tile fetched ahead.
-  void fetch(const Tile& tile, int32_t column, Work* work) const {
-    if (work->gathered.holds(tile.k.data, columns(column), tiles_.column_tile)) return;
-    work->ahead.add(tile.k, columns(column), tiles_.column_tile);
-    work->ahead.add(tile.v, columns(column), tiles_.column_tile);
+  void fetch(const Tile& tile, Granules keys, Work* work) const {
+    if (work->gathered.holds(tile.k.data, keys, tiles_.column_tile)) return;
+    work->ahead.add(tile.k, keys, tiles_.column_tile);
+    work->ahead.add(tile.v, keys, tiles_.column_tile);
   }
 
   const Shape& shape_;

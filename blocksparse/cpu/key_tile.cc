@@ -96,9 +96,9 @@ void KeyTile::add_dq_block(int32_t query, int32_t column, float* dq) {
   for (int32_t row = 0; row < count_; row += kLanes) {
     const Range seen = seen_[row / kLanes];
     if (query < seen.begin || query >= seen.end) continue;
+    const float* ds = ds_ + (row / kLanes * tiles_.column_tile + query) * kLanes;
     const int32_t keys = std::min(kLanes, count_ - row);  // what lies past the tile is no key
-    block.add({ds_ + (row / kLanes * tiles_.column_tile + query) * kLanes, kLanes, 1}, keys_ + row * head_width + column,
-              head_width, keys);
+    block.add({ds, kLanes, 1}, keys_ + row * head_width + column, head_width, keys);
     any = true;
   }
   if (any) block.template write<true>(dq + column, head_width);

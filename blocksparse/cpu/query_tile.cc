@@ -28,16 +28,18 @@ void QueryTile::load_queries(int32_t row, float scale) {
 
 // Strip by strip, so that queries, scores and output of a strip stay in the first-level cache.
 void QueryTile::visit(const uint32_t* mask, Ahead* ahead) {
+  const int32_t words = tiles_.mask_words(), strips = (count_ + kLanes - 1) / kLanes;
   const auto step = [ahead] { ahead->step(); };
-  for (int32_t row = 0; row < count_; row += kLanes) {
-    const int32_t words = tiles_.mask_words();
+  for (int32_t strip = 0; strip < strips; ++strip) {
+    const int32_t row = strip * kLanes;
     const StripMask seen =
         mask == nullptr ? StripMask(tiles_.column_tile) : StripMask(mask + row * words, words, count_ - row);
     const int32_t begin = seen.begin, size = seen.end - seen.begin;
-    Softmax* softmax = &softmax_[row / kLanes];
+    const float *q = queries_ + row * head_width, *k = keys + begin * head_width;
     float *scores = scores_ + begin * kLanes, *output = output_ + row * value_width;
-    ahead->aim(row / kLanes + 1, (count_ + kLanes - 1) / kLanes, (size + value_width) / kRows);
-    product<false>({keys + begin * head_width, head_width, 1}, queries_ + row * head_width, size, head_dim_, scores, step);
+    Softmax* softmax = &softmax_[strip];
+    ahead->aim(strip + 1, strips, (size + value_width) / kRows);
+    product<false>({k, head_width, 1}, q, size, head_dim_, scores, step);
     mask == nullptr ? raise_shift<false>(seen, softmax, output) : raise_shift<true>(seen, softmax, output);
     exponentiate(softmax, seen.begin, seen.end);
     product<true>({values + begin * value_width, 1, value_width}, scores, value_width, size, output, step);
