@@ -73,7 +73,7 @@ def floors(case: gpu_cases.Case) -> tuple[float, float]:
 @functools.cache
 def plan_of(case: gpu_cases.Case):
     work = gpu_cases.visible_elements(case) / (case.batch * case.heads * case.time)
-    choice = tiles.choose("float16", case.dim, case.dim, case.bs, work, 90)
+    choice = tiles.choose("float16", case.dim, case.dim, case.bs, work, 90, case.order != 1)
     return gpu_cases.plan(case, *choice, gpu_cases.blocks(case))
 
 

@@ -48,7 +48,8 @@ class Attention:
         library = _library()
         if library is None or not _takes(head_dim, value_dim):
             return reference_attention(q, k, v, self.tables(order), scale)
-        plan = self.plan(order, *_tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work))
+        tiles = _tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
+        plan = self.plan(order, *tiles)
         out = library.blocksparse_attention(q, k, v, _plan_tensor(plan, library), heads=heads, scale=scale)
         return out.out, out.lse
 
@@ -116,11 +117,12 @@ def _library():
     return None if chosen == "reference" else load_kernels()
 
 
-def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float):
+def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
     """((M, N) by query, (M, N) by key): the best for the oldest GPU, or for the CPU where there is none."""
     capabilities = runtime.capabilities()
     if capabilities:
-        return gpu_tiles.choose(dtype.name, head_dim, value_dim, block_size, work, min(capabilities))
+        dims = head_dim, value_dim
+        return gpu_tiles.choose(dtype.name, *dims, block_size, work, min(capabilities), reordered)
     tile = (128, 128) if max(head_dim, value_dim) <= 128 else (64, 64)
     return tile, tile
 

@@ -33,7 +33,13 @@ def padded(dim: int) -> int:
 
 
 def choose(
-    dtype: str, head_dim: int, value_dim: int, granule: int, work: float, capability: int = 90
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    granule: int,
+    work: float,
+    capability: int = 90,
+    reordered: bool = False,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tiles (M, N) for the plan's two sides, by query and by key.
 
@@ -43,10 +49,12 @@ def choose(
         granule: the layout's block size.
         work: mean number of columns that a row sees, over all rows and heads.
         capability: the GPU's compute capability times ten.
+        reordered: whether rows are ordered by residue class: tiles of whole classes then are closed.
     """
     dim = padded(max(head_dim, value_dim))
     for row in table(capability)["tiles"]:
-        if row["dtype"] == DTYPES[dtype] and dim <= row["dim"] and work <= (row["work"] or float("inf")):
+        small = dim <= row["dim"] and work <= (row["work"] or float("inf"))
+        if row["dtype"] == DTYPES[dtype] and small and reordered >= row.get("reordered", False):
             return tuple(row["by_query"]), tuple(row["by_key"])
     raise ValueError(
         f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one"

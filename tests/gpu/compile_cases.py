@@ -27,7 +27,7 @@ WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
 
 def keys(dtype, dims, block, work, capability, **flags):
     """The forward and backward keys that an attention of this kind compiles."""
-    choice = tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability)
+    choice = tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability, flags.get("permuted", False))
     sides = [(m, n, min(block, m, n)) for m, n in choice]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=0) | flags
     yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
