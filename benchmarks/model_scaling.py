@@ -2,7 +2,7 @@
 
     python benchmarks/model_scaling.py --out benchmarks/model_scaling.json
 
-enwik8 with 12 of its 30 layers and 16 windows a step: one GPU; MirroredStrategy in one process; two worker processes of
+enwik8 with 8 of its 30 layers and 16 windows a step: one GPU; MirroredStrategy in one process; two worker processes of
 a GPU each under MultiWorkerMirroredStrategy and NCCL. Then one of two workers is killed during training.
 """
 
@@ -68,7 +68,7 @@ def rows(folder: Path) -> list[dict]:
 def scaling(way: str, folder: Path, args) -> dict:
     children = start(WAYS[way], folder, args.steps, args.override, 60)
     try:
-        status = [child.wait(timeout=args.timeout / 4) for child in children]
+        status = [child.wait(timeout=args.timeout / 3) for child in children]
     except subprocess.TimeoutExpired:
         status = ["too slow"]
     finally:
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--patience", type=float, default=20, help="WORKER_TIMEOUT of the killed worker's partner"
     )
-    parser.add_argument("--override", action="append", default=["layers=12", "batch=16"], metavar="KEY=VALUE")
+    parser.add_argument("--override", action="append", default=["layers=8", "batch=16"], metavar="KEY=VALUE")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds in all, about")
     parser.add_argument("--no-gpus", dest="gpus", action="store_false", help="on the CPU, to try the script")
     parser.add_argument("--out", type=Path, default=Path("model_scaling.json"))

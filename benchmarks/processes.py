@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,26 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def together(commands: dict[str, list], timeout: float, env: dict[str, dict] | None = None) -> None:
+def together(commands: dict[str, list], timeout: float) -> None:
     """Runs Python commands by name until all have ended, or for `timeout` seconds; the last words of what failed go
-    to stderr. env: what a command's environment has more."""
+    to stderr."""
     until = time.monotonic() + timeout
     children = {}
     for name, words in commands.items():
-        more = (env or {}).get(name, {})
-        children[name] = subprocess.Popen(
-            [sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True, env={**os.environ, **more}
-        )
-    for name, child in children.items():
+        errors = tempfile.TemporaryFile("w+")
+        children[name] = subprocess.Popen([sys.executable, *map(str, words)], stderr=errors), errors
+    for name, (child, errors) in children.items():
         try:
-            _, errors = child.communicate(timeout=max(1, until - time.monotonic()))
+            child.wait(timeout=max(1, until - time.monotonic()))
+            ended = f"status {child.returncode}"
         except subprocess.TimeoutExpired:
             child.kill()
-            errors = child.communicate()[1] + f"\nstopped after {timeout:.0f} s"
+            child.wait()
+            ended = f"stopped after {timeout:.0f} s"
         if child.returncode:
-            print(
-                f"{name}: {' | '.join(errors.strip().splitlines()[-3:])[-600:]}", file=sys.stderr, flush=True
-            )
+            errors.seek(0)
+            last = " | ".join(errors.read().strip().splitlines()[-3:])[-600:]
+            print(f"{name}: {ended}: {last}", file=sys.stderr, flush=True)
 
 
 @contextmanager
