@@ -13,10 +13,12 @@ from typing import Any
 
 import tensorflow as tf
 
-# The public interface lacks two things: a forward pass that no tape of the caller's holds on to, and a look
-# at each operation as it is made.
+# The public interface lacks three things: a forward pass that no tape of the caller's holds on to, a look at each
+# operation as it is made, and what a variable's handle stands for.
 from tensorflow.python.eager import record
 from tensorflow.python.framework import op_callbacks
+from tensorflow.python.ops import handle_data_util
+from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 
 # Operations that give another result when they run again. What they gave is kept and given again.
 _DRAWS = frozenset(
@@ -42,7 +44,8 @@ def recomputable(function: Callable | str) -> Callable:
     same dropout mask; stateless draws cost no memory.
 
     Raises:
-        ValueError: f makes or assigns a variable, or draws statefully inside control flow or a tf.function.
+        ValueError: f makes or assigns a variable, draws statefully inside control flow or a tf.function, or
+            takes from outside the control flow it runs in what TensorFlow cannot differentiate there.
         LookupError: the gradient is differentiated again.
     """
     if not callable(function):
@@ -111,16 +114,17 @@ class _EagerPass:
 
 
 class _GraphPass:
-    """The forward pass in a graph; `captured` are the tensors and variable handles it took from outside."""
+    """The forward pass in a graph; `captured` are the tensors, and values of variables, it took from outside."""
 
     def __init__(self, run: Callable, inputs: list[tf.Tensor]):
         self.run, self.inputs, self.draws = run, inputs, _Draws(tf.compat.v1.get_default_graph())
         with self.draws.recorded():
             self.result, captures = _captures(run, inputs)
-        self.captured = list(captures.values())
+        self.captured = [_value(x) for x in captures.values()]
         self.roots = list(captures)
 
     def gradient(self, dys: Sequence[tf.Tensor]) -> list:
+        self._check_captures()
         with tf.control_dependencies([dy for dy in dys if dy is not None]):
             dys, again = _guarded(dys, self.inputs)
             # The gradient of a tf.function is a graph of its own, which has captures of its own.
@@ -132,9 +136,37 @@ class _GraphPass:
         of_captures = dict(zip(found, grads[len(again) :]))
         return grads[: len(again)] + [of_captures.get(root) for root in self.roots]
 
+    def _check_captures(self) -> None:
+        """TensorFlow's gradients of a condition or loop do not find what only they take from further outside."""
+        graph = self.draws.graph
+        in_condition, in_loop = (
+            isinstance(graph, kind) for kind in (CondBranchFuncGraph, WhileBodyFuncGraph)
+        )
+        for x in (root.deref() for root in self.roots):
+            lost = not tf.is_symbolic_tensor(x) or (in_condition and x.graph is not graph.outer_graph)
+            if lost and (in_condition or in_loop):
+                raise ValueError(
+                    "a recomputable function inside a condition or loop captured a variable or tensor that has no "
+                    "gradient there; give its value as an argument: f(x, w.read_value(), recompute=True)"
+                )
+
 
 def _has_gradient(x: tf.Tensor) -> bool:
     return x.dtype.is_floating or x.dtype.is_complex
+
+
+def _variable_dtype(x: tf.Tensor) -> tf.DType | None:
+    """What the variable holds that x is the handle of; None where x is no such thing."""
+    if x.dtype != tf.resource:
+        return None
+    data = handle_data_util.get_resource_handle_data(x)
+    return tf.as_dtype(data.shape_and_type[0].dtype) if data.is_set else None
+
+
+def _value(x: tf.Tensor) -> tf.Tensor:
+    """A capture as a number: TensorFlow refuses gradients of loops in which an operation gives out a handle."""
+    dtype = _variable_dtype(x)
+    return x if dtype is None else tf.raw_ops.ReadVariableOp(resource=x, dtype=dtype)
 
 
 def _differentiable(result: Any, dys: Sequence[tf.Tensor]) -> tuple[list, list]:
@@ -156,7 +188,7 @@ def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
     found = {}
     for operation in operations:
         for x in operation.inputs:
-            wanted = _has_gradient(x) or x.dtype == tf.resource  # the handle of a variable, perhaps
+            wanted = _has_gradient(x) or _variable_dtype(x) is not None
             if wanted and x.op not in inside and x.ref() not in own:
                 found[_origin(x).ref()] = x
     return result, found
@@ -190,10 +222,16 @@ def _guarded(dys: Sequence[tf.Tensor], inputs: list[tf.Tensor]) -> tuple[list, l
     return dys, list(once[len(given) :])
 
 
+class NoSecondDerivative(LookupError):
+    """Raised where the gradient of a recomputed function is differentiated."""
+
+    __init__ = Exception.__init__  # what AutoGraph asks for, else it raises an error of its own instead
+
+
 @tf.custom_gradient
 def _once(*tensors):
     def gradient(*_):
-        raise LookupError(
+        raise NoSecondDerivative(
             "the gradient of a recomputed function cannot be differentiated again; call the function with "
             "recompute=False where second derivatives are needed"
         )

@@ -13,7 +13,7 @@ else:
 
 def shape_list(x: tf.Tensor) -> list:
     """The shape of `x`: an int where it is known, a scalar tensor where it is not."""
-    static = x.shape.as_list()
+    static = tf.TensorShape(x.shape).as_list()  # a NumPy array's shape is a tuple
     if None not in static:
         return static
     dynamic = tf.shape(x)

@@ -33,8 +33,7 @@ def masked_top_k_softmax(
 ) -> tf.Tensor:
     """masked_softmax among the k largest scores of each row only; of equal ones, those of lower index are
     in."""
-    _check_k(k, x)
-    x, visible, scores = _scores(x, mask, scale)
+    x, visible, scores = _scores(_check_k(k, x), mask, scale)
     largest = _largest(scores, k)
     return _softmax_among(largest if visible is None else largest & visible, scores, x.dtype)
 
@@ -83,15 +82,13 @@ def softmax_cross_entropy(logits: TensorLike, labels: TensorLike) -> tf.Tensor:
 
 def top_k(x: TensorLike, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """(values, indices) of the k largest entries of each row, largest first, each [..., k]."""
-    _check_k(k, x)
-    return tuple(tf.math.top_k(x, k))
+    return tuple(tf.math.top_k(_check_k(k, x), k))
 
 
 def rectified_top_k(x: TensorLike, k: int, rebase: bool = True) -> tf.Tensor:
     """max(x, base) - base where x is among its row's k largest, 0 elsewhere; base = max(k-th largest, 0), or
     0 without rebase. The gradient is relu's: it passes where the result is positive."""
-    _check_k(k, x)
-    x = tf.convert_to_tensor(x)
+    x = _check_k(k, x)
     y = as_float32(x)
     base = tf.nn.relu(tf.math.top_k(y, k).values[..., -1:]) if rebase else 0.0
     kept = tf.where(_largest(y, k), tf.nn.relu(y - tf.stop_gradient(base)), 0.0)
@@ -107,10 +104,13 @@ def _largest(x: tf.Tensor, k: int) -> tf.Tensor:
     return tf.reshape(ones, tf.shape(x)) > 0
 
 
-def _check_k(k: int, x: TensorLike) -> None:
+def _check_k(k: int, x: TensorLike) -> tf.Tensor:
+    """x as a tensor, whose rows have k entries or more."""
+    x = tf.convert_to_tensor(x)
     size = x.shape[-1:].num_elements()
     if k < 1 or (size is not None and k > size):
         raise ValueError(f"k is {k}, but rows of x ({x.shape}) have {size} entries: k lies in 1 .. {size}")
+    return x
 
 
 def transpose_2d(x: TensorLike) -> tf.Tensor:

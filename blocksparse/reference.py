@@ -52,11 +52,17 @@ def _gradient(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     return run(q, k, v, out, lse, dout, dlse)
 
 
+class NoSecondDerivative(LookupError):
+    """Raised where the gradient is differentiated."""
+
+    __init__ = Exception.__init__  # what AutoGraph asks for, else it raises an error of its own instead
+
+
 def refuse_second_gradient(*_):
     """The gradient of a gradient."""
-    raise LookupError(
-        "block-sparse attention has no second derivative; stop its gradient with tf.stop_gradient, or use "
-        "attention_impl, which is made of TensorFlow's own operations"
+    raise NoSecondDerivative(
+        "block-sparse attention has no second derivative and no forward-mode one; stop its gradient with "
+        "tf.stop_gradient, or use attention_impl, which is made of TensorFlow's own operations"
     )
 
 
