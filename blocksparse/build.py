@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from .cache import build_portable, library_path
+from .compiler import missing
 from .libraries import CPU, GPU, XLA
 
 
 def main() -> None:
-    """Build every library; print the files."""
+    """Build every library that this TensorFlow allows; print the files."""
     parser = argparse.ArgumentParser(prog="python -m blocksparse.build", description=__doc__)
     help = "build for x86-64-v2, v3 and v4 into DIR, for BLOCKSPARSE_PREBUILT=DIR on machines with this TensorFlow"
     parser.add_argument("--portable", metavar="DIR", type=Path, help=help)
     folder = parser.parse_args().portable
     for library in (CPU, GPU, XLA):
+        if reason := missing(library):
+            print(reason, file=sys.stderr)
+            continue
         for path in build_portable(library, folder) if folder else [library_path(library)]:
             print(path)
 

@@ -23,10 +23,22 @@ def version() -> str:
     return _run([_compiler(), "--version"])
 
 
+def missing(library: Library) -> str | None:
+    """Why no compiler could build a library for this TensorFlow, if that is so."""
+    import tensorflow as tf
+
+    for header in library.headers:
+        if not (Path(tf.sysconfig.get_include()) / header).exists():
+            return f"TensorFlow {tf.__version__} ships no {header}, which the {library.name} library includes"
+    return None
+
+
 def build(library: Library, march: tuple[str, ...], path: Path) -> None:
     """Compile a library for a processor into `path`, which holds all of it or does not change. Raises BuildError."""
     import tensorflow as tf
 
+    if reason := missing(library):
+        raise BuildError(reason)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{library.name}-") as work:
         objects = [f"{work}/{number}.o" for number in range(len(library.units))]
         _compile(library, march, objects)

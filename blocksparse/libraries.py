@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -24,6 +24,9 @@ class Library:
     units: tuple[Unit, ...]
     tuned: bool = True  # compiled for the CPU at hand
     link: tuple[str, ...] = ()  # {lib} stands for the folder of TensorFlow's libraries
+    headers: tuple[str, ...] = field(
+        default=(), repr=False
+    )  # those of TensorFlow's that not every version ships
 
     def sources(self) -> list[Path]:
         """Every file that goes into it, headers included."""
@@ -63,4 +66,5 @@ XLA = Library(
     ),
     tuned=False,
     link=("-L{lib}", "-l:libtensorflow_cc.so.2"),
+    headers=("xla/ffi/api/ffi.h",),  # from 2.20 on
 )

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_a_source_that_does_not_compile(small):
     with pytest.raises(BuildError, match="could not compile the small kernels"):
         cache.library_path(small)
     assert [path.suffix for path in cache.cache_folder().iterdir()] == [".lock"]
+
+
+@needs_compiler
+def test_a_header_that_this_tensorflow_does_not_ship(small):
+    library = replace(small, headers=("tensorflow/core/framework/op.h", "xla/none.h"))
+    with pytest.raises(
+        BuildError, match=r"TensorFlow \S+ ships no xla/none\.h, which the small library includes"
+    ):
+        cache.library_path(library)
 
 
 @pytest.mark.parametrize("compiler", ["nowhere/g++", "false"])
