@@ -37,7 +37,9 @@ def grid() -> list[dict]:
         short = work is not None
         shapes = [(32, 32), (64, 64)] if short else [(64, 64), (64, 128), (128, 128)]
         shapes += [(128, 32), (128, 64)] if work == 64 else [(64, 32)]
-        for case, tile, kernel in itertools.product(cases, shapes, CLOSED if work == 64 else NAMES):
+        pairs = [*itertools.product(shapes, CLOSED if work == 64 else NAMES)]
+        pairs += [((32, 32), kernel) for kernel in NAMES if work == 64]
+        for case, (tile, kernel) in itertools.product(cases, pairs):
             warps = (1, 2, 4) if tile[0] == 32 else (4,) if tile[0] == 64 else (8,)
             for w, stages, registers in itertools.product(warps, (1, 2, 3), (0, 168, 128, 112, 96)):
                 for heaviest_first in (False,) if short else (False, True):
@@ -62,12 +64,13 @@ def write(rows: list[dict], file: Path) -> None:
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
         by_query = fastest(rows, cases, CLOSED if closed else ("forward", "dq"), "by_query")
-        # A closed plan's by_key is not visited.
+        # A closed plan's by_key is not visited. Where a plan of so little work is not closed, both sides are like that.
         by_key = [32, 32] if closed else fastest(rows, cases, ("dkv",), "by_key")
         more = dict(reordered=True) if closed else {}
         tiles.append(dict(dtype="half", dim=dim, work=work) | more | dict(by_query=by_query, by_key=by_key))
-        for kernel in CLOSED if closed else NAMES:
-            side, (m, n) = ("by_key", by_key) if kernel == "dkv" else ("by_query", by_query)
+        for kernel in [*(CLOSED if closed else ()), *NAMES]:
+            side = "by_key" if kernel == "dkv" else "by_query"
+            m, n = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
             best = common(rows, cases, kernel, side, (m, n))
             name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=work is None)
             how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
