@@ -40,7 +40,7 @@ def grid() -> list[dict]:
         pairs = [*itertools.product(shapes, CLOSED if work == 64 else NAMES)]
         pairs += [((32, 32), kernel) for kernel in NAMES if work == 64]
         for case, (tile, kernel) in itertools.product(cases, pairs):
-            warps = (1, 2, 4) if tile[0] == 32 else (4,) if tile[0] == 64 else (8,)
+            warps = {32: (1, 2, 4), 64: (4,), 128: (4, 8)}[tile[0]]
             for w, stages, registers in itertools.product(warps, (1, 2, 3), (0, 168, 128, 112, 96)):
                 for heaviest_first in (False,) if short else (False, True):
                     how = dict(warps=w, stages=stages, split=not short, heaviest_first=heaviest_first)
