@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q"]
 SEVERAL = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
 SPEED = "tests/gpu/test_gpu_speed.py"
+MODEL = "tests/model/test_model_gpu.py"
 ELSEWHERE = ["--ignore=tests/attention/test_attention_memory.py"]  # it measures the host's memory
 SANITIZED = "tests/gpu/test_gpu_device.py::test_shapes"  # every way a kernel indexes, on small inputs
 
 
 def stages():
     """{name: command} of what runs side by side, one stage after the other."""
-    yield {"suite": [*PYTEST, *SEVERAL, "-rA", "--durations=15", "tests/gpu", f"--ignore={SPEED}"]}
+    yield {"suite": [*PYTEST, *SEVERAL, "-rA", "--durations=15", "tests/gpu", MODEL, f"--ignore={SPEED}"]}
     together = {
         "engine": [*PYTEST, *SEVERAL, "--durations=10", "tests/engine", "tests/attention", *ELSEWHERE]
     }
