@@ -30,6 +30,7 @@ class Config:
     ff_ratio: float = 4.0
     key_ratio: float = 1.0
     recompute: bool = True
+    xla: bool = False  # compiles the residual blocks: few large kernels instead of many small ones
 
     dropout: float = 0.0
     learning_rate: float = 3.5e-4

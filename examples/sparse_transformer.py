@@ -112,7 +112,7 @@ class ResidualBlock(keras.layers.Layer):
         )  # the layers inside cast, so that weights arrive as float32
         self.config = config
         self.index = index
-        self.traced = tf.function(self.block, autograph=False)
+        self.traced = tf.function(self.block, autograph=False, jit_compile=config.xla or None)
         width, branches = config.width, 2 * config.layers
         dtype = self.dtype_policy
         self.norm1 = keras.layers.LayerNormalization(epsilon=1e-5, name="norm1", dtype=dtype)

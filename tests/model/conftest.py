@@ -3,5 +3,19 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory):
+    """A run of eight steps that nothing disturbed."""
+    from runs import STEPS, run, train_command
+
+    out = tmp_path_factory.mktemp("unbroken")
+    output = run(train_command(out, STEPS))
+    assert "bits per dim on held-out data, with averaged weights" in output
+    return out

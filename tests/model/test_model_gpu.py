@@ -1,14 +1,11 @@
 """On a GPU, under op determinism, a killed run goes on to the bit."""
 
 import os
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-
-sys.path.insert(0, os.path.dirname(__file__))
 from runs import arrays, finish, metrics, run, start, train_command
 
 pytestmark = [
@@ -16,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="TensorFlow sees no GPU"),
 ]
 
-STEPS = 40
+LENGTH = 40
 ON_GPU = {
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -25,7 +22,7 @@ OVERRIDES = ("precision=mixed_float16", "grid=(32, 32)", "local_attn_ctx=32", "w
 
 
 def command(out, *flags):
-    return [*train_command(out, STEPS, *OVERRIDES), *flags]
+    return [*train_command(out, LENGTH, *OVERRIDES), *flags]
 
 
 def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
@@ -36,7 +33,7 @@ def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
         time.sleep(0.01)
     killed.kill()
     finish(killed)
-    assert int(arrays(checkpoint.parent)["step"]) < STEPS
+    assert int(arrays(checkpoint.parent)["step"]) < LENGTH
     run(command(checkpoint.parent, "--deterministic"), env=ON_GPU)
     status, output = finish(unbroken)
     assert status == 0, output

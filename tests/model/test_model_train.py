@@ -1,10 +1,9 @@
 """Training that survives whatever ends it, and stops where it cannot go on."""
 
-import os
 import resource
 import signal
-import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import checkpoint
@@ -14,11 +13,8 @@ import plot
 import pytest
 import sample
 import train
+from runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
-sys.path.insert(0, os.path.dirname(__file__))
-from runs import EXAMPLES, arrays, finish, metrics, run, start, train_command
-
-STEPS = 8
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
 KILLED_WHILE_WRITING = f"""
 import os, runpy, signal, sys, zipfile
@@ -34,14 +30,6 @@ sys.argv = sys.argv[2:]
 sys.path.insert(0, {str(EXAMPLES)!r})
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken")
-    output = run(train_command(out, STEPS))
-    assert "bits per dim on held-out data, with averaged weights" in output
-    return out
 
 
 def killed_while_writing(out, array):
@@ -80,30 +68,37 @@ def test_averages_are_not_the_weights(unbroken):
     assert not np.array_equal(saved[name], average)
 
 
-def stopped(command, **kwargs):
-    status, output = finish(start(command, **kwargs))
-    assert status == 1, output
-    assert "Traceback" not in output, output
-    return output
+def call(monkeypatch, module, *arguments):
+    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+    module.main()
 
 
-def test_a_full_disk_leaves_the_checkpoint(unbroken, tmp_path):
+@contextmanager
+def full_disk(size):
+    """No file of this process grows beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_checkpoint(unbroken, tmp_path, monkeypatch):
     for name in ("config.json", "checkpoint.npz", "metrics.csv"):
         (tmp_path / name).write_bytes((unbroken / name).read_bytes())
     good = (tmp_path / "checkpoint.npz").read_bytes()
-    limit = len(good) // 2
-    output = stopped(
-        train_command(tmp_path, STEPS + 4),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert "train.py: cannot write" in output and "The last good checkpoint" in output
+    stopped = pytest.raises(SystemExit, match=r"(?s)train\.py: cannot write.*The last good checkpoint")
+    with full_disk(len(good) // 2), stopped:
+        call(monkeypatch, train, *train_command(tmp_path, STEPS + 4)[1:])
     assert (tmp_path / "checkpoint.npz").read_bytes() == good
     assert not (tmp_path / "checkpoint.npz.partial").exists()
 
 
-def test_a_loss_that_is_no_number_stops(tmp_path):
-    output = stopped(train_command(tmp_path, 20, "learning_rate=1e30", "warmup=1", "checkpoint_every=1"))
-    assert "train.py: the loss is" in output and "try a lower learning_rate" in output
+def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
+    bad = train_command(tmp_path, 20, "learning_rate=1e30", "warmup=1", "checkpoint_every=1")
+    with pytest.raises(SystemExit, match=r"(?s)train\.py: the loss is.*try a lower learning_rate"):
+        call(monkeypatch, train, *bad[1:])
     assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
 
 
@@ -118,11 +113,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK\3\4nothing")
     with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged .*; delete it to start over"):
         checkpoint.read(tmp_path)
-
-
-def call(monkeypatch, module, *arguments):
-    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
-    module.main()
 
 
 def test_the_other_commands_take_the_run(unbroken, monkeypatch, capsys):
