@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -17,22 +17,23 @@ def together(commands: dict[str, list], timeout: float) -> None:
     """Runs Python commands by name until all have ended, or for `timeout` seconds; the last words of what failed go
     to stderr."""
     until = time.monotonic() + timeout
-    children = {}
-    for name, words in commands.items():
-        errors = tempfile.TemporaryFile("w+")
-        children[name] = subprocess.Popen([sys.executable, *map(str, words)], stderr=errors), errors
-    for name, (child, errors) in children.items():
-        try:
-            child.wait(timeout=max(1, until - time.monotonic()))
-            ended = f"status {child.returncode}"
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            ended = f"stopped after {timeout:.0f} s"
-        if child.returncode:
-            errors.seek(0)
-            last = " | ".join(errors.read().strip().splitlines()[-3:])[-600:]
-            print(f"{name}: {ended}: {last}", file=sys.stderr, flush=True)
+    with ExitStack() as files:
+        children = {}
+        for name, words in commands.items():
+            errors = files.enter_context(tempfile.TemporaryFile("w+"))
+            children[name] = subprocess.Popen([sys.executable, *map(str, words)], stderr=errors), errors
+        for name, (child, errors) in children.items():
+            try:
+                child.wait(timeout=max(1, until - time.monotonic()))
+                ended = f"status {child.returncode}"
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+                ended = f"stopped after {timeout:.0f} s"
+            if child.returncode:
+                errors.seek(0)
+                last = " | ".join(errors.read().strip().splitlines()[-3:])[-600:]
+                print(f"{name}: {ended}: {last}", file=sys.stderr, flush=True)
 
 
 @contextmanager

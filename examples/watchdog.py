@@ -13,8 +13,9 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
-LIMIT = float(os.environ.get("WORKER_TIMEOUT", 60))
+LIMIT = float(os.environ.get("WORKER_TIMEOUT", "60"))
 
 
 class Watchdog:
@@ -58,10 +59,8 @@ class Watchdog:
 
     def _send(self) -> None:
         for address in self.peers.values():
-            try:
+            with suppress(OSError):  # its machine may not be up yet; the limit decides
                 self.socket.sendto(json.dumps([self.own, self.steps]).encode(), address)
-            except OSError:
-                pass  # its machine may not be up yet; the limit decides
 
     def _tell(self) -> None:
         while not self.done.wait(1):
