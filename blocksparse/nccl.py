@@ -23,7 +23,7 @@ def _world() -> Any:
     try:
         from mpi4py import MPI
     except ImportError:
-        several = next((name for name in _LAUNCHERS if int(os.environ.get(name, 1)) > 1), None)
+        several = next((name for name in _LAUNCHERS if int(os.environ.get(name, "1")) > 1), None)
         if several is None:
             return None
         raise RuntimeError(

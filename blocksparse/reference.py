@@ -167,7 +167,7 @@ class _Side:
 
     def visible(self, masks):
         """Who sees whom, bool [R, block_size, C * block_size]."""
-        _, size, size = self.masks.shape
+        size = self.masks.shape[1]
         grid = tf.transpose(tf.gather(self.masks, masks), [0, 2, 1, 3])
         return tf.reshape(grid, [-1, size, masks.shape.as_list()[1] * size])
 
