@@ -226,7 +226,7 @@ template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, workspace);
-  run_tasks(parallel, backward.tasks(), 1, [&](const auto& take) { backward.run(take); });
+  run_tasks(parallel, backward.tasks(), shape.heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });

@@ -5,7 +5,7 @@
 namespace blocksparse {
 namespace {
 
-constexpr int32_t kRun = 4;  // neighbouring tiles that a thread takes together: they share keys
+constexpr int32_t kRun = 4;  // neighbouring tiles of a head before another head's: they share keys
 
 // A task is one row tile of one head of one batch row. Heads alternate after each run of tiles, since a row's heads lie
 // side by side in memory; the tiles of a head come heaviest first.
@@ -114,7 +114,7 @@ template <typename T>
 void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
                        const Parallel& parallel) {
   const Forward<T> forward(shape, plan, in, out, lse);
-  run_tasks(parallel, forward.tasks(), kRun, [&](const auto& take) { forward.run(take); });
+  run_tasks(parallel, forward.tasks(), kRun * shape.heads, [&](const auto& take) { forward.run(take); });
 }
 
 #define INSTANTIATE(T) \

@@ -8,10 +8,11 @@
 
 namespace blocksparse {
 
-// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left. A thread gets `run`
-// neighbours before others have their turn.
+// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left. A thread gets runs of
+// up to `neighbours` tasks, which share pages and lines of memory: apart, they would take them from each other.
 template <typename Worker>
-void run_tasks(const Parallel& parallel, int64_t tasks, int64_t run, const Worker& worker) {
+void run_tasks(const Parallel& parallel, int64_t tasks, int64_t neighbours, const Worker& worker) {
+  const int64_t run = std::max<int64_t>(1, std::min(neighbours, tasks / (4 * parallel.threads)));
   std::atomic<int64_t> shared{0};
   const int64_t workers = std::min<int64_t>(parallel.threads, (tasks + run - 1) / run);
   if (workers == 0) return;
