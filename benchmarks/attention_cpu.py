@@ -33,7 +33,8 @@ ASKED = {  # times as fast as PyTorch's dense causal attention: forward, backwar
 }
 TORCH = """
 import sys, time, torch
-heads, n, d = map(int, sys.argv[1:])
+heads, n, d, cores = map(int, sys.argv[1:])
+torch.set_num_threads(cores)
 q, k, v, dout = (torch.randn(1, n, heads, d).transpose(1, 2).detach().requires_grad_() for _ in range(4))
 def forward():
     with torch.no_grad():
@@ -79,7 +80,7 @@ class Side:
             tf.random.stateless_normal((1, time_steps, heads * HEAD_DIM), (s, 0)) for s in range(3)
         ]
         self.dout = tf.random.stateless_normal((1, time_steps, heads * HEAD_DIM), (3, 0))
-        self.call = lambda *qkv: function(*qkv, heads, **asdict(case))  # eagerly, as PyTorch
+        self.call = functools.partial(function, heads=heads, **asdict(case))  # eagerly, as PyTorch
         with tf.GradientTape(persistent=True) as self.tape:
             self.tape.watch(self.inputs)
             self.out = self.call(*self.inputs)
@@ -95,7 +96,7 @@ class Torch:
     """The same in another process; measures itself."""
 
     def __init__(self, python: str):
-        command = [python, "-c", TORCH, str(HEADS), str(TIME), str(HEAD_DIM)]
+        command = [python, "-c", TORCH, *map(str, (HEADS, TIME, HEAD_DIM, os.cpu_count()))]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -112,12 +113,21 @@ class Torch:
 
 
 def measure(sides: dict[str, object], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of every run. Sides take turns of five runs; two warm what the side before emptied."""
+    """Milliseconds of every run. Sides take turns of three runs or more and 0.2 s or more, after two that warm up."""
     times = {name: {"forward": [], "backward": []} for name in sides}
     for step in ("forward", "backward"):
         for name, side in list(sides.items()) * rounds:
             run = side.seconds if isinstance(side, Torch) else functools.partial(seconds, side)
-            times[name][step] += [1e3 * run(step) for _ in range(5)][2:]
+            times[name][step] += turn(lambda run=run, step=step: 1e3 * run(step))
+    return times
+
+
+def turn(run) -> list[float]:
+    """Milliseconds of the runs of one turn."""
+    times: list[float] = []
+    run(), run()
+    while len(times) < 3 or sum(times) < 200:
+        times.append(run())
     return times
 
 
