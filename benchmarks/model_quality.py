@@ -58,7 +58,7 @@ def train(settings: config.Config) -> dict:
     """The curve of one run, its result and its seconds a step."""
     import data
     import tensorflow as tf
-    from evaluate import mean_bits
+    from evaluate import mean_bits, set_weights
     from trainer import Trainer
 
     trainer = Trainer(settings, tf.distribute.get_strategy())
@@ -70,9 +70,7 @@ def train(settings: config.Config) -> dict:
         bits, _ = trainer.step(tokens, tf.constant(step, tf.int64))
         curve.append(round(float(bits), 4))
         seconds.append(time.perf_counter() - began)
-    variables = trainer.variables
-    for weight in trainer.model.trainable_variables:
-        weight.assign(variables[f"adam_w/{weight.path.replace('/', '_')}_average"])
+    set_weights(trainer.model, trainer.variables)
     held_out = mean_bits(trainer.model, data.load(settings, split="valid"), limit=64, batch=8)
     gpus = tf.config.list_physical_devices("GPU")
     return {

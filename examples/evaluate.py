@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import checkpoint
 import data
+import flat
 import numpy as np
 import tensorflow as tf
 from sparse_transformer import SparseTransformer, bits
@@ -26,10 +27,15 @@ def load_model(folder: Path, averaged: bool = True) -> SparseTransformer:
     if arrays is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     model = SparseTransformer(config)
-    for weight in model.variables:
-        average = f"adam_w/{weight.path.replace('/', '_')}_average"
-        weight.assign(arrays[average if averaged else weight.path])
+    set_weights(model, arrays, averaged)
     return model
+
+
+def set_weights(model: SparseTransformer, variables: dict, averaged: bool = True) -> None:
+    """Gives the model what a training's variables hold, by their names."""
+    vectors = [variables[f"adam_w/{name}_average" if averaged else name] for name in flat.NAMES]
+    for weight, value in zip(model.trainable_variables, flat.unpack(model, vectors), strict=True):
+        weight.assign(value)
 
 
 def windows(length: int, n_ctx: int, min_context: int) -> tuple[np.ndarray, np.ndarray]:

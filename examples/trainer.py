@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 
+import flat
 import keras
 import tensorflow as tf
 from config import Config
@@ -40,10 +41,7 @@ def make_schedule(config: Config) -> keras.optimizers.schedules.LearningRateSche
 
 
 def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """AdamW with a moving average of the weights (section 6).
-
-    The learning rate is a variable: a schedule Keras would evaluate once for every weight.
-    """
+    """AdamW with a moving average of the weights (section 6); its learning rate is set at every step."""
     optimizer = keras.optimizers.AdamW(
         0.0,
         name="adam_w",  # not numbered: checkpoints hold variables by name
@@ -54,7 +52,7 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
         use_ema=True,
         ema_momentum=config.average,
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["undecayed"])
     if config.precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
     return optimizer
@@ -73,16 +71,22 @@ class Trainer:
         self.config = config
         self.strategy = strategy
         keras.utils.set_random_seed(config.seed)
+        with tf.device("CPU"):
+            self.model = SparseTransformer(
+                config
+            )  # its structure and its start; the weights that train are below
         with strategy.scope():
-            self.model = SparseTransformer(config)
+            self.weights = [
+                keras.Variable(vector, name=name) for name, vector in flat.pack(self.model).items()
+            ]
             self.optimizer = make_optimizer(config)
             self.schedule = make_schedule(config)
-            self.optimizer.build(self.model.trainable_variables)
+            self.optimizer.build(self.weights)
 
     @property
     def variables(self) -> dict[str, keras.Variable]:
         """Everything that training changes: weights, their averages, the optimizer's slots, the loss scale."""
-        return {v.path: v for v in (*self.model.variables, *self.optimizer.variables)}
+        return {v.path: v for v in (*self.weights, *self.optimizer.variables)}
 
     @property
     def scale(self):
@@ -99,9 +103,12 @@ class Trainer:
 
     def _replica_step(self, tokens, step):
         context = tf.distribute.get_replica_context()
-        weights = [v.value for v in self.model.trainable_variables]
+        weights = [v.value for v in self.weights]
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(bits(self.model(tokens, training=True, step=step), tokens))
+            of_model = zip(self.model.trainable_variables, flat.unpack(self.model, weights), strict=True)
+            with keras.StatelessScope(of_model):
+                logits = self.model(tokens, training=True, step=step)
+            loss = tf.reduce_mean(bits(logits, tokens))
             loss /= context.num_replicas_in_sync
             nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))
         gradients = tape.gradient(nats, weights)
@@ -112,5 +119,5 @@ class Trainer:
         gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip * self.scale)
         # Keras sums over the replicas once more.
         gradients = [g / context.num_replicas_in_sync for g in gradients]
-        self.optimizer.apply(gradients, self.model.trainable_variables)
+        self.optimizer.apply(gradients, self.weights)
         return loss, norm / self.scale

@@ -32,7 +32,8 @@ def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
     while not checkpoint.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.kill()
-    finish(killed)
+    _, output = finish(killed)
+    assert checkpoint.exists(), output
     assert int(arrays(checkpoint.parent)["step"]) < LENGTH
     run(command(checkpoint.parent, "--deterministic"), env=ON_GPU)
     status, output = finish(unbroken)
