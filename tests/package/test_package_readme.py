@@ -35,7 +35,7 @@ ELSEWHERE = {
     "pip install": "run by .ci/run, in its wheel and Dockerfile steps",
     "docker ": "no engine in CI; .ci/run follows the Dockerfile",
 }
-QUICK = {"examples/enwik8.py": ["--smoke"], "examples/train.py": ["--steps", "2"]}
+QUICK = {"examples/enwik8.py": ["--smoke"], "examples/train.py": ["--steps", "2", "--override", "layers=1"]}
 
 
 @pytest.mark.parametrize(
