@@ -23,7 +23,8 @@ def gather_query_gradient(
     """
     if MASKED:
         rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
-        low, high = mask_words(masks, tl.load(mask + first, mask=first < last, other=0), first >= full, M, N)
+        wanted = (first >= full) & (first < last)  # a plan need not have any mask
+        low, high = mask_words(masks, tl.load(mask + first, mask=wanted, other=0), wanted, M, N)
         number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
         if not MASKED:

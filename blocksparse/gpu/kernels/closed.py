@@ -47,7 +47,7 @@ def attention_closed_forward(
     queries = ask_rows(q + query_row * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
     keys = ask_rows(k, seen, real, heads, HEAD_DIM, HEAD_PAD, WIDE)
     values = ask_rows(v, seen, real, heads, VALUE_DIM, VALUE_PAD, WIDE)
-    low, high = mask_words(masks, tl.load(mask, mask=count > 0, other=0), 0 >= unmasked, M, N)
+    low, high = mask_words(masks, tl.load(mask, mask=count > 0, other=0), (0 >= unmasked) & (count > 0), M, N)
     if not SINGLE:  # numbers a tile further ahead
         next_seen, next_real = column_rows(columns, 1, count, key_time, stride, N, GRANULE, PERMUTED)
         number = tl.load(mask + 1, mask=1 < count, other=0)
@@ -122,7 +122,7 @@ def attention_whole_gradient(
     values = ask_rows(v, seen, real, heads, VALUE_DIM, VALUE_PAD, WIDE)
     row_lse = tl.load(lse + statistics, mask=stored, other=0.0) * LOG2_E
     delta = tl.load(dlse + statistics, mask=stored, other=0.0)
-    low, high = mask_words(masks, tl.load(mask, mask=count > 0, other=0), 0 >= unmasked, M, N)
+    low, high = mask_words(masks, tl.load(mask, mask=count > 0, other=0), (0 >= unmasked) & (count > 0), M, N)
     if not SINGLE:  # numbers a tile further ahead
         next_seen, next_real = column_rows(columns, 1, count, key_time, stride, N, GRANULE, PERMUTED)
         number = tl.load(mask + 1, mask=1 < count, other=0)
