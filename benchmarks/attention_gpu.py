@@ -196,7 +196,8 @@ def plot(entries: list[dict], file: str) -> None:
         chosen = {entry["case"]: entry for entry in entries if entry["step"] == step}
         series = {"this library": [chosen[name]["ms"] for name in names]}
         for peer, label in PEERS.items():
-            series[label] = [chosen[name]["peers"].get(peer, float("nan")) for name in names]
+            if any(peer in entry["peers"] for entry in entries):
+                series[label] = [chosen[name]["peers"].get(peer, float("nan")) for name in names]
         for number, (label, values) in enumerate(series.items()):
             axis.bar([i + 0.18 * number for i in range(len(names))], values, 0.17, label=label)
         for number, name in enumerate(names):
@@ -204,8 +205,8 @@ def plot(entries: list[dict], file: str) -> None:
             axis.plot([number - 0.1, number + 0.1], [floor, floor], "k", label="" if number else "floor")
         axis.set_yscale("log")
         axis.set_ylabel(f"{step}, ms")
-        axis.set_xticks([i + 0.27 for i in range(len(names))], names, rotation=20)
-    axes[0].legend()
+        axis.set_xticks([i + 0.27 for i in range(len(names))], names, rotation=20, ha="right")
+    axes[0].legend(loc="upper center")
     figure.tight_layout()
     figure.savefig(file)
 
