@@ -77,7 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--measure", action="store_true", help="measure too; needs a GPU")
     parser.add_argument("--one", nargs=2, metavar=("N", "WAY"), help="one measurement")
-    parser.add_argument("--out", type=Path, default=Path("model_memory.json"), help="gets the measurements")
+    parser.add_argument("--out", type=Path, default=Path("model_memory.jsonl"), help="gets the measurements")
     parser.add_argument("--timeout", type=int, default=600, help="seconds until what still runs is stopped")
     args = parser.parse_args()
     if args.one:

@@ -1,7 +1,7 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model_step.py enwik8 cifar10 audio --out benchmarks/model_step.json
-    python benchmarks/model_step.py longest --out benchmarks/model_longest.json
+    python benchmarks/model_step.py enwik8 cifar10 audio --out model_step.jsonl
+    python benchmarks/model_step.py longest --out model_longest.jsonl
     python benchmarks/model_step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
 
 Float16 with recomputation as in the configurations, on random bytes. Each configuration is a process of its own; they
@@ -171,7 +171,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="+", help=f"{', '.join(GROUPS)}, longest; or `one` CONFIG BATCH ...")
-    parser.add_argument("--out", type=Path, default=Path("model_step.json"), help="gets a line a measurement")
+    parser.add_argument(
+        "--out", type=Path, default=Path("model_step.jsonl"), help="gets a line a measurement"
+    )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--memory", type=float, default=78, help="GB for the largest batch")
     parser.add_argument("--largest", action="store_true", help="for `one`: the largest batch that fits, too")
