@@ -4,9 +4,9 @@
 
 Every case is checked against float32 attention on two (batch row, head) pairs: device time, medians, caches flushed
 before each run. Some cases also run in bfloat16, TF32 and exact float32. Beside the fused operation stand, with peak
-memory, dense attention in TensorFlow (attention_impl, with and without XLA) at 1 x 8 x 12288 x 64 and OpenAI's three steps at
-4096 positions (at 12288 their graph takes minutes to trace). The host's share of one call is 200 chained calls on one block
-less 200 identities.
+memory, dense attention in TensorFlow (attention_impl, with and without XLA) at 1 x 8 x 12288 x 64 and OpenAI's three
+steps at 4096 positions (at 12288 their graph takes minutes to trace). The host's share of one call is 200 chained calls
+on one block less 200 identities.
 """
 
 from __future__ import annotations

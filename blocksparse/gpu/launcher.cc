@@ -82,7 +82,8 @@ absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& fo
   status = driver.check(driver.module_function(&function, module, launch.function.c_str()), launch.function);
   if (!status.ok()) return status;
   status = driver.check(driver.function_attribute(function, kDynamicSharedLimit, launch.shared),
-                        absl::StrCat(launch.shared, " bytes of shared memory for ", launch.name));
+                        absl::StrCat(launch.shared, " bytes of shared memory for ", launch.name,
+                                     " (a graph made where there is no GPU has larger tiles)"));
   if (!status.ok()) return status;
   return function;
 }
