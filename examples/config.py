@@ -30,7 +30,9 @@ class Config:
     ff_ratio: float = 4.0
     key_ratio: float = 1.0
     recompute: bool = True
-    xla: bool = False  # compiles the residual blocks: few large kernels instead of many small ones
+    xla: bool = (
+        False  # compile the residual blocks: few large kernels for many small ones, other dropout masks
+    )
 
     dropout: float = 0.0
     learning_rate: float = 3.5e-4
