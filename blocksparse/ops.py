@@ -118,13 +118,11 @@ def _library():
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
-    """((M, N) by query, (M, N) by key): the best for the oldest GPU, or for the CPU where there is none."""
-    capabilities = runtime.capabilities()
+    """((M, N) by query, (M, N) by key): the best for the oldest GPU, or such that any can take where there is none."""
+    dims, capabilities = (head_dim, value_dim), runtime.capabilities()
     if capabilities:
-        dims = head_dim, value_dim
         return gpu_tiles.choose(dtype.name, *dims, block_size, work, min(capabilities), reordered)
-    tile = (128, 128) if max(head_dim, value_dim) <= 128 else (64, 64)
-    return tile, tile
+    return gpu_tiles.anywhere(dtype.name, *dims)
 
 
 def _plan_tensor(plan: PackedPlan, library):

@@ -83,7 +83,7 @@ absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& fo
   if (!status.ok()) return status;
   status = driver.check(driver.function_attribute(function, kDynamicSharedLimit, launch.shared),
                         absl::StrCat(launch.shared, " bytes of shared memory for ", launch.name,
-                                     " (a graph made where there is no GPU has larger tiles)"));
+                                     " (a graph made on a machine with another GPU can have larger tiles)"));
   if (!status.ok()) return status;
   return function;
 }

@@ -61,6 +61,15 @@ def choose(
     )
 
 
+def anywhere(dtype: str, head_dim: int, value_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Tiles for both sides where no GPU is seen. A CPU is about as fast in any; these also fit in the shared memory
+    of every GPU that the graph may be loaded on (99 KiB from sm_86 on).
+    """
+    row = padded(max(head_dim, value_dim)) * (2 if DTYPES[dtype] == "half" else 4)
+    tile = 64 if row <= 256 else 32 if row <= 512 else 16
+    return (tile, tile), (tile, tile)
+
+
 def launch(
     kernel: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, long_rows: bool, capability: int
 ) -> Launch:

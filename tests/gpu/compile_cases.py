@@ -25,9 +25,10 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
 
 
-def keys(dtype, dims, block, work, capability, **flags):
-    """The forward and backward keys that an attention of this kind compiles."""
-    choice = tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability, flags.get("permuted", False))
+def keys(dtype, dims, block, work, capability, choice=None, **flags):
+    """The forward and backward keys that an attention of this kind compiles, in the tiles of its GPU or in `choice`."""
+    permuted = flags.get("permuted", False)
+    choice = choice or tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability, permuted)
     sides = [(m, n, min(block, m, n)) for m, n in choice]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=0) | flags
     yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
@@ -50,6 +51,7 @@ def committed():
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
     yield from keys("f32", (64, 64), 32, "long", 120)
+    yield from keys("tf32", (64, 64), 32, "window", 120, tiles.anywhere("float32", 64, 64))
 
 
 def product():

@@ -202,7 +202,7 @@ def test_saved_model(fresh_python, tmp_path):
 
 
 def test_a_model_saved_without_a_gpu_runs_on_one(fresh_python, tmp_path):
-    """Its plan has the tiles that suit a CPU: other kernels than a model that was made here."""
+    """Its plan has tiles that fit any GPU: other kernels than a model that was made here."""
     save = """
         import sys, numpy as np, tensorflow as tf
         from blocksparse import BlocksparseTransformer
