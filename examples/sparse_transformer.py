@@ -170,13 +170,18 @@ class ResidualBlock(keras.layers.Layer):
 
 
 class SparseTransformer(keras.Model):
-    """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it."""
+    """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it.
 
-    def __init__(self, config: Config, **kwargs):
+    shared: blocks of the same mode share one tf.function, as 128 of them would take minutes to trace otherwise, and
+    config.xla holds. Not for `fit` with jit_compile, in which TensorFlow 2.21 waits for ever for such a function.
+    """
+
+    def __init__(self, config: Config, shared: bool = False, **kwargs):
         super().__init__(
             **{"name": "sparse_transformer", "dtype": config.precision, "autocast": False, **kwargs}
         )
         self.config = config
+        self.shared = shared
         self.embedding = Embedding(config.grid, config.width, name="embedding", dtype=self.dtype_policy)
         self.blocks = [
             ResidualBlock(config, index, name=f"block{index}", dtype=self.dtype_policy)
@@ -202,10 +207,11 @@ class SparseTransformer(keras.Model):
         context = tf.distribute.get_replica_context()
         first_row = (context.replica_id_in_sync_group if context else 0) * tf.shape(tokens)[0]
         x = self.embedding(tokens)
+        step = step if training else None
         for index, block in enumerate(self.blocks):
-            # Blocks of the same mode share one trace: 128 of their own would take minutes to build.
             like = self.blocks[index % len(self.config.layer_modes)]
-            x = like.traced(block.values(), x, tf.constant(index), step if training else None, first_row)
+            run = like.traced if self.shared else like.block
+            x = run(block.values(), x, tf.constant(index), step, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 
     def decoders(self, batch: int) -> list[DecodeStep]:

@@ -71,10 +71,8 @@ class Trainer:
         self.config = config
         self.strategy = strategy
         keras.utils.set_random_seed(config.seed)
-        with tf.device("CPU"):
-            self.model = SparseTransformer(
-                config
-            )  # its structure and its start; the weights that train are below
+        with tf.device("CPU"):  # its structure and its start; the weights that train are below
+            self.model = SparseTransformer(config, shared=True)
         with strategy.scope():
             self.weights = [
                 keras.Variable(vector, name=name) for name, vector in flat.pack(self.model).items()

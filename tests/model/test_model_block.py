@@ -72,7 +72,7 @@ def test_both_passes_draw_the_same_mask(jit):
 
 def gradients(settings):
     keras.utils.set_random_seed(0)
-    model = SparseTransformer(settings)
+    model = SparseTransformer(settings, shared=settings.xla or settings.recompute)
     model.logits.kernel.assign(tf.random.stateless_normal(model.logits.kernel.shape, [1, 2]))
     tokens = tf.random.stateless_uniform([2, settings.n_ctx], [3, 4], 0, 256, tf.int32)
     weights = [v.value for v in model.trainable_variables]
