@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
     """A run of eight steps that nothing disturbed."""
-    from runs import STEPS, run, train_command
+    from training_runs import STEPS, run, train_command
 
     out = tmp_path_factory.mktemp("unbroken")
     output = run(train_command(out, STEPS))

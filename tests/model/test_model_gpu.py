@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import arrays, finish, metrics, run, start, train_command
+from training_runs import arrays, finish, metrics, run, start, train_command
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ import plot
 import pytest
 import sample
 import train
-from runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
+from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
 KILLED_WHILE_WRITING = f"""

@@ -7,7 +7,7 @@ import socket
 import time
 
 import numpy as np
-from runs import STEPS, finish, metrics, run, start, train_command
+from training_runs import STEPS, finish, metrics, run, start, train_command
 
 
 def free_ports(count):
