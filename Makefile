@@ -15,7 +15,7 @@ demo: .venv/examples.installed
 	$(RUN) attention.py
 	$(RUN) examples/enwik8.py
 	rm -rf runs/demo
-	$(RUN) examples/train.py enwik8_small --steps 120 --out runs/demo
+	$(RUN) examples/train.py enwik8_small --steps 240 --out runs/demo
 	$(RUN) examples/sample.py runs/demo --length 400 --prompt "import "
 
 test: .venv/test.installed
