@@ -51,7 +51,7 @@ def committed():
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
     yield from keys("f32", (64, 64), 32, "long", 120)
-    yield from keys("tf32", (64, 64), 32, "window", 120, tiles.anywhere("float32", 64, 64))
+    yield from keys("tf32", (64, 64), 32, "window", 90, tiles.anywhere("float32", 64, 64))
 
 
 def product():
