@@ -20,6 +20,21 @@ from .primitives import (
 
 
 @triton.jit
+def row_tile(
+    order, head, rows, row_count, offset, full, columns, mask, tile, time, M: tl.constexpr, N: tl.constexpr,
+    GRANULE: tl.constexpr, PERMUTED: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """(stride, column tiles, how many of them need no mask, own rows, which are stored, columns, mask) of `tile`."""
+    stride = tl.load(order + head) if PERMUTED else 1
+    first = tile if SINGLE else tl.load(offset + tile)
+    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
+    unmasked = tl.load(full + tile)
+    stored = tl.arange(0, M) < tl.load(row_count + tile)
+    own = gathered_rows(rows, tile, tile + 1, time, stride, M, GRANULE, PERMUTED)
+    return stride, count, unmasked, own, stored, columns + first * (N // GRANULE), mask + first
+
+
+@triton.jit
 def attention_closed_forward(
     q, k, v, out, lse, head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks,
     scale_log2, heads, query_time, key_time, tiles,
@@ -31,14 +46,9 @@ def attention_closed_forward(
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
-    stride = tl.load(order + head) if PERMUTED else 1
-    first = tile if SINGLE else tl.load(offset + tile)
-    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
-    columns += first * (N // GRANULE)
-    mask += first
+    stride, count, unmasked, own, stored, columns, mask = row_tile(
+        order, head, rows, row_count, offset, full, columns, mask, tile, query_time, M, N, GRANULE, PERMUTED, SINGLE
+    )  # fmt: skip
     seen, real = column_rows(columns, 0, count, key_time, stride, N, GRANULE, PERMUTED)
 
     query_row = batch * query_time * heads + head
@@ -100,14 +110,9 @@ def attention_whole_gradient(
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
-    stride = tl.load(order + head) if PERMUTED else 1
-    first = tile if SINGLE else tl.load(offset + tile)
-    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
-    columns += first * (N // GRANULE)
-    mask += first
+    stride, count, unmasked, own, stored, columns, mask = row_tile(
+        order, head, rows, row_count, offset, full, columns, mask, tile, query_time, M, N, GRANULE, PERMUTED, SINGLE
+    )  # fmt: skip
     seen, real = column_rows(columns, 0, count, key_time, stride, N, GRANULE, PERMUTED)
 
     query_row = batch * query_time * heads + head
