@@ -40,12 +40,11 @@ void KeyTile::load_values(int32_t row) {
 
 // Strip by strip, so that the strip's keys, values and their gradients stay in the first-level cache.
 void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row, Ahead* ahead) {
-  const int32_t words = tiles_.mask_words(), strips = (count_ + kLanes - 1) / kLanes;
+  const int32_t strips = (count_ + kLanes - 1) / kLanes;
   const auto step = [ahead] { ahead->step(); };
   for (int32_t strip = 0; strip < strips; ++strip) {
     const int32_t row = strip * kLanes;
-    const StripMask seen =
-        mask == nullptr ? StripMask(tiles_.column_tile) : StripMask(mask + row * words, words, count_ - row);
+    const StripMask seen(tiles_, mask, row, count_);
     const int32_t begin = seen.begin, size = seen.end - seen.begin;
     const float *q = queries + begin * head_width, *dout = douts + begin * value_width;
     float *p = p_ + begin * kLanes, *ds = ds_ + (strip * tiles_.column_tile + begin) * kLanes;

@@ -8,19 +8,22 @@ namespace blocksparse {
 
 class StripMask {
  public:
-  // Every row sees every column.
-  explicit StripMask(int32_t columns) : end(columns) {}
-
-  // words: the tile's mask, `mask_words` a row, from the strip's first row on; rows past `rows` see nothing.
-  StripMask(const uint32_t* words, int32_t mask_words, int32_t rows) {
-    rows = std::min(rows, kLanes);
+  // The strip from `row` on of a tile of `count` rows; rows past them see nothing. mask: the tile's, null when every row
+  // sees every column.
+  StripMask(const TilePlan& tiles, const uint32_t* mask, int32_t row, int32_t count) {
+    if (mask == nullptr) {
+      end = tiles.column_tile;
+      return;
+    }
+    const int32_t mask_words = tiles.mask_words(), rows = std::min(count - row, kLanes);
+    const uint32_t* words = mask + row * mask_words;
     for (int32_t word = 0; word < mask_words; ++word) {
       uint32_t seen = 0;
-      for (int32_t row = 0; row < rows; ++row) seen |= words[row * mask_words + word];
+      for (int32_t lane = 0; lane < rows; ++lane) seen |= words[lane * mask_words + word];
       bits_[word] = Bits{};
       if (seen == 0) continue;
-      for (int32_t row = 0; row < rows; ++row) {
-        bits_[word][row] = static_cast<int32_t>(words[row * mask_words + word]);
+      for (int32_t lane = 0; lane < rows; ++lane) {
+        bits_[word][lane] = static_cast<int32_t>(words[lane * mask_words + word]);
       }
       if (end == 0) begin = word * 32 + __builtin_ctz(seen) / kRows * kRows;
       end = word * 32 + (32 - __builtin_clz(seen) + kRows - 1) / kRows * kRows;

@@ -28,12 +28,11 @@ void QueryTile::load_queries(int32_t row, float scale) {
 
 // Strip by strip, so that queries, scores and output of a strip stay in the first-level cache.
 void QueryTile::visit(const uint32_t* mask, Ahead* ahead) {
-  const int32_t words = tiles_.mask_words(), strips = (count_ + kLanes - 1) / kLanes;
+  const int32_t strips = (count_ + kLanes - 1) / kLanes;
   const auto step = [ahead] { ahead->step(); };
   for (int32_t strip = 0; strip < strips; ++strip) {
     const int32_t row = strip * kLanes;
-    const StripMask seen =
-        mask == nullptr ? StripMask(tiles_.column_tile) : StripMask(mask + row * words, words, count_ - row);
+    const StripMask seen(tiles_, mask, row, count_);
     const int32_t begin = seen.begin, size = seen.end - seen.begin;
     const float *q = queries_ + row * head_width, *k = keys + begin * head_width;
     float *scores = scores_ + begin * kLanes, *output = output_ + row * value_width;
