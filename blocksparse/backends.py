@@ -81,6 +81,13 @@ def _xla() -> bool:
     return _accept(_failure(xla_library))
 
 
+@functools.cache
+def warn_of_reference(reason: str) -> None:
+    """Say, once, why attention runs on the reference."""
+    text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"
+    warnings.warn(text, RuntimeWarning, stacklevel=5)
+
+
 def _failure(load) -> str | None:
     try:
         load()
@@ -91,6 +98,5 @@ def _failure(load) -> str | None:
 
 def _accept(reason: str | None) -> bool:
     if reason is not None:
-        text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warn_of_reference(reason)
     return reason is None

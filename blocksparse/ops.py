@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
-import warnings
 import weakref
 import zlib
 from collections.abc import Callable
@@ -14,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from .backends import load_kernels
+from .backends import load_kernels, warn_of_reference
 from .gpu import runtime
 from .gpu import tiles as gpu_tiles
 from .layout import Blocks
@@ -99,14 +97,10 @@ def _takes(head_dim: int, value_dim: int) -> bool:
     """Whether the kernels of all devices take heads so wide: the CPU's do in any case."""
     takes = not runtime.capabilities() or all(d % 8 == 0 and d <= 256 for d in (head_dim, value_dim))
     if not takes:
-        _warn(f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256")
+        warn_of_reference(
+            f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
+        )
     return takes
-
-
-@functools.cache
-def _warn(reason: str) -> None:
-    text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"
-    warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
 def _library():

@@ -272,7 +272,7 @@ def test_merging_two_parts_by_lse(kernels):
 def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(monkeypatch):
     monkeypatch.setattr(ops.runtime, "capabilities", lambda: (90,))
     monkeypatch.setattr(ops, "_library", object)
-    ops._warn.cache_clear()
+    ops.warn_of_reference.cache_clear()
     bst = BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal)
     generator = np.random.default_rng(4)
     q, k, v = (generator.standard_normal((1, 32, 5)) for _ in range(3))
