@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cache import build_portable, library_path
+from .cache import build_portable, shared_object
 from .compiler import missing
 from .libraries import CPU, GPU, XLA
 
@@ -21,7 +21,7 @@ def main() -> None:
         if reason := missing(library):
             print(reason, file=sys.stderr)
             continue
-        for path in build_portable(library, folder) if folder else [library_path(library)]:
+        for path in build_portable(library, folder) if folder else [shared_object(library)]:
             print(path)
 
 

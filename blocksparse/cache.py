@@ -27,8 +27,8 @@ _LEVELS = {  # what the CPU has to list, best level first (x86-64 psABI)
 }
 
 
-def library_path(library: Library) -> Path:
-    """The whole shared object of a library: prebuilt, cached, or built now. Raises compiler.BuildError."""
+def shared_object(library: Library) -> Path:
+    """A library's file, whole: prebuilt, cached, or built now. Raises compiler.BuildError."""
     identity = _identity(library)
     prebuilt = os.environ.get("BLOCKSPARSE_PREBUILT")
     if prebuilt:

@@ -10,7 +10,7 @@ import warnings
 from types import ModuleType
 from typing import NamedTuple
 
-from .cache import cache_folder, library_path
+from .cache import cache_folder, shared_object
 from .compiler import BuildError
 from .libraries import CPU, GPU, XLA, Library
 
@@ -40,7 +40,7 @@ def _load_once(library: Library) -> Loaded | BuildError:
     import tensorflow as tf
 
     try:
-        path = str(library_path(library))
+        path = str(shared_object(library))
         return Loaded(tf.load_op_library(path), ctypes.CDLL(path))
     except BuildError as error:
         return error

@@ -41,7 +41,7 @@ def compiler(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     path = tmp_path / "quick-g++"
-    built = cache.library_path(libraries.CPU)
+    built = cache.shared_object(libraries.CPU)
     path.write_text(
         f'#!/bin/sh\ncase "$*" in *-shared*) echo x >> {tmp_path}/count;; esac\n'
         f'until [ "$1" = -o ] || [ $# = 0 ]; do shift; done\n[ $# = 0 ] || cp {built} "$2"\n'

@@ -38,16 +38,16 @@ def builds(monkeypatch):
 
 @needs_compiler
 def test_it_is_built_once_and_again_when_a_source_changes(small, builds):
-    path = cache.library_path(small)
-    assert cache.library_path(small) == path and builds == [path]
+    path = cache.shared_object(small)
+    assert cache.shared_object(small) == path and builds == [path]
     Path(small.units[0].sources[0]).write_text('extern "C" int answer() { return 43; }\n')
-    assert cache.library_path(small) != path and len(builds) == 2
+    assert cache.shared_object(small) != path and len(builds) == 2
 
 
 @needs_compiler
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_file_is_built_again(small, builds, damage):
-    path = cache.library_path(small)
+    path = cache.shared_object(small)
     data = path.read_bytes()
     middle = len(data) // 2
     broken = {
@@ -57,14 +57,14 @@ def test_a_damaged_file_is_built_again(small, builds, damage):
         "text": b"not a shared object" * 9,
     }
     path.write_bytes(broken[damage])
-    assert cache.library_path(small) == path and len(builds) == 2 and path.read_bytes() == data
+    assert cache.shared_object(small) == path and len(builds) == 2 and path.read_bytes() == data
     native.load(small)
 
 
 @needs_compiler
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_built_again(small, builds):
-    cache.library_path(small).chmod(0)
+    cache.shared_object(small).chmod(0)
     native.load(small)
     assert len(builds) == 2
 
@@ -95,7 +95,7 @@ def test_processes_that_start_at_once_build_once(small, tmp_path):
 def test_a_source_that_does_not_compile(small):
     Path(small.units[0].sources[0]).write_text("int broken(\n")
     with pytest.raises(BuildError, match="could not compile the small kernels"):
-        cache.library_path(small)
+        cache.shared_object(small)
     assert [path.suffix for path in cache.cache_folder().iterdir()] == [".lock"]
 
 
@@ -105,7 +105,7 @@ def test_a_header_that_this_tensorflow_does_not_ship(small):
     with pytest.raises(
         BuildError, match=r"TensorFlow \S+ ships no xla/none\.h, which the small library includes"
     ):
-        cache.library_path(library)
+        cache.shared_object(library)
 
 
 @pytest.mark.parametrize("compiler", ["nowhere/g++", "false"])
@@ -153,10 +153,10 @@ def test_prebuilt_files_need_no_compiler_and_fit_the_processor(small, tmp_path, 
     every = set().union(*cache._LEVELS.values())
     for flags, best in ((every, 0), (every - {"avx512f"}, 1), (every - {"fma"}, 2)):
         monkeypatch.setattr(cache, "_cpu", lambda field, flags=flags: " ".join(flags))
-        assert cache.library_path(small) == paths[best]
+        assert cache.shared_object(small) == paths[best]
     paths[2].write_bytes(b"damaged")
     with pytest.raises(BuildError, match="no C\\+\\+ compiler"):
-        cache.library_path(small)
+        cache.shared_object(small)
     assert len(builds) == 3
 
 
