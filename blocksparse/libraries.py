@@ -24,9 +24,8 @@ class Library:
     units: tuple[Unit, ...]
     tuned: bool = True  # compiled for the CPU at hand
     link: tuple[str, ...] = ()  # {lib} stands for the folder of TensorFlow's libraries
-    headers: tuple[str, ...] = field(
-        default=(), repr=False
-    )  # those of TensorFlow's that not every version ships
+    # Those of TensorFlow's headers that not every version ships.
+    headers: tuple[str, ...] = field(default=(), repr=False)
 
     def sources(self) -> list[Path]:
         """Every file that goes into it, headers included."""

@@ -107,9 +107,8 @@ class ResidualBlock(keras.layers.Layer):
     """H + a(H) + b(H), pre-activation (equations 9 to 14), both branches recomputed in the backward pass."""
 
     def __init__(self, config: Config, index: int, **kwargs):
-        super().__init__(
-            autocast=False, **kwargs
-        )  # the layers inside cast, so that weights arrive as float32
+        # The layers inside cast, so that weights arrive as float32.
+        super().__init__(autocast=False, **kwargs)
         self.config = config
         self.index = index
         self.traced = tf.function(self.block, autograph=False, jit_compile=config.xla or None)
