@@ -45,9 +45,12 @@ else:
 
 BLOCKSIZES = (8, 16, 32, 64, 128)
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
+# AutoGraph would rewrite the planner too, for seconds; nothing here branches on the value of a tensor.
+do_not_convert = tf.autograph.experimental.do_not_convert
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 
 
+@do_not_convert
 def attention_impl(
     q,
     k,
@@ -71,6 +74,7 @@ def attention_impl(
     return _dense(q, k, v, heads=heads, modes=modes, recompute=recompute)
 
 
+@do_not_convert
 def blocksparse_attention_impl(
     q,
     k,
@@ -122,6 +126,7 @@ def blocksparse_attention_impl(
     return _fused(q, k, v, heads, modes, blocksize)
 
 
+@do_not_convert
 def get_attn_mask(
     n,
     attn_mode: str | Sequence[str],
@@ -136,6 +141,7 @@ def get_attn_mask(
     return tf.cast(tf.stack([mode.pattern().sees(i, j) for mode in modes])[None], tf.float32)
 
 
+@do_not_convert
 def strided_transpose(x: tf.Tensor, n_ctx: int, local_attn_ctx: int, blocksize: int) -> tf.Tensor:
     """[batch, time, width] with time in the order (i % local_attn_ctx, i // local_attn_ctx).
 
@@ -147,6 +153,7 @@ def strided_transpose(x: tf.Tensor, n_ctx: int, local_attn_ctx: int, blocksize: 
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [batch, time, width])
 
 
+@do_not_convert
 def get_blocksparse_obj(
     n_ctx: int,
     n_heads: int,

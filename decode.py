@@ -133,6 +133,7 @@ class DecodeStep:
                 caches.append((factor, keys, values))
             self.groups.append((group, caches))
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, q, k, v, position) -> tf.Tensor:
         def split(x):  # [batch, width] -> [heads, batch, width / heads]
             return tf.transpose(tf.reshape(x, [-1, self.heads, x.shape[-1] // self.heads]), [1, 0, 2])

@@ -37,7 +37,11 @@ def masked_softmax_test(
 ) -> np.ndarray:
     """Softmax of scale * x along each query's visible keys, shaped as x; 0 where invisible."""
     y = np.zeros_like(x)
-    visible = np.broadcast_to(self.visible(autoregress_at_key), (self.heads, self.blocks, *self.blk_shape))
+    visible = self.layout.masks[self.mask_numbers]
+    if autoregress_at_key is not None:
+        query, key = self.positions
+        visible &= (key < autoregress_at_key) | (key <= query)
+    visible = np.broadcast_to(visible, (self.heads, self.blocks, *self.blk_shape))
     for head, rows in _rows(self):
         seen = np.concatenate([visible[head, block] for block, _ in rows], axis=1)
         s = np.where(seen, scale * np.concatenate([x[:, head, block] for block, _ in rows], axis=2), -np.inf)

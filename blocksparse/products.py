@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from .rows import gather_rows
+from .utils import as_bool
 
 _NO_LIMIT = 1 << 62  # these operations hold all scores at once anyway
 
@@ -86,7 +87,7 @@ class BlockProducts:
         """exp(scale * x) over its sum along each query's visible keys; 0 where invisible, and in rows that
         see nothing.
 
-        visible: None, or bool [lut_heads, blocks, bs, bs].
+        visible: None, or a bool tensor [lut_heads, blocks, bs, bs].
         """
 
         @tf.custom_gradient
@@ -111,9 +112,8 @@ class BlockProducts:
             (rows, width), missing = rectangle.entries.shape[1:], rectangle.entries[0] < 0
             number = entries[np.where(missing, rectangle.entries[0][:, :1], rectangle.entries[0])]
             left = tf.cast(tf.gather(w, number, axis=1), tf.float32)  # [batch, R, C, bs, bs]
-            left = tf.where(
-                missing[..., None, None], 0.0, tf.linalg.matrix_transpose(left) if transpose else left
-            )
+            left = tf.linalg.matrix_transpose(left) if transpose else left
+            left = tf.where(as_bool(missing[..., None, None]), 0.0, left)
             left = tf.transpose(left, [0, 1, 3, 2, 4])
             left = tf.reshape(left, [-1, rows, self.block_size, width * self.block_size])
             right = tf.cast(tf.gather(b, other[number], axis=1), tf.float32)
@@ -138,7 +138,7 @@ class BlockProducts:
                 x = tf.transpose(tf.gather(x, number, axis=1), [0, 1, 3, 2, 4])
                 return tf.reshape(x, [-1, rows, size, width * size])
 
-            seen = np.repeat(~missing, size, axis=1)[:, None, :]
+            seen = as_bool(np.repeat(~missing, size, axis=1)[:, None, :])
             seen = seen if visible is None else seen & side_by_side(visible)
             y = function(*(tf.cast(side_by_side(x), tf.float32) for x in flat), seen)
             y = tf.transpose(tf.reshape(y, [-1, rows, size, width, size]), [0, 1, 3, 2, 4])

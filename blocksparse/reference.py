@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from .layout import Blocks
 from .rows import gather_rows
+from .utils import as_bool
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
@@ -168,7 +169,7 @@ class _Side:
     def visible(self, masks):
         """Who sees whom, bool [R, block_size, C * block_size]."""
         size = self.masks.shape[1]
-        grid = tf.transpose(tf.gather(self.masks, masks), [0, 2, 1, 3])
+        grid = tf.transpose(tf.gather(as_bool(self.masks), masks), [0, 2, 1, 3])
         return tf.reshape(grid, [-1, size, masks.shape.as_list()[1] * size])
 
     def sweep(self, step: Callable, *outputs: tuple[int, float], batch):

@@ -88,18 +88,17 @@ class LookupTables:
         """(query, key) block numbers of a block."""
         return self.nt_list[head][block]
 
-    def visible(self, autoregress_at_key=None):
-        """bool [lut_heads, blocks, bs, bs]: who sees whom.
+    @cached_property
+    def mask_numbers(self) -> np.ndarray:
+        """int32 [lut_heads, blocks]: the row of layout.masks that each block has."""
+        return np.stack([head.mask for head in self._equal_heads])
 
-        Keys from autoregress_at_key (a number or a scalar tensor) on are invisible to queries before them.
-        """
-        seen = self.layout.masks[np.stack([head.mask for head in self._equal_heads])]
-        if autoregress_at_key is None:
-            return seen
+    @cached_property
+    def positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(queries int32 [lut_heads, blocks, bs, 1], keys int32 [lut_heads, blocks, 1, bs]) of each block."""
         inside = np.arange(self.layout.block_size, dtype=np.int32)
-        query = self.nt_lut[..., 0, None, None] * len(inside) + inside[:, None]
-        key = self.nt_lut[..., 1, None, None] * len(inside) + inside
-        return seen & ((key < autoregress_at_key) | (key <= query))
+        first = self.nt_lut[..., None, None] * len(inside)
+        return first[:, :, 0] + inside[:, None], first[:, :, 1] + inside
 
     @property
     def _heads(self):

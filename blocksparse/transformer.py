@@ -25,6 +25,7 @@ from .ops import Attention, clear_bst_constants
 from .plan import check_order
 from .products import BlockProducts
 from .tables import LookupTables
+from .utils import as_bool
 
 __all__ = [
     "BlocksparseTransformer",
@@ -38,6 +39,9 @@ __all__ = [
     "transpose_0213",
     "transpose_2d",
 ]
+
+# AutoGraph would rewrite the planner too, for seconds; nothing here branches on the value of a tensor.
+do_not_convert = tf.autograph.experimental.do_not_convert
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 
@@ -57,6 +61,7 @@ class BlocksparseTransformer(LookupTables):
     Heads may have different numbers of blocks in `attention`; the separate steps and their tables need equal ones.
     """
 
+    @do_not_convert
     def __init__(
         self,
         layout,
@@ -83,6 +88,7 @@ class BlocksparseTransformer(LookupTables):
     masked_softmax_test = oracles.masked_softmax_test
     masked_softmax_grad_test = oracles.masked_softmax_grad_test
 
+    @do_not_convert
     def attention(
         self, q, k, v, scale: float | None = None, order: int | Sequence[int] = 1, with_lse: bool = False
     ):
@@ -115,15 +121,18 @@ class BlocksparseTransformer(LookupTables):
         out, lse = self._attention(q, k, v, float(scale), order)
         return (out, lse) if with_lse else out
 
+    @do_not_convert
     def query_key_op(self, q, k, name: str | None = None, bench: int = 0):
         """nt_op, after which softmax returns q's dtype."""
         self.softmax_dtype = tf.convert_to_tensor(q).dtype.base_dtype
         return self.nt_op(q, k, name)
 
+    @do_not_convert
     def weight_value_op(self, w, v, name: str | None = None, bench: int = 0):
         """nn_op."""
         return self.nn_op(w, v, name)
 
+    @do_not_convert
     def nt_op(self, a, b, name: str | None = None, bench: int = 0):
         """a_q b_k^T for each block, float32; a is [batch, query_time, heads * d], b over key_time.
 
@@ -135,16 +144,19 @@ class BlocksparseTransformer(LookupTables):
             _check_equal("batch", 0, a=a, b=b)
             return self._products.nt(a, b)
 
+    @do_not_convert
     def nn_op(self, a, b, name: str | None = None, bench: int = 0):
         """sum_k a_qk b_k, [batch, query_time, heads * d], of a block-sparse a and b over key_time."""
         with tf.name_scope(name or "nn_op"):
             return self._products.nn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_k))
 
+    @do_not_convert
     def tn_op(self, a, b, name: str | None = None, bench: int = 0):
         """sum_q a_qk^T b_q, [batch, key_time, heads * d], of a block-sparse a and b over query_time."""
         with tf.name_scope(name or "tn_op"):
             return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
 
+    @do_not_convert
     def masked_softmax(self, x, scale: float = 1.0, autoregress_at_key=None, dtype=None):
         """Softmax of scale * x along each query's visible keys; 0 where invisible, and in rows that see nothing.
 
@@ -156,9 +168,10 @@ class BlocksparseTransformer(LookupTables):
         if autoregress_at_key is not None and not self.has_mask:
             raise ValueError("autoregress_at_key needs a BlocksparseTransformer with a mask_callback")
         x = self._matrix("x", x)
-        visible = self.visible(self._check_key(autoregress_at_key)) if self.has_mask else None
+        visible = self._visible(self._check_key(autoregress_at_key)) if self.has_mask else None
         return self._products.softmax(x, scale, visible, tf.as_dtype(dtype or self.softmax_dtype or x.dtype))
 
+    @do_not_convert
     def softmax(self, x, scale: float = 1.0, dtype=None):
         """masked_softmax without the mask: every key of an active block is visible."""
         x = self._matrix("x", x)
@@ -172,6 +185,14 @@ class BlocksparseTransformer(LookupTables):
             )
         query, key = np.moveaxis(self.nt_lut, 2, 0)
         return BlockProducts(query, key, self.ctx_blks_q, self.ctx_blks_k, self.blk_size, self.heads)
+
+    def _visible(self, autoregress_at_key):
+        """bool [lut_heads, blocks, bs, bs]: who sees whom."""
+        seen = tf.gather(as_bool(self.layout.masks), self.mask_numbers)
+        if autoregress_at_key is None:
+            return seen
+        query, key = map(tf.constant, self.positions)
+        return seen & ((key < autoregress_at_key) | (key <= query))
 
     def _operand(self, name: str, x, blocks: int):
         """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""

@@ -14,6 +14,12 @@ import tensorflow as tf
 
 TensorLike = Any  # tensor, variable, array or number
 
+
+def as_bool(x: np.ndarray) -> tf.Tensor:
+    """A tensor of a bool array. A graph's bool constants are made element by element in Python, bytes at once."""
+    return tf.cast(x.view(np.uint8), tf.bool)
+
+
 _eager = types.SimpleNamespace()
 _local = threading.local()
 

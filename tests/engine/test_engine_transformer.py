@@ -1,5 +1,7 @@
 """The interface of OpenAI's BlocksparseTransformer: its tables, its three steps and what they refuse."""
 
+import inspect
+
 import numpy as np
 import oracle
 import pytest
@@ -243,3 +245,34 @@ def test_autoregress_needs_a_mask():
         ValueError, match="autoregress_at_key needs a BlocksparseTransformer with a mask_callback"
     ):
         make(callback=None).masked_softmax(W, autoregress_at_key=3)
+
+
+def test_autograph_leaves_the_planner_alone():
+    """It takes seconds to rewrite, in the first trace of every program."""
+    rewritten = set()
+
+    def watched(*args):
+        rewritten.update(frame.function for frame in inspect.stack() if frame.function.startswith("tf__"))
+        return causal(*args)
+
+    @tf.function
+    def traced(x):
+        bst = make(callback=watched)
+        weights = bst.masked_softmax(bst.query_key_op(x, x), scale=8**-0.5)
+        return bst.attention(x, x, x), bst.weight_value_op(weights, x)
+
+    np.testing.assert_allclose(*traced(tf.random.stateless_normal([1, 24, 16], [0, 1])), atol=1e-5)
+    assert rewritten == {"tf__make", "tf__traced"}  # this file's own
+
+
+def test_masks_are_traced_as_bytes():
+    """TensorFlow makes a graph's bool constants one element at a time."""
+    bst = make(block_size=64)
+
+    @tf.function
+    def traced(x):
+        return bst.masked_softmax(bst.query_key_op(x, x), autoregress_at_key=3)
+
+    graph = traced.get_concrete_function(tf.TensorSpec([1, 192, 16])).graph
+    constants = [op for op in graph.get_operations() if op.type == "Const" and op.outputs[0].dtype == tf.bool]
+    assert sum(op.outputs[0].shape.num_elements() for op in constants) < 64
