@@ -4,8 +4,8 @@
 
 Every case is checked against float32 attention on two (batch row, head) pairs: device time, medians, caches flushed
 before each run. Some cases also run in bfloat16, TF32 and exact float32. Beside the fused operation stand, with peak
-memory and at 1 x 8 x 12288 x 64, dense attention in TensorFlow (attention_impl, with and without XLA) and OpenAI's three
-steps. The host's share of one call is 200 chained calls on one block less 200 identities.
+memory and at 1 x 8 x 12288 x 64, dense attention in TensorFlow (attention_impl, with and without XLA) and OpenAI's
+three steps. The host's share of one call is 200 chained calls on one block less 200 identities.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How one side of a plan is cut into row tiles and packed into column tiles (NumPy only).
 
-Everything is counted in granules, blocks cut down to the tile where they are larger than it. A strip is one
-granule of
+Everything is counted in granules, blocks cut down to the tile where they are larger than it. A strip is one granule of
 columns of one row tile: the blocks of its rows, one a slot. A column tile is `lanes` strips side by side.
 """
 
