@@ -77,18 +77,22 @@ def main() -> None:
     )
     parser.add_argument("--measure", action="store_true", help="measure too; needs a GPU")
     parser.add_argument("--one", nargs=2, metavar=("N", "WAY"), help="one measurement")
-    parser.add_argument("--out", type=Path, default=Path("model_memory.jsonl"), help="gets the measurements")
+    parser.add_argument(
+        "--out", type=Path, default=Path("model_memory.jsonl"), help="gets the measurements that it has not"
+    )
     parser.add_argument("--timeout", type=int, default=600, help="seconds until what still runs is stopped")
     args = parser.parse_args()
     if args.one:
         measure(int(args.one[0]), args.one[1], args.out)
         return
     if args.measure:
+        known = [(r["n"], r["way"]) for r in read(args.out)]
         commands = {
             f"{n} {way}": [__file__, "--one", n, way, "--out", args.out]
             for n in CASES.values()
             for way in WAYS
             if way == "fused" or n * n * HEADS < 2**31  # more elements than TensorFlow's kernels count
+            if (n, way) not in known
         }
         together(commands, args.timeout)
     peaks = {(r["n"], r["way"]): human(r["peak"]) if r["peak"] else "does not fit" for r in read(args.out)}

@@ -132,11 +132,8 @@ def main() -> None:
         *(w for o in args.override for w in ("--override", o)),
     ]
     runs = [(name, seed) for seed in range(args.seeds) for name in PATTERNS]
-    until = time.monotonic() + args.timeout
-    for first in range(0, len(runs), args.together):
-        share = runs[first : first + args.together]
-        commands = {f"{name} {seed}": [__file__, "--one", name, seed, *common] for name, seed in share}
-        together(commands, until - time.monotonic())
+    commands = {f"{name} {seed}": [__file__, "--one", name, seed, *common] for name, seed in runs}
+    together(commands, args.timeout, args.together)
     results: dict = {name: {} for name in PATTERNS}
     for run in sorted(read(lines), key=lambda run: run["seed"]):
         results[run.pop("name")][run.pop("seed")] = run

@@ -1,15 +1,15 @@
-"""Two GPUs of one machine against one: examples/train.py on the same batch, and what it does when a worker dies.
+"""Two GPUs of one machine against one: the same training steps, and what examples/train.py does when a worker dies.
 
     python benchmarks/model_scaling.py --out benchmarks/model_scaling.json
 
 enwik8 with 8 of its 30 layers and 16 windows a step: one GPU; MirroredStrategy in one process; two worker processes of
-a GPU each under MultiWorkerMirroredStrategy and NCCL. Then one of two workers is killed during training.
+a GPU each under MultiWorkerMirroredStrategy and NCCL. All three start together, wait after their second step, and take
+the timed ones in turn. Meanwhile one of two workers is killed during training.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import signal
@@ -22,8 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-TRAIN = Path(__file__).parents[1] / "examples" / "train.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
 WAYS = {"one GPU": ["0"], "MirroredStrategy": ["0,1"], "MultiWorkerMirroredStrategy": ["0", "1"]}
+WARM = 2  # steps before the timed ones
 
 
 def free_ports(count: int) -> list[int]:
@@ -34,12 +36,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(
-    gpus: list[str], folder: Path, steps: int, overrides: list[str], patience: float
-) -> list[subprocess.Popen]:
+def start(command: list, gpus: list[str], folder: Path, patience: float) -> list[subprocess.Popen]:
     """A worker for each entry of `gpus`, the GPUs that it sees."""
-    words = [word for override in overrides for word in ("--override", override)]
-    command = [sys.executable, str(TRAIN), "enwik8", "--steps", str(steps), "--out", str(folder), *words]
     workers = [f"localhost:{port}" for port in free_ports(len(gpus))]
     children = []
     for index, visible in enumerate(gpus):
@@ -51,47 +49,80 @@ def start(
         if len(gpus) > 1:
             cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
             env["TF_CONFIG"] = json.dumps(cluster)
-        out = (folder.with_name(f"{folder.name}{index}.log")).open("w")
-        children.append(subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=out))
+        with folder.with_name(f"{folder.name}{index}.log").open("w") as out:
+            words = [sys.executable, *map(str, command)]
+            children.append(subprocess.Popen(words, env={**os.environ, **env}, stdout=out, stderr=out))
     return children
 
 
-def log(folder: Path, index: int = 0) -> str:
-    return folder.with_name(f"{folder.name}{index}.log").read_text()[-800:]
+def log(folder: Path) -> str:
+    return folder.with_name(f"{folder.name}0.log").read_text()[-800:]
 
 
-def rows(folder: Path) -> list[dict]:
-    path = folder / "metrics.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
+def work(folder: Path, args) -> None:
+    """One worker's steps; the chief's folder gets `ready` after the first ones, waits for `go`, gets `result`."""
+    import config
+    import data
+    import tensorflow as tf
+    from trainer import Trainer, make_strategy
+    from watchdog import Watchdog
+
+    watchdog = Watchdog()
+    settings = config.load("enwik8").override(args.override)
+    strategy = make_strategy()
+    trainer = Trainer(settings, strategy)
+    source = data.load(settings)
+    batches = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: data.pipeline(source, settings, 0, context)
+        )
+    )
+    rows = []
+    for step in range(WARM + args.steps):
+        if step == WARM:
+            (folder / f"ready{watchdog.own}").touch()
+            while not (folder / "go").exists():
+                time.sleep(0.01)
+        watchdog.entered(step + 1)
+        began = time.perf_counter()
+        bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
+        rows.append({"bits": bits, "gradient_norm": norm, "seconds": time.perf_counter() - began})
+    if watchdog.own == 0:
+        (folder / "result").write_text(json.dumps(rows))
+    else:
+        watchdog.follow()
+    watchdog.close()
 
 
-def scaling(way: str, folder: Path, args) -> dict:
-    children = start(WAYS[way], folder, args.steps, args.override, 60)
+def result(way: str, folder: Path, children: list[subprocess.Popen]) -> dict:
+    (folder / "go").touch()
     try:
-        status = [child.wait(timeout=args.timeout / 3) for child in children]
+        status = [child.wait(timeout=60) for child in children]
     except subprocess.TimeoutExpired:
         status = ["too slow"]
-    finally:
-        for child in children:
-            child.kill()
-    if any(status):
+    path = folder / "result"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    if not rows:
         print(f"{way}: status {status}\n{log(folder)}", file=sys.stderr, flush=True)
-    done = rows(folder)
     return {
         "way": way,
         "status": status,
-        "bits": [float(row["bits"]) for row in done],
-        "gradient_norm": [float(row["gradient_norm"]) for row in done],
-        "seconds": float(np.median([float(row["seconds"]) for row in done[3:]])) if done[3:] else None,
+        "bits": [row["bits"] for row in rows],
+        "gradient_norm": [row["gradient_norm"] for row in rows],
+        "seconds": float(np.median([row["seconds"] for row in rows[WARM:]])) if rows else None,
     }
 
 
 def killed_worker(folder: Path, args) -> dict:
     """What the surviving worker says, and how long after the other's death it ends."""
-    every = [*args.override, "layers=1", "checkpoint_every=2"]
-    children = start(["0", "1"] if args.gpus else ["", ""], folder, 100_000, every, args.patience)
-    until = time.monotonic() + args.timeout / 3
-    while not (folder / "checkpoint.npz").exists() and time.monotonic() < until:
+    command = [EXAMPLES / "train.py", "enwik8", "--steps", 100_000, "--out", folder]
+    for override in (*args.override, "layers=1", "checkpoint_every=2"):
+        command += ["--override", override]
+    children = start(command, WAYS["MultiWorkerMirroredStrategy"], folder, args.patience)
+    until = time.monotonic() + args.timeout
+    while (
+        not (folder / "checkpoint.npz").exists() and children[0].poll() is None and time.monotonic() < until
+    ):
         time.sleep(0.1)
     children[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -100,7 +131,8 @@ def killed_worker(folder: Path, args) -> dict:
     except subprocess.TimeoutExpired:
         status = "still running"
     seconds = round(time.monotonic() - began, 1)
-    children[0].kill()
+    for child in children:
+        child.kill()
     return {
         "way": "killed worker",
         "status": status,
@@ -114,24 +146,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument(
         "--patience", type=float, default=20, help="WORKER_TIMEOUT of the killed worker's partner"
     )
     parser.add_argument("--override", action="append", default=["layers=8", "batch=16"], metavar="KEY=VALUE")
-    parser.add_argument("--timeout", type=int, default=1200, help="seconds in all, about")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds until all have done two steps")
     parser.add_argument("--no-gpus", dest="gpus", action="store_false", help="on the CPU, to try the script")
+    parser.add_argument("--worker", type=Path, help="one worker of one way")
     parser.add_argument("--out", type=Path, default=Path("model_scaling.json"))
     args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args)
+        return
     if not args.gpus:
         WAYS.update({"one GPU": [""], "MirroredStrategy": [""], "MultiWorkerMirroredStrategy": ["", ""]})
-    records = []
+    words = [word for override in args.override for word in ("--override", override)]
+    until = time.monotonic() + args.timeout
     with tempfile.TemporaryDirectory() as folder:
-        for number, way in enumerate(WAYS):
-            records.append(scaling(way, Path(folder) / f"run{number}", args))
+        running = {}
+        for number, (way, gpus) in enumerate(WAYS.items()):
+            own = Path(folder) / f"run{number}"
+            own.mkdir()
+            command = [__file__, "--worker", own, "--steps", args.steps, *words]
+            running[way] = own, start(command, gpus, own, 60)
+        records = [killed_worker(Path(folder) / "killed", args)]
+        for own, children in running.values():
+            while (
+                len(list(own.glob("ready*"))) < len(children)
+                and time.monotonic() < until
+                and not any(child.poll() for child in children)
+            ):
+                time.sleep(0.1)
+        for way, (own, children) in running.items():
+            records.insert(-1, result(way, own, children))
+            for child in children:
+                child.kill()
             args.out.write_text(json.dumps(records, indent=1) + "\n")
-        records.append(killed_worker(Path(folder) / "killed", args))
-    args.out.write_text(json.dumps(records, indent=1) + "\n")
     alone = records[0]["seconds"]
     print("| | s a step | times as fast | largest difference in bits |\n| --- | --- | --- | --- |")
     for record in records[:-1]:

@@ -1,13 +1,13 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model_step.py enwik8 cifar10 audio --out model_step.jsonl
-    python benchmarks/model_step.py longest --out model_longest.jsonl
+    python benchmarks/model_step.py enwik8 cifar10 --override xla=True --out model_step.jsonl
+    python benchmarks/model_step.py audio --steps 1 --out model_step.jsonl
+    python benchmarks/model_step.py longest --out model_step.jsonl
     python benchmarks/model_step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
 
-Float16 with recomputation as in the configurations, on random bytes. Each configuration is a process of its own; they
-build their graphs side by side and take turns on the GPU. The largest batch is the one that --memory holds going by the
-peaks of two smaller ones, a tenth less where that runs out. Seconds: the median of --steps steps after one that warms
-up; of the largest batch, one step after one.
+Float16 with recomputation as in the configurations, on random bytes. Each row is a process of its own; they build their
+graphs side by side and take turns on the GPU, from their first step on. What does not fit is tried with a tenth less.
+Seconds: the median of --steps steps after the first, which compiles; of that one with --steps 0.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PAPER = {
     "cifar10_fixed": 1.15,
     "cifar10": 1.42,
 }  # dense time over sparse
+AT_ONCE = 3  # processes: one steps while two trace; weights that wait take memory
 
 
 class Steps:
@@ -48,8 +49,8 @@ class Steps:
         from trainer import Trainer
 
         self.settings, self.np, self.tf = settings, np, tf
-        self.trainer = Trainer(settings, tf.distribute.get_strategy())
         began = time.perf_counter()
+        self.trainer = Trainer(settings, tf.distribute.get_strategy())
         self.step = self.trainer.step.get_concrete_function(
             tf.TensorSpec([None, settings.n_ctx], tf.int32), tf.TensorSpec([], tf.int64)
         )
@@ -77,7 +78,7 @@ class Steps:
             "positions": self.settings.n_ctx,
             "parameters": self.trainer.model.count_params(),
             "batch": batch,
-            "seconds": round(float(np.median(times[1:])), 4),
+            "seconds": round(float(np.median(times[1:] or times)), 4),
             "seconds_first": round(times[0], 2),
             "build_seconds": self.build_seconds,
             "peak_gb": self.peak(),
@@ -88,14 +89,14 @@ class Steps:
         }
 
     def peak(self) -> float:
-        """GB; on a CPU, which does not count, what would be plausible, so that the search can be tried there."""
+        """GB; on a CPU, which does not count, so much that the search can be tried there."""
         if not self.gpus:
-            return 1.0
+            return 1 + self.settings.n_ctx / 1e3
         return round(self.tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 3)
 
     def largest(self, memory: float, batch: int) -> int:
         """The batch whose peak is `memory` GB, going by those of `batch` and twice that."""
-        once, twice = (self.run(number, 1)["peak_gb"] for number in (batch, 2 * batch))
+        once, twice = (self.run(number, 0)["peak_gb"] for number in (batch, 2 * batch))
         return int(batch * (1 + (memory - once) / (twice - once))) if self.gpus else 2 * batch + 1
 
     def run_or_less(self, batch: int, steps: int) -> dict:
@@ -115,8 +116,6 @@ def one(name: str, batches: list[int], args) -> None:
     settings = replace(config.load(name), batch=1).override(args.override)
     steps = Steps(settings)
     try:
-        if batches[0] > 1:
-            steps.run(1, 1)  # optimises the graph and compiles kernels, beside the others
         with alone():
             for batch in batches:
                 add(args.out, steps.run_or_less(batch, args.steps))
@@ -133,35 +132,44 @@ def cases(wanted: list[tuple], args) -> None:
     for name, batches, overrides in wanted:
         words = [word for override in (*args.override, *overrides) for word in ("--override", override)]
         commands[" ".join([name, *overrides])] = [__file__, "one", name, *batches, *common, *words]
-    together(commands, args.timeout)
+    together(commands, args.timeout, AT_ONCE)
 
 
 def longest(args) -> None:
-    """The 152M model's peak at two lengths says which third one fits; that and a tenth less are tried."""
-    rows = [64, 128]
-    cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in rows], args)
-    peaks = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
-    if len(peaks) < 2:
+    """The 152M model's peaks at two lengths say which third one fits; a twentieth less is tried until one does."""
+    until = time.monotonic() + args.timeout
+
+    def peaks(*rows: int) -> dict[int, float]:
+        known = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
+        cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in rows if r not in known], args)
+        known = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
+        return {r: known[r] for r in rows if r in known}
+
+    found = peaks(64, 256)
+    if len(found) < 2:
         return
-    longest = int(
-        rows[0] + (args.memory - peaks[rows[0]]) / (peaks[rows[1]] - peaks[rows[0]]) * (rows[1] - rows[0])
-    )
-    tries = [longest * share // 20 // 32 * 32 for share in (20, 18)]  # whole blocks of every residue
-    cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in tries], args)
+    rows = 64 + (args.memory - found[64]) / (found[256] - found[64]) * (256 - 64)
+    while not peaks(int(rows) // 32 * 32) and time.monotonic() < until:  # whole blocks of every residue
+        rows *= 0.95
 
 
 def report(records: list[dict]) -> str:
-    """A Markdown table: each at its largest batch; times as often as the group's first, for a sequence."""
-    best = {(r["config"], r["positions"]): r for r in records if not (r["deterministic"] or r["xla"])}
-    lines = ["| configuration | positions | batch | s a step | ms a sequence | GB | dense / this | paper |"]
-    lines.append("| --- " * 8 + "|")
-    each = {name: r["seconds"] / r["batch"] for (name, _), r in best.items()}
-    for (name, _), r in sorted(best.items()):
-        dense = next((g[0] for g in GROUPS.values() if name in g[1:] and name in PAPER), None)
-        ratio = f"{each[dense] / each[name]:.2f}" if dense in each else ""
+    """A Markdown table; dense / this: of the seconds for a sequence, each at its largest batch, XLA or not alike."""
+    each = {}
+    for r in sorted(records, key=lambda r: r["batch"]):
+        if not r["deterministic"]:
+            each[r["config"], r["xla"]] = r["seconds"] / r["batch"]
+    lines = ["| configuration | positions | | batch | s a step | ms a sequence | GB | dense / this | paper |"]
+    lines.append("| --- " * 9 + "|")
+    for r in sorted(records, key=lambda r: (r["config"], r["positions"], r["xla"], r["batch"])):
+        name, way = r["config"], (r["config"], r["xla"])
+        dense = next(((g[0], r["xla"]) for g in GROUPS.values() if name in g[1:] and name in PAPER), None)
+        here = r["seconds"] / r["batch"]
+        ratio = f"{each[dense] / here:.2f}" if dense in each and here == each.get(way) else ""
+        how = ", ".join(word for word in ("xla", "deterministic") if r[word])
         lines.append(
-            f"| {name} | {r['positions']:,} | {r['batch']} | {r['seconds']:.3f} | {1e3 * each[name]:.1f} "
-            f"| {r['peak_gb']} | {ratio} | {PAPER.get(name, '')} |"
+            f"| {name} | {r['positions']:,} | {how} | {r['batch']} | {r['seconds']:.3f} | {1e3 * here:.1f} "
+            f"| {r['peak_gb']} | {ratio} | {PAPER.get(name, '') if ratio else ''} |"
         )
     return "\n".join(lines)
 

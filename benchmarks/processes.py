@@ -9,31 +9,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def together(commands: dict[str, list], timeout: float) -> None:
-    """Runs Python commands by name until all have ended, or for `timeout` seconds; the last words of what failed go
-    to stderr."""
+def together(commands: dict[str, list], timeout: float, at_once: int = 64) -> None:
+    """Runs Python commands by name, `at_once` of them at a time and in their order, for `timeout` seconds at most; the
+    last words of what failed go to stderr."""
     until = time.monotonic() + timeout
-    with ExitStack() as files:
-        children = {}
-        for name, words in commands.items():
-            errors = files.enter_context(tempfile.TemporaryFile("w+"))
-            children[name] = subprocess.Popen([sys.executable, *map(str, words)], stderr=errors), errors
-        for name, (child, errors) in children.items():
-            try:
-                child.wait(timeout=max(1, until - time.monotonic()))
-                ended = f"status {child.returncode}"
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-                ended = f"stopped after {timeout:.0f} s"
-            if child.returncode:
-                errors.seek(0)
-                last = " | ".join(errors.read().strip().splitlines()[-3:])[-600:]
-                print(f"{name}: {ended}: {last}", file=sys.stderr, flush=True)
+
+    def run(name: str, words: list) -> None:
+        command = [sys.executable, *map(str, words)]
+        try:
+            left = max(0.0, until - time.monotonic())
+            done = subprocess.run(command, stderr=subprocess.PIPE, timeout=left, check=False)
+            ended, errors = f"status {done.returncode}", done.stderr if done.returncode else b""
+        except subprocess.TimeoutExpired as expired:
+            ended, errors = f"stopped after {timeout:.0f} s", expired.stderr or b"no message"
+        if errors:
+            last = " | ".join(errors.decode(errors="replace").strip().splitlines()[-3:])[-600:]
+            print(f"{name}: {ended}: {last}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, commands, commands.values()))
 
 
 @contextmanager
