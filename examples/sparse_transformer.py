@@ -207,8 +207,9 @@ class SparseTransformer(keras.Model):
         first_row = (context.replica_id_in_sync_group if context else 0) * tf.shape(tokens)[0]
         x = self.embedding(tokens)
         step = step if training else None
+        modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
-            like = self.blocks[index % len(self.config.layer_modes)]
+            like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
             run = like.traced if self.shared else like.block
             x = run(block.values(), x, tf.constant(index), step, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)

@@ -103,6 +103,13 @@ def test_xla_changes_neither_loss_nor_gradients():
     same(gradients(settings), gradients(replace(settings, xla=True)), 1e-5, 1e-4)
 
 
+def test_blocks_of_a_mode_are_traced_once():
+    settings = replace(TINY, layers=8, local_attn_ctx=8, layer_modes=("strided", "local", "local", "local"))
+    model = SparseTransformer(settings, shared=True)
+    tf.function(model)(tf.zeros([1, settings.n_ctx], tf.int32))
+    assert [block.traced.experimental_get_tracing_count() for block in model.blocks] == [1, 1, 0, 0] + 4 * [0]
+
+
 def test_blocksparse_is_dense():
     same(gradients(TINY), gradients(replace(TINY, blocksparse=False)), 1e-3, 1e-4)
 
