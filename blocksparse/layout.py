@@ -54,12 +54,17 @@ def build_blocks(
         .batch, the same over index arrays, returning [n, block_size, block_size]; .representative(head_idx,
         qry_idx, key_idx), the numbers of a block with the same mask, for arrays of blocks; .distinct_heads, a
         number p such that heads h and h % p have the same masks.
-    Raises ValueError and TypeError for a layout, block size, number of heads or mask of the wrong kind.
+    Raises ValueError and TypeError for a layout, block size, number of heads, callback or mask of the wrong kind.
     """
     if block_size not in BLOCK_SIZES:
         nearest = min(BLOCK_SIZES, key=lambda size: abs(size - block_size))
         raise ValueError(
             f"block_size={block_size} is not offered; use one of {BLOCK_SIZES} (nearest: {nearest})"
+        )
+    if not (mask_callback is None or callable(mask_callback) or hasattr(mask_callback, "batch")):
+        raise TypeError(
+            f"mask_callback is {mask_callback!r}; give None or a function of blk_shape, head_idx, qry_idx, key_idx, "
+            "blk_idx"
         )
     layout = _read(layout)
     coordinates = _coordinates(layout)

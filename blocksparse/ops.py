@@ -39,6 +39,9 @@ class Attention:
         self._built: dict = {}
         self._lock = threading.RLock()
 
+    def __reduce__(self):
+        return Attention, (self.blocks,)  # a copy builds its own
+
     def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
         """(out, lse); the arguments as in reference.attention, order one number a head."""
         heads = len(order)

@@ -1,6 +1,8 @@
 """The interface of OpenAI's BlocksparseTransformer: its tables, its three steps and what they refuse."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import oracle
@@ -144,6 +146,22 @@ def test_dtypes(dtype):
     assert [x.dtype for x in tape.gradient(y, [q, k, v])] == [dtype] * 3
 
 
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda bst: pickle.loads(pickle.dumps(bst))])
+def test_copies_compute_the_same(twin):
+    """Also of one that was used before, whose plans and tables stay behind or go along."""
+    x = tf.constant(np.random.default_rng(0).standard_normal((1, 24, 16)), tf.float32)
+
+    def both(bst):
+        w = bst.masked_softmax(bst.query_key_op(x, x), scale=0.3)
+        return bst.attention(x, x, x), bst.weight_value_op(w, x)
+
+    bst = make(callback=lambda *block: causal(*block))  # nothing that pickle knows, but it has been evaluated
+    unused, expected = twin(bst), both(bst)
+    for other in (unused, twin(bst)):
+        for got, want in zip(both(other), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_different_numbers_of_blocks_need_the_fused_attention():
     bst = BlocksparseTransformer(np.stack([np.tri(3), np.eye(3)]), 8)
     x = tf.random.stateless_normal([1, 24, 16], [0, 0])
@@ -222,6 +240,11 @@ W = np.zeros((2, 2, 6, 8, 8), np.float32)
             "autoregress_at_key=24 is no key; .* 0 to 23",
         ),
         (lambda b: b.block_coord(6), IndexError, "range"),
+        (
+            lambda _: make(callback="causal"),
+            TypeError,
+            "mask_callback is 'causal'; give None or a function of",
+        ),
     ],
 )
 def test_bad_input(call, error, message):
