@@ -13,11 +13,11 @@ from typing import Any
 
 import tensorflow as tf
 
-# The public interface lacks three things: a forward pass that no tape of the caller's holds on to, a look at each
-# operation as it is made, and what a variable's handle stands for.
-from tensorflow.python.eager import record
+# The public interface lacks these: a forward pass that no tape of the caller's holds on to, a look at each operation
+# as it is made, what a variable's handle stands for, and which loop a tensor is in.
+from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import op_callbacks
-from tensorflow.python.ops import handle_data_util
+from tensorflow.python.ops import control_flow_util, handle_data_util
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 
 # Operations that give another result when they run again. What they gave is kept and given again.
@@ -29,6 +29,15 @@ _DRAWS = frozenset(
 _ASSIGNS = frozenset(
     "Assign AssignAdd AssignSub AssignVariableOp AssignAddVariableOp AssignSubVariableOp".split()
 )
+_NO_GRADIENT = (
+    "a recomputable function inside a condition or loop captured a variable or tensor that has no gradient there; "
+    "give its value as an argument: f(x, w.read_value(), recompute=True)"
+)
+_NO_SECOND = (
+    "the gradient of a recomputed function cannot be differentiated again; call the function with "
+    "recompute=False where second or forward-mode derivatives are needed"
+)
+_ENTERS, _EXITS = ({name, "Ref" + name} for name in ("Enter", "Exit"))  # of TensorFlow 1's loops
 
 
 def recomputable(function: Callable | str) -> Callable:
@@ -44,9 +53,10 @@ def recomputable(function: Callable | str) -> Callable:
     same dropout mask; stateless draws cost no memory.
 
     Raises:
-        ValueError: f makes or assigns a variable, draws statefully inside control flow or a tf.function, or
-            takes from outside the control flow it runs in what TensorFlow cannot differentiate there.
-        LookupError: the gradient is differentiated again.
+        ValueError: f makes or assigns a variable, draws statefully inside control flow or a tf.function, takes
+            from outside the control flow it runs in what TensorFlow cannot differentiate there, or has a loop
+            inside a TensorFlow 1 loop.
+        LookupError: the gradient is differentiated again, or the function in forward mode.
     """
     if not callable(function):
         return recomputable
@@ -95,6 +105,8 @@ class _EagerPass:
     """The forward pass under eager execution; `captured` are the values of the variables it read."""
 
     def __init__(self, run: Callable, inputs: list[tf.Tensor]):
+        if forwardprop_util.pack_tangents(inputs).tangents:
+            raise NoSecondDerivative(_NO_SECOND)
         self.run, self.inputs, self.draws = run, inputs, _Draws(None)
         with record.stop_recording(), record.VariableWatcher() as watcher, self.draws.recorded():
             self.result = run(inputs)
@@ -125,16 +137,19 @@ class _GraphPass:
 
     def gradient(self, dys: Sequence[tf.Tensor]) -> list:
         self._check_captures()
-        with tf.control_dependencies([dy for dy in dys if dy is not None]):
+        # A TensorArray's gradients find each other by the last "gradients" in their names, which has to be that of
+        # the call they come from: a scope of their own, and identities in the caller's.
+        with tf.control_dependencies([dy for dy in dys if dy is not None]), tf.name_scope("recompute/"):
             dys, again = _guarded(dys, self.inputs)
             # The gradient of a tf.function is a graph of its own, which has captures of its own.
             result, captures = _captures(self.draws.replaying(self.run), again)
             ys, dys = _differentiable(result, dys)
-            found = {root: captures[root] for root in self.roots if root in captures}
-            xs = [*again, *found.values()]
+            found, around = [captures.get(root) for root in self.roots], _contexts()
+            if any(x is None or _loop(x) not in around for x in found):  # a TensorFlow 1 loop made it
+                raise ValueError(_NO_GRADIENT)
+            xs = [*again, *found]
             grads = tf.gradients(ys, xs, grad_ys=dys, stop_gradients=xs)
-        of_captures = dict(zip(found, grads[len(again) :]))
-        return grads[: len(again)] + [of_captures.get(root) for root in self.roots]
+        return [None if dx is None else tf.identity(dx) for dx in grads]
 
     def _check_captures(self) -> None:
         """TensorFlow's gradients of a condition or loop do not find what only they take from further outside."""
@@ -145,10 +160,7 @@ class _GraphPass:
         for x in (root.deref() for root in self.roots):
             lost = not tf.is_symbolic_tensor(x) or (in_condition and x.graph is not graph.outer_graph)
             if lost and (in_condition or in_loop):
-                raise ValueError(
-                    "a recomputable function inside a condition or loop captured a variable or tensor that has no "
-                    "gradient there; give its value as an argument: f(x, w.read_value(), recompute=True)"
-                )
+                raise ValueError(_NO_GRADIENT)
 
 
 def _has_gradient(x: tf.Tensor) -> bool:
@@ -183,10 +195,12 @@ def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
     result = run(inputs)
     operations = graph.get_operations()[before:]
     outside = {internal.op for _, internal in getattr(graph, "captures", ())}
-    inside = set(operations) - outside
+    around = _contexts()
+    outside |= {op for op in operations if op.type in _ENTERS and op._get_control_flow_context() in around}
+    inside = dict.fromkeys(op for op in operations if op not in outside)
     own = {x.ref() for x in inputs}
     found = {}
-    for operation in operations:
+    for operation in inside:
         for x in operation.inputs:
             wanted = _has_gradient(x) or _variable_dtype(x) is not None
             if wanted and x.op not in inside and x.ref() not in own:
@@ -194,8 +208,23 @@ def _captures(run: Callable, inputs: list[tf.Tensor]) -> tuple[Any, dict]:
     return result, found
 
 
+def _contexts() -> list:
+    """The TensorFlow 1 loops and conditions around what is made now, and None around all."""
+    found = [tf.compat.v1.get_default_graph()._get_control_flow_context()]
+    while found[-1] is not None:
+        found.append(found[-1].outer_context)
+    return found
+
+
+def _loop(x: tf.Tensor):
+    """The innermost TensorFlow 1 loop that x is made in, if any."""
+    return control_flow_util.GetWhileContext(x.op) if tf.is_symbolic_tensor(x) else None
+
+
 def _origin(x: tf.Tensor) -> tf.Tensor:
-    """The tensor that a placeholder of a function stands for, through all functions around it."""
+    """The tensor that a placeholder of a function stands for, through all functions and loops around it."""
+    if tf.is_symbolic_tensor(x) and x.op.type in _ENTERS:
+        return _origin(x.op.inputs[0])
     for external, internal in getattr(getattr(x, "graph", None), "captures", ()):
         if internal is x:
             return _origin(external)
@@ -231,10 +260,7 @@ class NoSecondDerivative(LookupError):
 @tf.custom_gradient
 def _once(*tensors):
     def gradient(*_):
-        raise NoSecondDerivative(
-            "the gradient of a recomputed function cannot be differentiated again; call the function with "
-            "recompute=False where second derivatives are needed"
-        )
+        raise NoSecondDerivative(_NO_SECOND)
 
     return [tf.identity(x) for x in tensors], gradient
 
@@ -244,6 +270,8 @@ class _Draws:
 
     def __init__(self, graph: tf.Graph | None):
         self.graph = graph
+        context = graph._get_control_flow_context() if graph else None
+        self.loop = context.GetWhileContext() if context else None
         self.kept: list = []
 
     @contextmanager
@@ -272,8 +300,13 @@ class _Draws:
                 "do that outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
                 "tf.nn.experimental.stateless_dropout)"
             )
+        if kind in _EXITS and self.loop:
+            raise ValueError(
+                "a recomputable function inside a TensorFlow 1 loop has a loop of its own, which has no gradient "
+                "there; call tf.compat.v1.enable_control_flow_v2() first"
+            )
         if kind in _DRAWS:
-            if graph is not self.graph:
+            if graph is not self.graph or _loop(outputs[0]) is not self.loop:
                 raise ValueError(
                     f"a recomputable function ran {kind} inside control flow or a tf.function, where the "
                     "draw cannot be kept for the backward pass; draw statelessly there "

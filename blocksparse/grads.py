@@ -100,6 +100,10 @@ def _call_in_graph(function: Callable[[], Any]) -> Any:
     was there before. Its gradient builds the function again and hands the leaves theirs, so that no gradient
     goes through the forward pass and nothing of that is kept."""
     graph = tf.compat.v1.get_default_graph()
+    if graph._get_control_flow_context() is not None:
+        raise ValueError(
+            "blocksparse.recomputable cannot be inside a TensorFlow 1 condition or loop; use that of sparse_attention"
+        )
     scope = tf.compat.v1.get_variable_scope()
     seeds, before = Seeds(), graph.version
     with seeds.record():
@@ -112,9 +116,12 @@ def _call_in_graph(function: Callable[[], Any]) -> Any:
         again = tf.compat.v1.variable_scope(scope, reuse=True, auxiliary_name_scope=False)
         # The attribute tells TensorFlow's optimiser that the two computations differ: it merges equal ones.
         mark = graph._attr_scope({"_blocksparse_recomputed": tf.compat.v1.AttrValue(b=True)})
-        with mark, graph.control_dependencies(dys), tf.name_scope("recompute"), again, seeds.replay():
-            ys = [y for y in _tensors(function()) if y.dtype.is_floating]
-        return [None] * len(outputs) + tf.gradients(ys, leaves, dys, stop_gradients=leaves)
+        # TensorArrays' gradients find each other by the last "gradients" in a name: each call's has to be its own.
+        with tf.name_scope("recompute/"):
+            with mark, graph.control_dependencies(dys), again, seeds.replay():
+                ys = [y for y in _tensors(function()) if y.dtype.is_floating]
+            dxs = tf.gradients(ys, leaves, dys, stop_gradients=leaves)
+        return [None] * len(outputs) + [None if dx is None else tf.identity(dx) for dx in dxs]
 
     with graph.gradient_override_map({"IdentityN": "BlocksparseRecompute"}):
         passed = tf.identity_n(outputs + leaves)
@@ -135,7 +142,7 @@ def _leaves(outputs: list[tf.Tensor], inside: set[tf.Operation]) -> list[tf.Tens
         if tensor.ref() in seen:
             continue
         seen.add(tensor.ref())
-        if tensor.op not in inside or tensor.dtype == tf.resource or _reads_variable(tensor.op):
+        if tensor.op not in inside or tensor.op.type == "VarHandleOp" or _reads_variable(tensor.op):
             if tensor.dtype.is_floating or tensor.dtype == tf.resource:
                 leaves[tensor.ref()] = tensor
         else:

@@ -227,6 +227,15 @@ def test_a_second_differentiation_says_that_there_is_none(x):
         second(True)
 
 
+def test_forward_mode_says_that_there_is_none(x):
+    f = recomputable(tf.tanh)
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as forward:
+        y = f(x)
+        with pytest.raises(LookupError, match="forward-mode"):
+            f(x, recompute=True)
+    np.testing.assert_allclose(forward.jvp(y), 1 - y**2, rtol=1e-5)
+
+
 def test_what_cannot_be_computed_twice_is_refused(x):
     counter = tf.Variable(0.0)
 

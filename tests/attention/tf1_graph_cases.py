@@ -57,6 +57,66 @@ def attention():
             np.testing.assert_allclose(d_sparse, d_dense, rtol=1e-4, atol=1e-4)
 
 
+def loops(resource):
+    """Recomputation in the loops of TensorFlow 1, and loops in recomputed functions."""
+
+    def repeat(step, x):
+        return tf.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, step(x)), (0, x))[1]
+
+    with tf.Graph().as_default(), tf.Session() as session, tf.variable_scope("v", use_resource=resource):
+        random = np.random.default_rng(0)
+        w = tf.get_variable("w", initializer=random.standard_normal((8, 8)).astype(np.float32) / 4)
+        x = tf.placeholder(tf.float32, [None, 8])
+        scale = tf.exp(x)
+
+        @recomputable
+        def f(x):
+            return tf.tanh(tf.tensordot(x, w, 1)) * (scale if x.shape.rank == 2 else 1.0)
+
+        @recomputable
+        def rows(x):
+            return tf.map_fn(f, x)
+
+        def every_way(recompute):
+            def again(x):
+                return f(x, recompute=recompute)
+
+            yield repeat(again, x)
+            yield repeat(lambda x: again(tf.matmul(x, w)), x)  # the loop has taken w in before
+            yield repeat(lambda x: tf.cond(tf.reduce_sum(x) > -1e9, lambda: again(x), lambda: x), x)
+            yield repeat(lambda x: repeat(again, x), x)
+            yield tf.map_fn(again, x)
+            yield rows(x, recompute=recompute)
+
+        found = [[y, *tf.gradients(tf.reduce_sum(y**2), [x, w])] for r in (True, False) for y in every_way(r)]
+        session.run(tf.global_variables_initializer())
+        found = session.run(found, {x: random.standard_normal((4, 8))})
+        ways = len(found) // 2
+        for pair in zip(found[:ways], found[ways:]):
+            for got, want in zip(*pair):
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+        def captured(x):
+            factor = tf.exp(x)
+            return recomputable(lambda x: x * factor)(x, recompute=True)
+
+        masked = recomputable(lambda x: tf.nn.dropout(tf.matmul(x, w), rate=0.5))
+        refused = {
+            "give its value as an argument": captured,
+            "has a loop of its own": lambda x: rows(x, recompute=True),
+            "draw statelessly": lambda x: recomputable(lambda x: repeat(masked, x))(x, recompute=True),
+        }
+        for text, step in refused.items():
+            try:
+                tf.gradients(step(x) if text.startswith("draw") else repeat(step, x), x)
+            except ValueError as error:
+                assert text in str(error), error
+            else:
+                raise AssertionError(f"accepted, but should say: {text}")
+        (slope,) = tf.gradients(repeat(lambda x: masked(x, recompute=True), x), x)
+        assert session.run(slope, {x: np.ones((4, 8))}).shape == (4, 8)
+
+
 def variables_inside_are_refused():
     with tf.Graph().as_default():
         f = recomputable(lambda x: x * tf.get_variable("inside", initializer=1.0))
@@ -70,6 +130,7 @@ def variables_inside_are_refused():
 
 for kind in (True, False):
     check(resource=kind)
+    loops(resource=kind)
     print("resource" if kind else "reference", kind)
 attention()
 variables_inside_are_refused()

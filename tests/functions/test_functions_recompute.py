@@ -134,6 +134,25 @@ def test_same_in_a_graph(resource):
     assert 0 < np.mean(results[0][0] == 0) < 0.5
 
 
+@pytest.fixture
+def loops_of_tensorflow_1():
+    tf1.disable_control_flow_v2()
+    yield
+    tf1.enable_control_flow_v2()
+
+
+def test_loops_of_tensorflow_1(loops_of_tensorflow_1):
+    rows = bs.recomputable(lambda x: tf.map_fn(tf.nn.softmax, x))
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, [4, 8])
+        (plain,), (again,) = (bs.gradients(rows(x, recompute=r) ** 2, [x]) for r in (False, True))
+        plain, again = session.run([plain, again], {x: INPUT})
+        np.testing.assert_allclose(plain, again, rtol=1e-5)
+        assert np.abs(plain).max() > 1e-3
+        with pytest.raises(ValueError, match="inside a TensorFlow 1 condition or loop"):
+            tf.map_fn(lambda row: softmaxes(row, recompute=True), x)
+
+
 def test_loaded_graph_says_what_to_do():
     with tf.Graph().as_default() as graph:
         x = tf1.placeholder(tf.float32, [4, 8], name="x")
