@@ -30,9 +30,7 @@ class Config:
     ff_ratio: float = 4.0
     key_ratio: float = 1.0
     recompute: bool = True
-    xla: bool = (
-        False  # compile the residual blocks: few large kernels for many small ones, other dropout masks
-    )
+    xla: bool = False  # compile the residual blocks: few large kernels for many small ones
 
     dropout: float = 0.0
     learning_rate: float = 3.5e-4

@@ -35,19 +35,24 @@ def deviation(stddev: float) -> keras.initializers.Initializer:
 def dropout(x, rate: float, seed: int, step, branch: int, first_row=0):
     """x / (1 - rate) with probability 1 - rate, else 0: decided by (seed, step, branch, row, place) and nothing else.
 
-    Philox is a counter: row r of the global batch takes draws r * size / 4 onwards, so the mask does not depend on how
+    Philox is a counter: row r of the global batch takes draws r * size / 8 onwards, so the mask does not depend on how
     many replicas share the batch, and a recomputation draws it again. Keras's Dropout would draw another one.
     """
     if not rate:
         return x
     _, time, width = x.shape  # [batch, time, width]
     key = tf.cast(step, tf.uint64) * 2**16 + tf.cast(branch, tf.uint64)
-    start = tf.cast(first_row, tf.uint64) * (time * width // 4)  # four draws a count
-    counter = tf.stack([start, tf.cast(seed, tf.uint64)])
-    uniform = tf.raw_ops.StatelessRandomUniformV2(
-        shape=tf.shape(x), key=key[None], counter=counter, alg=PHILOX, dtype=tf.float32
+    start = tf.cast(first_row, tf.uint64) * (time * width // 8)  # a count gives eight numbers of 16 bits
+    pairs = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[tf.shape(x)[0], time, width // 2],
+        key=key[None],
+        counter=tf.stack([start, tf.cast(seed, tf.uint64)]),
+        alg=PHILOX,
+        dtype=tf.uint32,
     )
-    return tf.where(uniform < 1 - rate, x / (1 - rate), tf.zeros_like(x))
+    numbers = tf.reshape(tf.bitcast(pairs, tf.uint16), tf.shape(x))
+    kept = numbers < tf.constant(round((1 - rate) * 2**16), tf.uint16)
+    return tf.where(kept, x / (1 - rate), tf.zeros_like(x))
 
 
 class Embedding(keras.layers.Layer):

@@ -50,7 +50,7 @@ def test_dropout_of_a_share_of_the_batch_is_the_share_of_the_whole():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_both_passes_draw_the_same_mask(jit):
-    """The first pass' mask is where y is not 0, the second's where the gradient is not. XLA draws its own."""
+    """The first pass' mask is where y is not 0, the second's where the gradient is not; XLA draws the same."""
 
     @recomputable
     def drop(x, step):
@@ -66,8 +66,7 @@ def test_both_passes_draw_the_same_mask(jit):
 
     y, gradient = both(tf.random.stateless_uniform([4, 16, 32], [1, 2], 1.0, 2.0), tf.constant(2, tf.int64))
     assert (kept(y) == kept(gradient)).all()
-    assert abs(kept(y).mean() - 0.6) < 0.05
-    assert jit or (kept(y) == mask()).all()
+    assert (kept(y) == mask()).all()
 
 
 def gradients(settings):
@@ -99,8 +98,7 @@ def test_recomputation_changes_neither_loss_nor_gradients(xla):
 
 
 def test_xla_changes_neither_loss_nor_gradients():
-    settings = replace(TINY, dropout=0.0)
-    same(gradients(settings), gradients(replace(settings, xla=True)), 1e-5, 1e-4)
+    same(gradients(TINY), gradients(replace(TINY, xla=True)), 1e-5, 1e-4)
 
 
 def test_blocks_of_a_mode_are_traced_once():
