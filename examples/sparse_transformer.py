@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import tensorflow as tf
 from config import Config
@@ -116,7 +118,8 @@ class ResidualBlock(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.config = config
         self.index = index
-        self.traced = tf.function(self.block, autograph=False, jit_compile=config.xla or None)
+        graph = partial(tf.function, autograph=False, jit_compile=config.xla or None)
+        self.forward, self.traced, self.backward = map(graph, (self.branches, self.block, self.gradients))
         width, branches = config.width, 2 * config.layers
         dtype = self.dtype_policy
         self.norm1 = keras.layers.LayerNormalization(epsilon=1e-5, name="norm1", dtype=dtype)
@@ -153,6 +156,26 @@ class ResidualBlock(keras.layers.Layer):
     def block(self, values, x, index, step, first_row):
         """This block with the weights `values`, as layer number `index`."""
         return self.branches(values, x, index, step, first_row, recompute=self.config.recompute)
+
+    def shared(self, values, x, index, step, first_row):
+        """The same, traced once for all layers of this mode, and compiled where the configuration says so."""
+        arguments = index, step, first_row
+        if not (self.config.xla and self.config.recompute):
+            return self.traced(values, x, *arguments)
+
+        @tf.custom_gradient
+        def compiled(x, *values):
+            return self.forward(values, x, *arguments), lambda dy: self.backward(dy, values, x, *arguments)
+
+        # TensorFlow lets a compiled function hand its gradient a copy of each argument; two functions need none.
+        return compiled(x, *values)
+
+    def gradients(self, dy, values, x, index, step, first_row):
+        """dx and those of the values, from nothing but what went in."""
+        with tf.GradientTape() as tape:
+            tape.watch([x, *values])
+            y = self.branches(values, x, index, step, first_row)
+        return tape.gradient(y, [x, *values], output_gradients=dy)
 
     @recomputable
     def branches(self, values, x, index, step, first_row):
@@ -215,7 +238,7 @@ class SparseTransformer(keras.Model):
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
-            run = like.traced if self.shared else like.block
+            run = like.shared if self.shared else like.block
             x = run(block.values(), x, tf.constant(index), step, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 

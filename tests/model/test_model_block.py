@@ -101,11 +101,30 @@ def test_xla_changes_neither_loss_nor_gradients():
     same(gradients(TINY), gradients(replace(TINY, xla=True)), 1e-5, 1e-4)
 
 
+def test_a_compiled_block_hands_on_its_result_alone():
+    """What it hands its gradient besides is a copy, of x and every weight, for each layer."""
+    settings = replace(TINY, xla=True, recompute=True)
+    block = SparseTransformer(settings, shared=True).blocks[0]
+    x = tf.zeros([2, settings.n_ctx, settings.width])
+
+    @tf.function
+    def both(x, values):
+        with tf.GradientTape() as tape:
+            tape.watch([x, values])
+            y = block.shared(values, x, tf.constant(0), tf.constant(1), 0)
+        return tape.gradient(y, [x, values])
+
+    calls = [
+        op for op in both.get_concrete_function(x, block.values()).graph.get_operations() if "Call" in op.type
+    ]
+    assert [len(call.outputs) for call in calls] == [1, 1 + len(block.values())]
+
+
 def test_blocks_of_a_mode_are_traced_once():
     settings = replace(TINY, layers=8, local_attn_ctx=8, layer_modes=("strided", "local", "local", "local"))
     model = SparseTransformer(settings, shared=True)
     tf.function(model)(tf.zeros([1, settings.n_ctx], tf.int32))
-    assert [block.traced.experimental_get_tracing_count() for block in model.blocks] == [1, 1, 0, 0] + 4 * [0]
+    assert [block.traced.experimental_get_tracing_count() for block in model.blocks] == [1, 1] + 6 * [0]
 
 
 def test_blocksparse_is_dense():
