@@ -10,9 +10,11 @@ import tensorflow as tf
 if __package__:
     from .attention import attention_impl, blocksparse_attention_impl
     from .decode import DecodeStep
+    from .patterns import head_modes
 else:
     from attention import attention_impl, blocksparse_attention_impl
     from decode import DecodeStep
+    from patterns import head_modes
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -61,6 +63,7 @@ class SparseSelfAttention(keras.layers.Layer):
         self.blocksize = blocksize
         self.num_verts = num_verts
         self.vertsize = vertsize
+        head_modes(**self.pattern)  # raises what means no pattern here rather than in a call
         self.key_width = key_width
         self.blocksparse = blocksparse
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -150,6 +150,8 @@ def head_modes(
     """
     per_head = [_check_names(mode, attn_mode) for mode in as_modes(attn_mode)]
     sizes = {"blocksize": blocksize}
+    if heads is not None:
+        sizes["heads"] = heads
     if any(names != ("all",) for names in per_head):
         sizes["local_attn_ctx"] = local_attn_ctx
     cycle = len(per_head)

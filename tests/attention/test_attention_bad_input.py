@@ -11,6 +11,7 @@ from sparse_attention import (
     get_blocksparse_obj,
     strided_transpose,
 )
+from sparse_attention.layers import SparseSelfAttention
 
 
 def zeros(*shape, dtype=tf.float32):
@@ -75,6 +76,8 @@ CASES = [
     ),
     (lambda: attend(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: attend(heads=2.0), TypeError, "heads is 2.0; it has to be a positive int"),
+    (lambda: SparseSelfAttention(heads=0), ValueError, "heads=0; it has to be at least 1"),
+    (lambda: get_blocksparse_obj(64, "2", "all", 8), TypeError, "heads is '2'; it has to be a positive int"),
     (
         unknown(None, None, 16),
         ValueError,
