@@ -1,7 +1,7 @@
 """Where built libraries lie: each is compiled once for every TensorFlow, compiler, processor and source.
 
 BLOCKSPARSE_PREBUILT names a folder looked in first (`python -m blocksparse.build --portable` fills one),
-BLOCKSPARSE_CACHE the folder of the cache, CXX the compiler.
+BLOCKSPARSE_CACHE the folder of the cache, CXX the compiler's command.
 """
 
 from __future__ import annotations

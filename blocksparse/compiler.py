@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +21,7 @@ class BuildError(RuntimeError):
 
 def version() -> str:
     """What the compiler says of itself. Raises BuildError without one."""
-    return _run([_compiler(), "--version"])
+    return _run([*_compiler(), "--version"])
 
 
 def missing(library: Library) -> str | None:
@@ -44,7 +45,7 @@ def build(library: Library, march: tuple[str, ...], path: Path) -> None:
         _compile(library, march, objects)
         linked = Path(work) / "linked.so"
         flags = [flag.format(lib=tf.sysconfig.get_lib()) for flag in library.link]
-        _run([_compiler(), "-shared", *objects, "-o", str(linked), *tf.sysconfig.get_link_flags(), *flags])
+        _run([*_compiler(), "-shared", *objects, "-o", str(linked), *tf.sysconfig.get_link_flags(), *flags])
         data = linked.read_bytes()
         linked.write_bytes(data + hashlib.sha256(data).digest())  # ELF ignores what follows its sections
         os.replace(linked, path)
@@ -63,7 +64,7 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
     """All units at once, each a list of includes on the compiler's standard input."""
     import tensorflow as tf
 
-    common = [_compiler(), *tf.sysconfig.get_compile_flags(), *march, "-fPIC", "-w", "-x", "c++", "-c", "-"]
+    common = [*_compiler(), *tf.sysconfig.get_compile_flags(), *march, "-fPIC", "-w", "-x", "c++", "-c", "-"]
     running = []
     for unit, target in zip(library.units, objects, strict=True):
         flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
@@ -73,14 +74,17 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
     errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
     if failed:
-        raise BuildError(f"{_compiler()} could not compile the {library.name} kernels:\n{failed[0][-2000:]}")
+        raise BuildError(
+            f"{shlex.join(_compiler())} could not compile the {library.name} kernels:\n{failed[0][-2000:]}"
+        )
 
 
-def _compiler() -> str:
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        raise BuildError("there is no C++ compiler (g++, or the one that CXX names)")
-    return compiler
+def _compiler() -> list[str]:
+    """The command: g++, or CXX, which may hold arguments."""
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"there is no C++ compiler ({command[0]} is not found; CXX may name another)")
+    return command
 
 
 def _run(command: list[str]) -> str:

@@ -75,12 +75,11 @@ def test_processes_that_start_at_once_build_once(small, tmp_path):
     counting.write_text(
         f'#!/bin/sh\ncase "$*" in *-shared*) echo x >> {tmp_path}/count;; esac\nexec g++ "$@"\n'
     )
-    counting.chmod(0o755)
     program = (
         "import sys\nfrom blocksparse import native\nfrom blocksparse.libraries import Library, Unit\n"
         "native.load(Library('small', (Unit((sys.argv[1],), ('-O1',)),)))\n"
     )
-    environment = {**os.environ, "CXX": str(counting), "BLOCKSPARSE_KERNELS": "reference"}
+    environment = {**os.environ, "CXX": f"sh '{counting}'", "BLOCKSPARSE_KERNELS": "reference"}
     command = [sys.executable, "-c", program, small.units[0].sources[0]]
     running = [
         subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
