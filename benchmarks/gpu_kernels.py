@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_kernels.py VARIANTS.json OUT.json      (on the GPU machine, without TensorFlow)
 
-VARIANTS.json is a list of {case, kernel, by_query, by_key}, with {warps, stages, maxnreg, split, heaviest_first, dtype}
-where they differ from the table. Each is compiled (all cores), checked against a float32 reference on two (batch, head)
-pairs, and timed with events, the cache flushed before every run. Plans come from the engine's planner, launches from
-the manifest.
+VARIANTS.json is a list of {case, kernel, by_query, by_key}, with {warps, stages, maxnreg, split, heaviest_first,
+roles, dtype} where they differ from the table. Each is compiled (all cores), checked against a float32 reference on
+two (batch, head) pairs, and timed with events, the cache flushed before every run. Plans come from the engine's
+planner, launches from the manifest.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import gpu_cases  # isort: skip
 import numpy as np
 
 from blocksparse.gpu import manifest
+from blocksparse.gpu.tiles import Launch
 
 KERNELS = {
     "forward": ("forward", 0),
@@ -49,31 +51,27 @@ def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
     op, index = KERNELS[variant["kernel"]]
     by_key = key.by_key if op == "backward" else None
     closed = key.closed if variant["kernel"] in ("closed", "whole") else 0
-    launch = manifest.launches(replace(key, op=op, by_key=by_key, closed=closed))[index]
-    constexprs = dict(SPLIT=variant.get("split"), HEAVIEST_FIRST=variant.get("heaviest_first"))
-    options = dict(num_warps=variant.get("warps"), num_stages=variant.get("stages"))
-    constexprs = launch.constexprs | {name: value for name, value in constexprs.items() if value is not None}
-    options = launch.options | {name: value for name, value in options.items() if value is not None}
+    how = {field.name: variant[field.name] for field in fields(Launch) if field.name in variant}
     if "maxnreg" in variant:
-        options["maxnreg"] = variant["maxnreg"] or None
-    return replace(launch, constexprs=constexprs, options=options)
+        how["registers"] = variant["maxnreg"] or None
+    return manifest.launches(replace(key, op=op, by_key=by_key, closed=closed), **how)[index]
 
 
 def compile_one(launch: manifest.Launch, capability: int):
     """(cubin, symbol, warps, shared bytes), or why not, in a process that holds Triton."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from blocksparse.gpu import kernels
 
-    source = ASTSource(getattr(kernels, launch.function), launch.signature, launch.constexprs, launch.attrs)
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+        compiled = triton.compile(
+            kernels.source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options
+        )
     except Exception as error:  # a variant that does not compile is a row of the report too
         return str(error)[-300:]
-    meta = compiled.metadata
-    return compiled.asm["cubin"], meta.name, meta.num_warps, meta.shared
+    threads = int(re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"]).group(1))
+    return compiled.asm["cubin"], compiled.metadata.name, threads // 32, compiled.metadata.shared
 
 
 class Driver:
@@ -319,10 +317,13 @@ def main(variants_file, out_file, repeats=15):
             print(case.name, variant["kernel"], "does not run:", problem_text, flush=True)
             continue
         row |= dict(ms=round(ms, 4), relative_error=error, registers=registers, local=local, shared=shared)
-        row |= dict(warps=warps, stages=launch.options["num_stages"], maxnreg=launch.options["maxnreg"] or 0)
-        row |= dict(split=launch.constexprs["SPLIT"], heaviest_first=launch.constexprs["HEAVIEST_FIRST"])
+        options, constants = launch.options, launch.constexprs
+        row |= dict(warps=options["num_warps"], stages=options["num_stages"], maxnreg=options["maxnreg"] or 0)
+        row |= dict(split=constants.get("SPLIT", False), heaviest_first=constants["HEAVIEST_FIRST"])
+        row |= dict(roles=constants.get("COLUMNS"))
         how = " ".join(
-            f"{name} {row[name]}" for name in ("warps", "stages", "maxnreg", "split", "heaviest_first")
+            f"{name} {row[name]}"
+            for name in ("warps", "stages", "maxnreg", "split", "heaviest_first", "roles")
         )
         used = f"registers {registers} local {local} shared {shared >> 10}K"
         wrong = "" if error < 2e-2 else f"  WRONG {error:.2g}"

@@ -46,6 +46,13 @@ def grid() -> list[dict]:
                     how = dict(warps=w, stages=stages, split=not short, heaviest_first=heaviest_first)
                     how |= dict(maxnreg=registers)
                     variants.append(dict(case=case, kernel=kernel, by_query=tile, by_key=tile) | how)
+        if not short:  # warp roles
+            ways = itertools.product(cases, NAMES, (32, 64), (3, 4, 5), (80, 168), (False, True))
+            for case, kernel, columns, stages, registers, heaviest_first in ways:
+                how = dict(
+                    warps=4, stages=stages, maxnreg=registers, heaviest_first=heaviest_first, roles=columns
+                )
+                variants.append(dict(case=case, kernel=kernel, by_query=(128, 64), by_key=(128, 64)) | how)
     return variants
 
 
@@ -58,25 +65,35 @@ def measure(run) -> list[dict]:
 
 
 def write(rows: list[dict], file: Path) -> None:
-    """The table: per kind of attention the tiles with the least total time, and for them each kernel's best launch."""
+    """The table: per kind of attention the tiles with the least total time, and for them each kernel's best launch;
+    first with warp roles where they win, then without, for whoever cannot compile them.
+    """
     rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < 2e-2]
-    tiles, launches = [], {}
+    plain = [row for row in rows if not row.get("roles")]
+    tiles, launches = [*UNMEASURED], {}
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
-        by_query = fastest(rows, cases, CLOSED if closed else ("forward", "dq"), "by_query")
-        # A closed plan's by_key is not visited. Where a plan of so little work is not closed, both sides are like that.
-        by_key = [32, 32] if closed else fastest(rows, cases, ("dkv",), "by_key")
-        more = dict(reordered=True) if closed else {}
-        tiles.append(dict(dtype="half", dim=dim, work=work) | more | dict(by_query=by_query, by_key=by_key))
-        for kernel in [*(CLOSED if closed else ()), *NAMES]:
-            side = "by_key" if kernel == "dkv" else "by_query"
-            m, n = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
-            best = common(rows, cases, kernel, side, (m, n))
-            name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=work is None)
-            how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
-            how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
-            launches.setdefault(tuple(name.values()), name | how)
-    tiles += UNMEASURED
+        kernels = [*(CLOSED if closed else ()), *NAMES]
+        reordered = dict(reordered=True) if closed else {}
+        for measured, roles in [(plain, {})] + [(rows, dict(roles=True))] * (work is None):
+            by_query = fastest(measured, cases, CLOSED if closed else ("forward", "dq"), "by_query")
+            # A closed plan has no by_key. Where a plan of so little work is not closed, both sides are like that.
+            by_key = [32, 32] if closed else fastest(measured, cases, ("dkv",), "by_key")
+            row = dict(dtype="half", dim=dim, work=work) | reordered
+            row |= dict(by_query=by_query, by_key=by_key)
+            if row in tiles:  # roles win nothing
+                continue
+            tiles.append(row | roles)
+            for kernel in kernels:
+                side = "by_key" if kernel == "dkv" else "by_query"
+                m, n = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
+                best = common(measured, cases, kernel, side, (m, n))
+                long = None if best.get("roles") else work is None
+                name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
+                how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
+                how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
+                how |= dict(roles=best["roles"]) if best.get("roles") else {}
+                launches.setdefault(tuple(name.values()), name | how)
     lists = dict(tiles=sorted(tiles, key=place), launches=list(launches.values()))
     parts = [
         f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
@@ -87,11 +104,13 @@ def write(rows: list[dict], file: Path) -> None:
 
 def place(row: dict) -> tuple:
     """Where a row of tiles stands: the first that fits is taken."""
-    return row["dtype"], row["work"] != 64, "reordered" not in row, row["dim"], row["work"] or 1e9
+    work = row["work"] or 1e9
+    return row["dtype"], row["work"] != 64, "reordered" not in row, row["dim"], work, "roles" not in row
 
 
 def how_of(row: dict) -> tuple:
-    return row["warps"], row["stages"], row.get("maxnreg") or 0, row["split"], row["heaviest_first"]
+    how = row["warps"], row["stages"], row.get("maxnreg") or 0, row["split"], row["heaviest_first"]
+    return *how, row.get("roles") or 0
 
 
 def of(rows, case, kernel, side, tile):

@@ -51,16 +51,9 @@ def compile_launch(key: str, launch) -> tuple[bytes, str, int, int]:
     import kernels
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    source = ASTSource(
-        fn=getattr(kernels, launch.function),
-        signature=launch.signature,
-        constexprs=launch.constexprs,
-        attrs=launch.attrs,
-    )
     target = GPUTarget("cuda", manifest.parse(key).capability, 32)
-    compiled = triton.compile(source, target=target, options=launch.options)
+    compiled = triton.compile(kernels.source(launch), target=target, options=launch.options)
     check_parameters(compiled, len(launch.args))
     threads = int(re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"]).group(1))
     return compiled.asm["cubin"], compiled.metadata.name, threads // 32, compiled.metadata.shared

@@ -25,8 +25,9 @@ scratch pointers are not listed.
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 if __package__:
     from . import tiles
@@ -109,25 +110,20 @@ def one_pass(key: Key) -> bool:
     return key.closed and tiles.DTYPES[key.dtype] == "half"
 
 
-def launches(key: Key | str) -> list[Launch]:
-    """The kernels of one pass, in launch order."""
+def launches(key: Key | str, **how) -> list[Launch]:
+    """The kernels of one pass, in launch order; how: fields of tiles.Launch, in place of the table's."""
     key = parse(key) if isinstance(key, str) else key
+    one, single = functools.partial(_launch, key, how), dict(SINGLE=key.closed == 2)
     if key.op == "forward" and key.closed:
-        return [
-            _launch(
-                key, "attention_closed_forward", "q", "q k v out lse", "scale_log2", SINGLE=key.closed == 2
-            )
-        ]
+        return [one("attention_closed_forward", "q", "q k v out lse", "scale_log2", **single)]
     if key.op == "forward":
-        return [_launch(key, "attention_forward", "q", "q k v out lse", "scale_log2")]
+        return [one("attention_forward", "q", "q k v out lse", "scale_log2")]
     if one_pass(key):
         tensors = "q k v out lse dout dlse dq dk dv"
-        return [
-            _launch(key, "attention_whole_gradient", "q", tensors, "scale scale_log2", SINGLE=key.closed == 2)
-        ]
+        return [one("attention_whole_gradient", "q", tensors, "scale scale_log2", **single)]
     return [
-        _launch(key, "attention_query_gradient", "q", "q k v out lse dout dlse delta dq", "scale scale_log2"),
-        _launch(key, "attention_key_gradient", "k", "q k v lse dout delta dk dv", "scale scale_log2"),
+        one("attention_query_gradient", "q", "q k v out lse dout dlse delta dq", "scale scale_log2"),
+        one("attention_key_gradient", "k", "q k v lse dout delta dk dv", "scale scale_log2"),
     ]
 
 
@@ -148,10 +144,11 @@ def text(key: Key | str, files: dict[str, tuple[str, str, int, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _launch(key: Key, function: str, side: str, tensors: str, scales: str, **more) -> Launch:
-    """side: whose rows the programs own, q or k; more: constants of this kernel alone."""
+def _launch(key: Key, how: dict, function: str, side: str, tensors: str, scales: str, **more) -> Launch:
+    """how: as launches takes it; side: whose rows the programs own, q or k; more: constants of this kernel alone."""
     m, n, g = key.by_query if side == "q" else key.by_key
-    how = tiles.launch(function, key.dtype, key.head_dim, key.value_dim, m, n, key.long_rows, key.capability)
+    dims = key.head_dim, key.value_dim
+    how = replace(tiles.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability), **how)
     pointers = [*tensors.split(), "head_index", "order", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles"]
     signature = {name: _pointer_type(key, name) for name in pointers}
@@ -164,14 +161,17 @@ def _launch(key: Key, function: str, side: str, tensors: str, scales: str, **mor
         M=m,
         N=n,
         GRANULE=g,
-        SPLIT=how.split,
         HEAVIEST_FIRST=how.heaviest_first,
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-        PRECISION="tf32" if key.dtype == "tf32" else "ieee",
         **more,
     )
+    if how.roles:
+        function += "_roles"
+        constexprs |= dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers)
+    else:
+        constexprs |= dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
     names = {name: f"p:{side}.{name}" for name in _PLAN} | {name: f"f:{name}" for name in scales.split()}
     names |= {name: f"i:{name}" for name in integers} | {"tiles": f"i:{side}.most_tiles"}
     return Launch(

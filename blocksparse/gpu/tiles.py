@@ -6,6 +6,7 @@ Imports neither Triton nor TensorFlow. A capability without a table takes the ne
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ class Launch:
     registers: int | None  # at most so many a thread, so that more programs share a multiprocessor
     split: bool
     heaviest_first: bool
+    roles: int | None = None  # with warp roles: the columns that are computed at a time
 
 
 def padded(dim: int) -> int:
@@ -77,20 +79,38 @@ def launch(
     dim = padded(max(head_dim, value_dim))
     wanted = dict(kernel=kernel, dtype=DTYPES[dtype], m=m, n=n, long=long_rows)
     for row in table(capability)["launches"]:
-        if dim <= row["dim"] and all(row[name] == value for name, value in wanted.items()):
-            return Launch(*(row[field.name] for field in fields(Launch)))
+        if dim <= row["dim"] and all(row[name] in (value, None) for name, value in wanted.items()):
+            return Launch(*(row.get(field.name) for field in fields(Launch)))
     warps, stages = _warps(DTYPES[dtype], m, dim), _stages(DTYPES[dtype], dim, n)
     return Launch(warps, stages, None, split=long_rows, heaviest_first=long_rows)
 
 
+def roles(capability: int) -> bool:
+    """Whether kernels with warp roles are compiled: Hopper's, by Triton 3.9 or newer (here, or where there is none
+    here, on the machine that compiles).
+    """
+    return capability == 90 and _triton() >= (3, 9)
+
+
 @functools.cache
 def table(capability: int) -> dict:
-    """The table of the nearest capability that is not above this one."""
+    """The table of the nearest capability that is not above this one, without warp roles where there are none."""
     known = sorted(int(path.stem.removeprefix("sm_")) for path in FOLDER.glob("sm_*.json"))
     below = [one for one in known if one <= capability]
     if not below:
         raise ValueError(f"capability={capability}: the GPU kernels need {LOWEST} (sm_{LOWEST}) or newer")
-    return json.loads((FOLDER / f"sm_{below[-1]}.json").read_text())
+    lists = json.loads((FOLDER / f"sm_{below[-1]}.json").read_text())
+    if roles(capability):
+        return lists
+    return {name: [row for row in rows if "roles" not in row] for name, rows in lists.items()}
+
+
+def _triton() -> tuple[int, ...]:
+    """The first two numbers of Triton's version; never imported, for the sake of processes that hold TensorFlow."""
+    try:
+        return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+    except importlib.metadata.PackageNotFoundError:
+        return (3, 9)
 
 
 def _warps(dtype: str, m: int, dim: int) -> int:

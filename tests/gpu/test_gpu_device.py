@@ -46,12 +46,15 @@ class Problem:
         batch=2,
         density=0.6,
         per_head=False,
+        scale=0.3,
+        layout=None,
     ):
         generator = np.random.default_rng(0)
-        layout = generator.random((heads, *blocks) if per_head else blocks) < density
+        if layout is None:
+            layout = generator.random((heads, *blocks) if per_head else blocks) < density
         self.bst = BlocksparseTransformer(layout, block_size, heads, callback)
         self.visible = oracle.dense_mask(layout, block_size, callback, heads, order)
-        self.order, self.dtype = order, dtype
+        self.order, self.dtype, self.scale = order, dtype, scale
         (query_time, key_time), (head_dim, value_dim) = self.visible.shape[1:], dims
         shapes = (query_time, head_dim), (key_time, head_dim), (key_time, value_dim), (query_time, value_dim)
         self.q, self.k, self.v, self.dout = (
@@ -66,12 +69,12 @@ class Problem:
         ]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            out, lse = self.bst.attention(*inputs, scale=0.3, order=self.order, with_lse=True)
+            out, lse = self.bst.attention(*inputs, scale=self.scale, order=self.order, with_lse=True)
         return out, lse, *tape.gradient([out, lse], inputs, [self.dout if dout is None else dout, self.dlse])
 
     def check(self, results, epsilon=None):
         inputs = (x.numpy() for x in (self.q, self.k, self.v))
-        truth = oracle.attention(*inputs, self.visible, 0.3, self.dout.numpy(), self.dlse.numpy())
+        truth = oracle.attention(*inputs, self.visible, self.scale, self.dout.numpy(), self.dlse.numpy())
         for name, got, want in zip(NAMES, results, truth, strict=True):
             allowed = epsilon or EPSILON["float32" if name == "lse" else self.dtype]
             oracle.assert_close(
@@ -113,6 +116,8 @@ SHAPES = {
     "order": dict(blocks=(12, 12), order=4),
     "order per head": dict(blocks=(12, 12), heads=3, order=[1, 2, 6]),
     "causal": dict(blocks=(12, 12), callback=causal, density=1.0, batch=3),
+    "negative scale": dict(blocks=(8, 8), scale=-0.3),
+    "scale of zero": dict(blocks=(8, 8), scale=0.0),
 }
 
 
@@ -121,6 +126,34 @@ SHAPES = {
 def test_shapes(name, block_size, dtype):
     options = dict(heads=2, callback=ragged) | SHAPES[name]
     problem = Problem(block_size, dims=(32, 32), dtype=dtype, **options)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+
+
+IDLE = np.ones((4, 40, 40), bool)  # one head sees nothing, one in its last rows only
+IDLE[0], IDLE[2, :35] = False, False
+LONG_ROWS = {  # more than 300 keys a query: kernels and tiles of their own
+    "causal": dict(callback=causal, density=1.0),
+    "bfloat16": dict(dtype="bfloat16"),
+    "dims 40": dict(dims=(40, 40)),
+    "dims 72, 128": dict(dims=(72, 128)),
+    "dims 8": dict(dims=(8, 8), block_size=8, blocks=(160, 160)),
+    "rectangular": dict(blocks=(35, 51), dims=(32, 32)),
+    "a few long rows": dict(blocks=(1, 40), batch=1),
+    "per head": dict(heads=3, per_head=True, block_size=64, blocks=(18, 18)),
+    "idle heads": dict(heads=4, layout=IDLE),
+    "order": dict(order=4, block_size=8, blocks=(160, 160)),
+    "order per head": dict(heads=3, order=[1, 2, 8]),
+    "negative scale": dict(scale=-0.3),
+    "scale of zero": dict(scale=0.0),
+}
+
+
+@pytest.mark.parametrize("name", LONG_ROWS)
+def test_long_rows(name):
+    options = dict(block_size=32, blocks=(40, 40), heads=2, dims=(64, 64), dtype="float16", callback=ragged)
+    problem = Problem(**options | dict(density=0.9) | LONG_ROWS[name])
     results = problem.run()
     problem.check(results)
     same_bits(results, problem.run())
@@ -136,8 +169,9 @@ def test_tensor_float_32_follows_tensorflow():
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_poison_in_k_stays_with_the_queries_that_see_it(poison):
-    problem = Problem(32, (8, 8), 2, (32, 32), "float32", ragged)
+@pytest.mark.parametrize("blocks, dtype", [(8, "float32"), (40, "float16")])
+def test_poison_in_k_stays_with_the_queries_that_see_it(blocks, dtype, poison):
+    problem = Problem(32, (blocks, blocks), 2, (32, 32), dtype, ragged, density=0.9)
     clean = problem.run()
     k = problem.k.numpy()
     k[0, 77, :32] = poison  # the first head of the first batch row

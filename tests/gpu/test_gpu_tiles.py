@@ -1,0 +1,59 @@
+"""Which tiles and kernels a GPU gets, by its generation and the Triton at hand."""
+
+import importlib.metadata
+
+import pytest
+
+from blocksparse.gpu import manifest, tiles
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    """Sets the version that seems to be installed; None: none is."""
+
+    def install(version):
+        def answer(name):
+            if version is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return version
+
+        monkeypatch.setattr(importlib.metadata, "version", answer)
+        tiles.table.cache_clear()
+
+    yield install
+    tiles.table.cache_clear()
+
+
+def functions(capability, by_query, by_key):
+    sides = [(*tile, 32) for tile in (by_query, by_key)]
+    flags = dict(permuted=False, wide=False, shared=True, long_rows=True, closed=0, capability=capability)
+    forward = manifest.Key("forward", "f16", 64, 64, sides[0], None, **flags)
+    backward = manifest.Key("backward", "f16", 64, 64, *sides, **flags)
+    return [launch.function for key in (forward, backward) for launch in manifest.launches(key)]
+
+
+@pytest.mark.parametrize(
+    "version, capability, roles",
+    [("3.9.0", 90, True), ("3.10.1+git", 90, True), (None, 90, True), ("3.8.1", 90, False)]
+    + [("3.9.0", capability, False) for capability in (80, 89, 100, 120)],
+)
+def test_warp_roles_are_for_hopper_and_a_triton_that_knows_them(triton, version, capability, roles):
+    triton(version)
+    chosen = tiles.choose("float16", 64, 64, 32, 4096.0, capability)
+    assert (chosen[0] == (128, 64)) == roles
+    named = functions(capability, *chosen)
+    assert [name.removesuffix("_roles") for name in named] == [
+        "attention_forward",
+        "attention_query_gradient",
+        "attention_key_gradient",
+    ]
+    assert any(name.endswith("_roles") for name in named) == roles
+
+
+def test_plain_kernels_take_the_tiles_of_roles(triton):
+    """A model saved with them may be loaded beside an older Triton."""
+    triton("3.9.0")
+    chosen = tiles.choose("float16", 64, 64, 32, 4096.0, 90)
+    triton("3.6.0")
+    assert not any(name.endswith("_roles") for name in functions(90, *chosen))
+    assert not any(name.endswith("_roles") for name in functions(100, *chosen))
