@@ -169,12 +169,12 @@ def test_tensor_float_32_follows_tensorflow():
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("blocks, dtype", [(8, "float32"), (40, "float16")])
-def test_poison_in_k_stays_with_the_queries_that_see_it(blocks, dtype, poison):
-    problem = Problem(32, (blocks, blocks), 2, (32, 32), dtype, ragged, density=0.9)
+@pytest.mark.parametrize("blocks, dim, dtype", [(8, 32, "float32"), (40, 64, "float16")])
+def test_poison_in_k_stays_with_the_queries_that_see_it(blocks, dim, dtype, poison):
+    problem = Problem(32, (blocks, blocks), 2, (dim, dim), dtype, ragged, density=0.9)
     clean = problem.run()
     k = problem.k.numpy()
-    k[0, 77, :32] = poison  # the first head of the first batch row
+    k[0, 77, :dim] = poison  # the first head of the first batch row
     dirty = problem.run(k=tf.constant(k))
     touched = np.zeros(clean[1].shape, bool)
     touched[0, 0] = problem.visible[0][:, 77]
