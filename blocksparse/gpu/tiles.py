@@ -6,8 +6,9 @@ Imports neither Triton nor TensorFlow. A capability without a table takes the ne
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import importlib.util
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -106,11 +107,11 @@ def table(capability: int) -> dict:
 
 
 def _triton() -> tuple[int, ...]:
-    """The first two numbers of Triton's version; never imported, for the sake of processes that hold TensorFlow."""
-    try:
-        return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
-    except importlib.metadata.PackageNotFoundError:
-        return (3, 9)
+    """The first two numbers of Triton's version: read, not imported, since processes that hold TensorFlow ask too."""
+    found = importlib.util.find_spec("triton")
+    text = Path(found.origin).read_text() if found and found.origin else ""
+    version = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
+    return tuple(map(int, version.groups())) if version else (3, 9)
 
 
 def _warps(dtype: str, m: int, dim: int) -> int:

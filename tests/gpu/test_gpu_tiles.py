@@ -1,6 +1,6 @@
 """Which tiles and kernels a GPU gets, by its generation and the Triton at hand."""
 
-import importlib.metadata
+import sys
 
 import pytest
 
@@ -8,16 +8,16 @@ from blocksparse.gpu import manifest, tiles
 
 
 @pytest.fixture
-def triton(monkeypatch):
-    """Sets the version that seems to be installed; None: none is."""
+def triton(monkeypatch, tmp_path):
+    """Sets the version that is found; None: none is."""
+    package = tmp_path / "triton" / "__init__.py"
+    package.parent.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
 
     def install(version):
-        def answer(name):
-            if version is None:
-                raise importlib.metadata.PackageNotFoundError(name)
-            return version
-
-        monkeypatch.setattr(importlib.metadata, "version", answer)
+        if version is None:
+            monkeypatch.setitem(sys.modules, "triton", None)
+        package.write_text(f"__version__ = '{version}'\nraise AssertionError('imported')\n")
         tiles.table.cache_clear()
 
     yield install
