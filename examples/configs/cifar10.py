@@ -17,6 +17,7 @@ CONFIG = Config(
     local_attn_ctx=96,
     ff_ratio=2,
     key_ratio=0.5,
+    xla=True,
     dropout=0.25,
     learning_rate=3.5e-4,
     batch=16,

@@ -9,6 +9,7 @@ CONFIG = replace(
     name="cifar10_small",
     layers=4,
     width=64,
+    xla=False,
     dropout=0.0,
     learning_rate=3e-3,
     warmup=20,

@@ -18,6 +18,7 @@ CONFIG = Config(
     local_attn_ctx=128,
     num_verts=4,
     vertsize=1,
+    xla=True,
     dropout=0.4,
     learning_rate=3.5e-4,
     batch=8,

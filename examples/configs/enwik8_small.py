@@ -1,4 +1,4 @@
-"""A byte-level model that learns words in about two minutes on two CPU cores."""
+"""A byte-level model that two CPU cores train in two minutes: long enough for pairs of bytes, too short for words."""
 
 from config import Config
 

@@ -21,13 +21,13 @@ ON_GPU = {
 OVERRIDES = ("precision=mixed_float16", "grid=(32, 32)", "local_attn_ctx=32", "width=128")
 
 
-def command(out, *flags):
-    return [*train_command(out, LENGTH, *OVERRIDES), *flags]
+@pytest.mark.parametrize("xla", [False, True])
+def test_a_killed_run_is_the_same_to_the_bit(xla, tmp_path):
+    def command(out):
+        return [*train_command(out, LENGTH, *OVERRIDES, f"xla={xla}"), "--deterministic"]
 
-
-def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
-    unbroken = start(command(tmp_path / "unbroken", "--deterministic"), env=ON_GPU)
-    killed = start(command(tmp_path / "killed", "--deterministic"), env=ON_GPU)
+    unbroken = start(command(tmp_path / "unbroken"), env=ON_GPU)
+    killed = start(command(tmp_path / "killed"), env=ON_GPU)
     checkpoint = tmp_path / "killed" / "checkpoint.npz"
     while not checkpoint.exists() and killed.poll() is None:
         time.sleep(0.01)
@@ -35,7 +35,7 @@ def test_a_killed_run_is_the_same_to_the_bit(tmp_path):
     _, output = finish(killed)
     assert checkpoint.exists(), output
     assert int(arrays(checkpoint.parent)["step"]) < LENGTH
-    run(command(checkpoint.parent, "--deterministic"), env=ON_GPU)
+    run(command(checkpoint.parent), env=ON_GPU)
     status, output = finish(unbroken)
     assert status == 0, output
     assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "killed")
