@@ -1,6 +1,6 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model_step.py enwik8 cifar10 --override xla=True --out model_step.jsonl
+    python benchmarks/model_step.py enwik8 cifar10 --out model_step.jsonl
     python benchmarks/model_step.py audio --steps 1 --out model_step.jsonl
     python benchmarks/model_step.py longest --out model_step.jsonl
     python benchmarks/model_step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
