@@ -134,7 +134,7 @@ def test_the_command_fails_when_a_pattern_disagrees(capsys):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["--heads", "0"], "argument --heads: 0 is not positive"),
+        (["--heads", "0"], "argument --heads: '0' is no positive number"),
         (["--n-ctx", "100"], "n_ctx=100 is no multiple of blocksize=8; nearest n_ctx: 96"),
         (["--plot", "figure.nonsense"], "Format 'nonsense' is not supported"),
     ],
