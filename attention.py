@@ -318,7 +318,7 @@ class _SizedCallback(_Callback):
 
 
 def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    named = {name: tf.convert_to_tensor(x) for name, x in (("q", q), ("k", k), ("v", v))}
+    named = {name: _as_tensor(name, x) for name, x in (("q", q), ("k", k), ("v", v))}
     if isinstance(heads, bool) or not isinstance(heads, (int, np.integer)):
         raise TypeError(f"heads is {heads!r}; it has to be a positive int")
     if heads < 1:
@@ -351,6 +351,14 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     if not q.shape[2:].is_compatible_with(k.shape[2:]):
         raise ValueError(f"k has width {k.shape[-1]} and q {q.shape[-1]}; they have to be equal")
     return q, k, v
+
+
+def _as_tensor(name: str, x) -> tf.Tensor:
+    try:
+        return tf.convert_to_tensor(x)
+    except (TypeError, ValueError) as error:
+        wanted = "a tensor or array [batch, time, heads * head_dim]"
+        raise TypeError(f"{name} is a {type(x).__name__}; it has to be {wanted}") from error
 
 
 def _check_time(q: tf.Tensor) -> int:

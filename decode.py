@@ -116,6 +116,10 @@ class DecodeStep:
         dtype: tf.DType = tf.float32,
     ):
         modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
+        for name, width in (("key_width", key_width), ("value_width", value_width)):
+            if width % heads:
+                nearest = max(1, round(width / heads)) * heads
+                raise ValueError(f"heads={heads} does not divide {name}={width}; nearest width: {nearest}")
         members: dict[tuple[str, ...], list[int]] = {}
         for head in range(heads):
             members.setdefault(modes[head % len(modes)].names, []).append(head)

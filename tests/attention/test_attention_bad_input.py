@@ -11,6 +11,7 @@ from sparse_attention import (
     get_blocksparse_obj,
     strided_transpose,
 )
+from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseSelfAttention
 
 
@@ -50,6 +51,11 @@ CASES = [
         "q has shape (64, 16); it has to be [batch, time, heads * head_dim]",
     ),
     (
+        lambda: attend(q=tf.ragged.constant([[[1.0], [2.0]], [[3.0]]])),
+        TypeError,
+        "q is a RaggedTensor; it has to be a tensor or array [batch, time, heads * head_dim]",
+    ),
+    (
         lambda: attend(q=zeros(1, 64, 16, dtype=tf.float64)),
         TypeError,
         "q has dtype float64; cast it to float16, bfloat16 or float32 (nearest: float32)",
@@ -76,6 +82,11 @@ CASES = [
     ),
     (lambda: attend(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: attend(heads=2.0), TypeError, "heads is 2.0; it has to be a positive int"),
+    (
+        lambda: DecodeStep(1, 64, 16, 15, heads=2),
+        ValueError,
+        "heads=2 does not divide value_width=15; nearest width: 16",
+    ),
     (lambda: SparseSelfAttention(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: get_blocksparse_obj(64, "2", "all", 8), TypeError, "heads is '2'; it has to be a positive int"),
     (
