@@ -45,6 +45,8 @@ def measure(n: int, way: str, out: Path) -> None:
 
     from sparse_attention import attention_impl, blocksparse_attention_impl
 
+    # A minute for so many layers, and what it saves is not of the attention's memory.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     attend = blocksparse_attention_impl if way == "fused" else attention_impl
 
     @tf.function(input_signature=[tf.TensorSpec([1, n // 32 * 32, HEADS * HEAD_DIM])])

@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -54,34 +55,48 @@ def settings_of(args, name: str, seed: int) -> config.Config:
     return replace(base, layer_modes=PATTERNS[name], seed=seed).override(args.override)
 
 
-def train(settings: config.Config) -> dict:
-    """The curve of one run, its result and its seconds a step."""
+def train(args, name: str) -> Iterator[dict]:
+    """Of each seed the curve, its result and its seconds a step, all from one compiled step."""
     import data
+    import flat
+    import keras
     import tensorflow as tf
     from evaluate import mean_bits, set_weights
+    from sparse_transformer import SparseTransformer
     from trainer import Trainer
 
+    settings = settings_of(args, name, 0)
     trainer = Trainer(settings, tf.distribute.get_strategy())
-    source = data.load(settings)
-    curve, seconds = [], []
-    for step in range(settings.steps):
-        tokens = tf.constant(data.batch_at(source, step, settings.batch, settings.seed))
-        began = time.perf_counter()
-        bits, _ = trainer.step(tokens, tf.constant(step, tf.int64))
-        curve.append(round(float(bits), 4))
-        seconds.append(time.perf_counter() - began)
-    set_weights(trainer.model, trainer.variables)
-    held_out = mean_bits(trainer.model, data.load(settings, split="valid"), limit=64, batch=8)
+    start = {path: variable.numpy() for path, variable in trainer.variables.items()}
+    source, held_out = data.load(settings), data.load(settings, split="valid")
     gpus = tf.config.list_physical_devices("GPU")
-    return {
-        "bits": round(held_out, 4),
-        "parameters": trainer.model.count_params(),
-        "seconds_per_step": round(float(np.median(seconds)), 4),
-        "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU",
-        "tensorflow": tf.__version__,
-        "python": platform.python_version(),
-        "curve": curve,
-    }
+    for seed in range(args.seeds):
+        keras.utils.set_random_seed(seed)
+        with tf.device("CPU"):
+            weights = flat.pack(SparseTransformer(settings))
+        for path, variable in trainer.variables.items():
+            variable.assign(weights.get(path, start[path]))
+        curve, seconds = [], []
+        for step in range(settings.steps):
+            tokens = tf.constant(data.batch_at(source, step, settings.batch, seed))
+            began = time.perf_counter()
+            bits, _ = trainer.step(tokens, tf.constant(step, tf.int64))
+            curve.append(round(float(bits), 4))
+            seconds.append(time.perf_counter() - began)
+        set_weights(trainer.model, trainer.variables)
+        yield {
+            "name": name,
+            "seed": seed,
+            "bits": round(mean_bits(trainer.model, held_out, limit=64, batch=8), 4),
+            "parameters": trainer.model.count_params(),
+            "seconds_per_step": round(float(np.median(seconds)), 4),
+            "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name")
+            if gpus
+            else "CPU",
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+            "curve": curve,
+        }
 
 
 def report(results: dict) -> str:
@@ -112,27 +127,28 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--together", type=int, default=1, help="runs at a time")
+    parser.add_argument("--together", type=int, default=1, help="patterns at a time")
     parser.add_argument("--timeout", type=int, default=36000, help="seconds until what still runs is stopped")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--one", nargs=2, metavar=("PATTERN", "SEED"), help="one run")
+    parser.add_argument("--one", metavar="PATTERN", help="one pattern, all seeds")
     parser.add_argument("--out", type=Path, default=Path("model_quality"))
     args = parser.parse_args()
     lines = args.out.with_suffix(".jsonl")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.one:
-        name, seed = args.one[0], int(args.one[1])
-        add(lines, {"name": name, "seed": seed, **train(settings_of(args, name, seed))})
+        for run in train(args, args.one):
+            add(lines, run)
         return
     common = [
         "--steps",
         args.steps,
+        "--seeds",
+        args.seeds,
         "--out",
         args.out,
         *(w for o in args.override for w in ("--override", o)),
     ]
-    runs = [(name, seed) for seed in range(args.seeds) for name in PATTERNS]
-    commands = {f"{name} {seed}": [__file__, "--one", name, seed, *common] for name, seed in runs}
+    commands = {name: [__file__, "--one", name, *common] for name in PATTERNS}
     together(commands, args.timeout, args.together)
     results: dict = {name: {} for name in PATTERNS}
     for run in sorted(read(lines), key=lambda run: run["seed"]):
