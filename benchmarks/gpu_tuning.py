@@ -141,7 +141,9 @@ def fastest(rows, cases, kernels, side) -> list[int]:
 
 
 def common(rows, cases, kernel, side, tile) -> dict:
-    """The launch that is best for all the cases together; where one was not measured, the case's slowest stands in."""
+    """The launch that is best for all the cases together, of those measured in the most of them; where one was not
+    measured, the case's slowest stands in.
+    """
     measured = [of(rows, case, kernel, side, tile) for case in cases]
     known = {how: row for found in measured for how, row in found.items()}
 
@@ -149,6 +151,6 @@ def common(rows, cases, kernel, side, tile) -> dict:
         product = 1.0
         for found in measured:
             product *= found[how]["ms"] if how in found else max(row["ms"] for row in found.values())
-        return product
+        return sum(how not in found for found in measured), product
 
     return known[min(sorted(known, key=str), key=cost)]

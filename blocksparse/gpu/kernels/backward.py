@@ -7,7 +7,17 @@ delta = rowsum(out dout) - dlse. The query pass writes delta and dq, the key pas
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, mask_words, store_rows, visible
+from .primitives import (
+    LOG2_E,
+    gather,
+    gathered_rows,
+    load_rows,
+    locate,
+    mask_words,
+    row_tile,
+    store_rows,
+    visible,
+)
 
 
 @triton.jit
@@ -19,28 +29,28 @@ def gather_query_gradient(
 ):  # fmt: skip
     """dq + ds k over column tiles first .. last. FINITE silences NaN and infinite keys: who sees one has ds NaN.
 
-    Row and mask numbers are loaded ahead where there are masks; loops without them are long, and slower that way.
+    Row and mask numbers are loaded ahead, as in the forward pass.
     """
+    rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
     if MASKED:
-        rows = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
         wanted = (first >= full) & (first < last)  # a plan need not have any mask
         low, high = mask_words(masks, tl.load(mask + first, mask=wanted, other=0), wanted, M, N)
         number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        if not MASKED:
-            rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         keys = gather(k, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
         values = gather(v, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
-        if MASKED:
-            rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
+        rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(q, keys.T, input_precision=PRECISION)
         dp = tl.dot(dout, values.T, input_precision=PRECISION)
-        ds = tl.exp2(s * scale_log2 - lse[:, None]) * (dp - delta[:, None])
-        if MASKED:
-            ds = tl.where(visible(low, high, M, N), ds, 0.0)
+        p = tl.exp2(s * scale_log2 - lse[:, None])
+        if MASKED:  # p, since a select of ds would be made after its rounding, of pairs taken apart
+            seen = visible(low, high, M, N)
+            p = tl.where(seen, p, 0.0)
             low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
             number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
+        ds = p * (dp - delta[:, None])
         if FINITE:
+            ds = tl.where(seen, ds, 0.0)
             keys = tl.where(tl.abs(keys) < float("inf"), keys, 0.0)
         dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
     return dq
@@ -58,12 +68,9 @@ def attention_query_gradient(
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
-    stride = tl.load(order + head) if PERMUTED else 1
-    start = tl.load(offset + tile)
-    count = tl.load(offset + tile + 1) - start
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
+    stride, count, unmasked, own, stored, columns, mask = row_tile(
+        order, head, rows, row_count, offset, full, columns, mask, tile, query_time, M, N, GRANULE, PERMUTED, False
+    )  # fmt: skip
 
     query_row = batch * query_time * heads + head
     statistics = (batch * heads + head) * query_time + own
@@ -77,8 +84,6 @@ def attention_query_gradient(
     queries = load_rows(q + query_row * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
     k += (batch * key_time * heads + head) * HEAD_DIM
     v += (batch * key_time * heads + head) * VALUE_DIM
-    columns += start * (N // GRANULE)
-    mask += start
 
     gradient = tl.zeros((M, HEAD_PAD), tl.float32)
     if SPLIT:
@@ -107,20 +112,33 @@ def gather_key_gradient(
     k, v, q, dout, lse, delta, columns, mask, masks, first, last, full, dk, dv, scale_log2, heads, time, stride,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, GRANULE: tl.constexpr, MASKED: tl.constexpr,
-    PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr, PERMUTED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(dk + ds^T q, dv + p^T dout) over tiles first .. last of queries; s, p, dp, ds stand as [keys, queries]."""
+    if AHEAD:
+        ahead = gathered_rows(columns, first, last, time, stride, N, GRANULE, PERMUTED)
+    if MASKED:
+        wanted = (first >= full) & (first < last)
+        low, high = mask_words(masks, tl.load(mask + first, mask=wanted, other=0), wanted, M, N)
+        number = tl.load(mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
-        rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
+        if AHEAD:
+            rows = ahead
+            ahead = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
+        else:
+            rows = gathered_rows(columns, j, last, time, stride, N, GRANULE, PERMUTED)
         queries = gather(q, rows, heads, HEAD_DIM, HEAD_PAD, WIDE)
-        s = tl.dot(k, queries.T, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - (tl.load(lse + rows) * LOG2_E)[None, :])
+        s = tl.dot(k, queries.T, input_precision=PRECISION) * scale_log2
+        s -= (tl.load(lse + rows) * LOG2_E)[None, :]
         gradients = gather(dout, rows, heads, VALUE_DIM, VALUE_PAD, WIDE)
-        dp = tl.dot(v, gradients.T, input_precision=PRECISION)
-        ds = p * (dp - tl.load(delta + rows)[None, :])
-        if MASKED:  # both: a query that sees a NaN key has NaN in lse and delta
-            low, high = mask_words(masks, tl.load(mask + j), j >= full, M, N)
+        dp = tl.dot(v, gradients.T, input_precision=PRECISION) - tl.load(delta + rows)[None, :]
+        if MASKED:
             seen = visible(low, high, M, N)
+            low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
+            number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
+        p = tl.exp2(s)
+        ds = p * dp
+        if MASKED:  # both: a query that sees a NaN key has NaN in lse and delta
             p = tl.where(seen, p, 0.0)
             ds = tl.where(seen, ds, 0.0)
         dv = tl.dot(p.to(gradients.dtype), gradients, dv, input_precision=PRECISION)
@@ -140,12 +158,9 @@ def attention_key_gradient(
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
-    stride = tl.load(order + head) if PERMUTED else 1
-    start = tl.load(offset + tile)
-    count = tl.load(offset + tile + 1) - start
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, key_time, stride, M, GRANULE, PERMUTED)
+    stride, count, unmasked, own, stored, columns, mask = row_tile(
+        order, head, rows, row_count, offset, full, columns, mask, tile, key_time, M, N, GRANULE, PERMUTED, False
+    )  # fmt: skip
 
     key_row = batch * key_time * heads + head
     keys = load_rows(k + key_row * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE)
@@ -154,21 +169,21 @@ def attention_key_gradient(
     dout += (batch * query_time * heads + head) * VALUE_DIM
     lse += (batch * heads + head) * query_time
     delta += (batch * heads + head) * query_time
-    columns += start * (N // GRANULE)
-    mask += start
 
+    # Row numbers ahead cost a buffer more: at head_dim 128 one program would be left where there were two.
+    AHEAD: tl.constexpr = HEAD_PAD <= 64 or not SPLIT
     key_gradient = tl.zeros((M, HEAD_PAD), tl.float32)
     value_gradient = tl.zeros((M, VALUE_PAD), tl.float32)
     if SPLIT:
         key_gradient, value_gradient = gather_key_gradient(
             keys, values, q, dout, lse, delta, columns, mask, masks, 0, unmasked, unmasked,
             key_gradient, value_gradient, scale_log2, heads, query_time, stride,
-            HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, False, PERMUTED, WIDE, PRECISION,
+            HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, False, AHEAD, PERMUTED, WIDE, PRECISION,
         )  # fmt: skip
     key_gradient, value_gradient = gather_key_gradient(
         keys, values, q, dout, lse, delta, columns, mask, masks, unmasked if SPLIT else 0, count, unmasked,
         key_gradient, value_gradient, scale_log2, heads, query_time, stride,
-        HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, True, PERMUTED, WIDE, PRECISION,
+        HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, N, GRANULE, True, AHEAD, PERMUTED, WIDE, PRECISION,
     )  # fmt: skip
     store_rows(dk + key_row * HEAD_DIM, own, stored, heads, key_gradient * scale, HEAD_DIM, HEAD_PAD, WIDE)
     store_rows(dv + key_row * VALUE_DIM, own, stored, heads, value_gradient, VALUE_DIM, VALUE_PAD, WIDE)

@@ -10,28 +10,13 @@ from .primitives import (
     LOG2_E,
     ask_rows,
     column_rows,
-    gathered_rows,
     held,
     locate,
     mask_words,
+    row_tile,
     store_rows,
     visible,
 )
-
-
-@triton.jit
-def row_tile(
-    order, head, rows, row_count, offset, full, columns, mask, tile, time, M: tl.constexpr, N: tl.constexpr,
-    GRANULE: tl.constexpr, PERMUTED: tl.constexpr, SINGLE: tl.constexpr,
-):  # fmt: skip
-    """(stride, column tiles, how many of them need no mask, own rows, which are stored, columns, mask) of `tile`."""
-    stride = tl.load(order + head) if PERMUTED else 1
-    first = tile if SINGLE else tl.load(offset + tile)
-    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, time, stride, M, GRANULE, PERMUTED)
-    return stride, count, unmasked, own, stored, columns + first * (N // GRANULE), mask + first
 
 
 @triton.jit

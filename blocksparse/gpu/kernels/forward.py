@@ -6,7 +6,17 @@ Online softmax in base 2: m is the running row maximum of scale * log2(e) * q.k,
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, gather, gathered_rows, load_rows, locate, mask_words, store_rows, visible
+from .primitives import (
+    LOG2_E,
+    gather,
+    gathered_rows,
+    load_rows,
+    locate,
+    mask_words,
+    row_tile,
+    store_rows,
+    visible,
+)
 
 
 @triton.jit
@@ -31,16 +41,14 @@ def absorb(
         rows = gathered_rows(columns, j + 1, last, time, stride, N, GRANULE, PERMUTED)
         s = tl.dot(q, keys.T, input_precision=PRECISION)
         if MASKED:
-            s = tl.where(visible(low, high, M, N), s * scale_log2, -float("inf"))
+            s = tl.where(visible(low, high, M, N), s, -float("inf"))
             low, high = mask_words(masks, number, (j + 1 >= full) & (j + 1 < last), M, N)
             number = tl.load(mask + j + 2, mask=j + 2 < last, other=0)
-            top = tl.maximum(m, tl.max(s, 1))
-            reference = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
-            p = tl.exp2(s - reference[:, None])
-        else:  # the maximum first, so that scaling and subtracting are one fused operation
-            top = tl.maximum(m, tl.max(s, 1) * scale_log2)
-            reference = top
-            p = tl.exp2(s * scale_log2 - reference[:, None])
+        top = tl.maximum(m, tl.max(s, 1) * scale_log2)
+        reference = top
+        if MASKED:  # rows that have seen nothing yet
+            reference = tl.where(top == -float("inf"), 0.0, top)
+        p = tl.exp2(s * scale_log2 - reference[:, None])
         fade = tl.exp2(m - reference)
         l = l * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
@@ -60,22 +68,18 @@ def attention_forward(
     batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
     if not exists:
         return
-    stride = tl.load(order + head) if PERMUTED else 1
-    start = tl.load(offset + tile)
-    count = tl.load(offset + tile + 1) - start
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, query_time, stride, M, GRANULE, PERMUTED)
+    stride, count, unmasked, own, stored, columns, mask = row_tile(
+        order, head, rows, row_count, offset, full, columns, mask, tile, query_time, M, N, GRANULE, PERMUTED, False
+    )  # fmt: skip
 
     queries = load_rows(
         q + (batch * query_time * heads + head) * HEAD_DIM, own, stored, heads, HEAD_DIM, HEAD_PAD, WIDE
     )
-    queries = tl.where(scale_log2 < 0, -queries, queries)  # the running maximum wants a positive scale
-    scale_log2 = tl.abs(scale_log2)
+    # The running maximum wants a positive scale, and -inf times zero would be NaN.
+    queries = tl.where(scale_log2 < 0, -queries, queries)
+    scale_log2 = tl.maximum(tl.abs(scale_log2), 2.0**-126)
     k += (batch * key_time * heads + head) * HEAD_DIM
     v += (batch * key_time * heads + head) * VALUE_DIM
-    columns += start * (N // GRANULE)
-    mask += start
 
     m = tl.full((M,), -float("inf"), tl.float32)
     l = tl.zeros((M,), tl.float32)

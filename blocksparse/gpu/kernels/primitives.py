@@ -80,6 +80,21 @@ def column_rows(
 
 
 @triton.jit
+def row_tile(
+    order, head, rows, row_count, offset, full, columns, mask, tile, time, M: tl.constexpr, N: tl.constexpr,
+    GRANULE: tl.constexpr, PERMUTED: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """(stride, column tiles, how many of them need no mask, own rows, which are stored, columns, mask) of `tile`."""
+    stride = tl.load(order + head) if PERMUTED else 1
+    first = tile if SINGLE else tl.load(offset + tile)
+    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
+    unmasked = tl.load(full + tile)
+    stored = tl.arange(0, M) < tl.load(row_count + tile)
+    own = gathered_rows(rows, tile, tile + 1, time, stride, M, GRANULE, PERMUTED)
+    return stride, count, unmasked, own, stored, columns + first * (N // GRANULE), mask + first
+
+
+@triton.jit
 def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
     """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
     row = tl.arange(0, M)
