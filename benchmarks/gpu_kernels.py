@@ -302,6 +302,7 @@ def main(variants_file, out_file, repeats=15):
                 batch=case.batch, heads=case.heads, query_time=case.time, key_time=case.time
             )
             values |= dict(scale=problem.scale, scale_log2=problem.scale * math.log2(math.e))
+            values["multiprocessors"] = torch.cuda.get_device_properties(0).multi_processor_count
             function, registers, local = driver.load(cubin, symbol, shared)
             grid = [number(size, values) for size in launch.grid]
             arguments = list(problem.arguments(launch, pointers, values))
@@ -320,10 +321,10 @@ def main(variants_file, out_file, repeats=15):
         options, constants = launch.options, launch.constexprs
         row |= dict(warps=options["num_warps"], stages=options["num_stages"], maxnreg=options["maxnreg"] or 0)
         row |= dict(split=constants.get("SPLIT", False), heaviest_first=constants["HEAVIEST_FIRST"])
-        row |= dict(roles=constants.get("COLUMNS"))
+        row |= dict(roles=constants.get("COLUMNS"), programs=variant.get("programs"))
         how = " ".join(
             f"{name} {row[name]}"
-            for name in ("warps", "stages", "maxnreg", "split", "heaviest_first", "roles")
+            for name in ("warps", "stages", "maxnreg", "split", "heaviest_first", "roles", "programs")
         )
         used = f"registers {registers} local {local} shared {shared >> 10}K"
         wrong = "" if error < 2e-2 else f"  WRONG {error:.2g}"

@@ -19,6 +19,7 @@ DECIDES = {
     (128, 300): ["cifar local"],
     (128, None): ["cifar all"],
 }
+LONG = ["enwik8 fixed c32", "enwik8 all", "cifar all", "imagenet64 all"]  # as manifest.LONG has it
 # Not measured: rows that keep shapes without a case of their own inside registers and shared memory.
 UNMEASURED = [
     dict(dtype="half", dim=128, work=64, by_query=[32, 32], by_key=[32, 32]),
@@ -46,12 +47,13 @@ def grid() -> list[dict]:
                     how = dict(warps=w, stages=stages, split=not short, heaviest_first=heaviest_first)
                     how |= dict(maxnreg=registers)
                     variants.append(dict(case=case, kernel=kernel, by_query=tile, by_key=tile) | how)
-        if not short:  # warp roles
-            ways = itertools.product(cases, NAMES, (32, 64), (3, 4, 5), (80, 168), (False, True))
-            for case, kernel, columns, stages, registers, heaviest_first in ways:
-                how = dict(
-                    warps=4, stages=stages, maxnreg=registers, heaviest_first=heaviest_first, roles=columns
-                )
+        if work != 64:  # warp roles: one row tile a program, or as many programs as run side by side
+            ways = itertools.product(
+                cases, NAMES, (32, 64), (3, 4, 5, 6), (80, 168), (False, True), (False, True)
+            )
+            for case, kernel, columns, stages, registers, heaviest_first, walks in ways:
+                how = dict(warps=4, stages=stages, maxnreg=registers, heaviest_first=heaviest_first)
+                how |= dict(roles=columns, programs=(2 if registers == 80 else 1) if walks else None)
                 variants.append(dict(case=case, kernel=kernel, by_query=(128, 64), by_key=(128, 64)) | how)
     return variants
 
@@ -70,12 +72,12 @@ def write(rows: list[dict], file: Path) -> None:
     """
     rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < 2e-2]
     plain = [row for row in rows if not row.get("roles")]
-    tiles, launches = [*UNMEASURED], {}
+    tiles, users = [*UNMEASURED], {}
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
         kernels = [*(CLOSED if closed else ()), *NAMES]
         reordered = dict(reordered=True) if closed else {}
-        for measured, roles in [(plain, {})] + [(rows, dict(roles=True))] * (work is None):
+        for measured, roles in [(plain, {})] + [(rows, dict(roles=True))] * (not closed):
             by_query = fastest(measured, cases, CLOSED if closed else ("forward", "dq"), "by_query")
             # A closed plan has no by_key. Where a plan of so little work is not closed, both sides are like that.
             by_key = [32, 32] if closed else fastest(measured, cases, ("dkv",), "by_key")
@@ -84,16 +86,19 @@ def write(rows: list[dict], file: Path) -> None:
             if row in tiles:  # roles win nothing
                 continue
             tiles.append(row | roles)
-            for kernel in kernels:
-                side = "by_key" if kernel == "dkv" else "by_query"
-                m, n = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
-                best = common(measured, cases, kernel, side, (m, n))
-                long = None if best.get("roles") else work is None
-                name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
-                how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
-                how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
-                how |= dict(roles=best["roles"]) if best.get("roles") else {}
-                launches.setdefault(tuple(name.values()), name | how)
+            for kernel, case in itertools.product(kernels, cases):
+                tile = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
+                users.setdefault((dim, kernel, *tile, case in LONG, bool(roles)), []).append(case)
+    launches = {}
+    for (dim, kernel, m, n, long, roles), cases in users.items():
+        best = common(
+            rows if roles else plain, cases, kernel, "by_key" if kernel == "dkv" else "by_query", (m, n)
+        )
+        name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
+        how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
+        how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
+        how |= {name: best[name] for name in ("roles", "programs") if best.get(name)}
+        launches.setdefault(tuple(name.values()), name | how)
     lists = dict(tiles=sorted(tiles, key=place), launches=list(launches.values()))
     parts = [
         f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
@@ -110,7 +115,7 @@ def place(row: dict) -> tuple:
 
 def how_of(row: dict) -> tuple:
     how = row["warps"], row["stages"], row.get("maxnreg") or 0, row["split"], row["heaviest_first"]
-    return *how, row.get("roles") or 0
+    return *how, row.get("roles") or 0, row.get("programs") or 0
 
 
 def of(rows, case, kernel, side, tile):

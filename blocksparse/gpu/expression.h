@@ -1,6 +1,7 @@
 // Integer expressions of a manifest, such as `(query_time+127)/128*heads`, parsed once and evaluated at each launch.
 #pragma once
 
+#include <algorithm>
 #include <cctype>
 #include <cstdint>
 #include <functional>
@@ -13,7 +14,7 @@
 
 namespace blocksparse::gpu {
 
-// + - * / (rounding towards zero) and parentheses over integers and symbols.
+// + - * / (rounding towards zero), parentheses and min(a,b) over integers and symbols.
 class Expression {
  public:
   // `symbol` gives a name's index in the array that Value reads, -1 for an unknown name.
@@ -43,6 +44,7 @@ class Expression {
         case '+': left += right; break;
         case '-': left -= right; break;
         case '*': left *= right; break;
+        case '<': left = std::min(left, right); break;
         default: left = right == 0 ? 0 : left / right;
       }
     }
@@ -53,7 +55,7 @@ class Expression {
   static constexpr int kDepth = 64;
   struct Step {  // in postfix order
     static constexpr char kNumber = '#', kSymbol = '@';
-    char kind;  // kNumber, kSymbol or the operator's character
+    char kind;  // kNumber, kSymbol, '<' for min or the operator's character
     int64_t value;
   };
 
@@ -76,11 +78,17 @@ class Expression {
       return true;
     }
 
+    bool skip(absl::string_view text) {
+      if (rest.substr(0, text.size()) != text) return false;
+      rest.remove_prefix(text.size());
+      return true;
+    }
+
     bool atom() {
-      if (!rest.empty() && rest[0] == '(') {
-        rest.remove_prefix(1);
-        if (!sum() || rest.empty() || rest[0] != ')') return false;
-        rest.remove_prefix(1);
+      if (skip("(")) return sum() && skip(")");
+      if (skip("min(")) {
+        if (!sum() || !skip(",") || !sum() || !skip(")")) return false;
+        steps->push_back({'<', 0});
         return true;
       }
       size_t length = 0;

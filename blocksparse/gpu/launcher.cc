@@ -24,12 +24,17 @@ constexpr int kArrayWords[] = {48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 6
 
 using Symbols = std::array<int64_t, kSymbolCount>;
 
-Symbols symbols_of(const Call& call) {
+struct Device {
+  int capability, multiprocessors;
+};
+
+Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
   Symbols symbols = {call.shape.batch,     call.shape.heads,   call.shape.head_dim, call.shape.value_dim,
                      header[kQueryTime], header[kKeyTime], header[kDistinct]};
   std::copy_n(header + kByQuery, 8, symbols.begin() + 7);
   std::copy_n(header + kByKey, 8, symbols.begin() + 15);
+  symbols.back() = device.multiprocessors;
   return symbols;
 }
 
@@ -50,7 +55,7 @@ bool is_wide(const Call& call) {
 std::string key_of(const Call& call, bool backward, int capability) {
   const int32_t *q = call.header + kByQuery, *k = call.header + kByKey;
   // Rows that visit many column tiles get other tile shapes than short ones; one threshold for both passes.
-  const bool long_rows = q[4] >= 6 * int64_t{q[3]};
+  const bool long_rows = q[4] >= 20 * int64_t{q[3]};
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
   const Shape& shape = call.shape;
@@ -114,19 +119,21 @@ class KernelCache {
     return *cache;
   }
 
-  absl::StatusOr<int> capability(const Driver& driver, Handle context) {
+  absl::StatusOr<Device> device(const Driver& driver, Handle context) {
     std::lock_guard<std::mutex> lock(mutex_);
-    auto [entry, fresh] = capabilities_.try_emplace(context, 0);
+    auto [entry, fresh] = devices_.try_emplace(context);
     if (fresh) {
-      int device, major, minor;
+      int device, major, minor, multiprocessors;
       absl::Status status = driver.check(driver.context_device(&device), "cuCtxGetDevice");
       status.Update(driver.check(driver.device_attribute(&major, kCapabilityMajor, device), "cuDeviceGetAttribute"));
       status.Update(driver.check(driver.device_attribute(&minor, kCapabilityMinor, device), "cuDeviceGetAttribute"));
+      status.Update(driver.check(driver.device_attribute(&multiprocessors, kMultiprocessors, device),
+                                 "cuDeviceGetAttribute"));
       if (!status.ok()) {
-        capabilities_.erase(entry);
+        devices_.erase(entry);
         return status;
       }
-      entry->second = major * 10 + minor;
+      entry->second = {major * 10 + minor, multiprocessors};
     }
     return entry->second;
   }
@@ -148,7 +155,7 @@ class KernelCache {
 
  private:
   std::mutex mutex_;
-  std::map<Handle, int> capabilities_;
+  std::map<Handle, Device> devices_;
   std::map<std::pair<Handle, std::string>, std::shared_ptr<const Kernels>> kernels_;
 };
 
@@ -184,14 +191,14 @@ absl::Status launch_one(const Driver& driver, const Launch& launch, Handle funct
       absl::StrCat("launching ", launch.name, " on a grid of ", grid[0], " x ", grid[1], " x ", grid[2]));
 }
 
-absl::Status run_in_context(const Driver& driver, const Call& call, int capability, Handle context, void* stream,
-                            const Allocate& allocate) {
+absl::Status run_in_context(const Driver& driver, const Call& call, const Device& device, Handle context,
+                            void* stream, const Allocate& allocate) {
   // Training needs the backward kernels next: they compile beside the forward ones.
-  const std::string soon = call.backward ? "" : key_of(call, true, capability);
-  auto kernels = KernelCache::global().get(driver, context, key_of(call, call.backward, capability), soon);
+  const std::string soon = call.backward ? "" : key_of(call, true, device.capability);
+  auto kernels = KernelCache::global().get(driver, context, key_of(call, call.backward, device.capability), soon);
   if (!kernels.ok()) return kernels.status();
   const Manifest& manifest = (*kernels)->manifest;
-  const Symbols symbols = symbols_of(call);
+  const Symbols symbols = symbols_of(call, device);
   std::vector<const void*> pointers = pointers_of(call);
   for (const auto& [name, size] : manifest.temps) {
     const int64_t bytes = size.value(symbols.data());
@@ -228,11 +235,11 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   if (!driver.ok()) return driver.status();
   ContextScope scope(**driver, stream);
   if (!scope.status().ok()) return scope.status();
-  absl::StatusOr<int> capability = KernelCache::global().capability(**driver, scope.context());
-  if (!capability.ok()) return capability.status();
-  absl::Status status = run_in_context(**driver, call, *capability, scope.context(), stream, allocate);
+  absl::StatusOr<Device> device = KernelCache::global().device(**driver, scope.context());
+  if (!device.ok()) return device.status();
+  absl::Status status = run_in_context(**driver, call, *device, scope.context(), stream, allocate);
   if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrCat(describe(call, *capability), status.message()));
+  return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }
 
 }  // namespace blocksparse::gpu

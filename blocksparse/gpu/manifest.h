@@ -19,11 +19,13 @@
 
 namespace blocksparse::gpu {
 
-// q.* are of the plan's by_query record, k.* of by_key. Both lists are known to manifest.py under these names.
+// q.* are of the plan's by_query record, k.* of by_key; multiprocessors: the GPU's. Both lists are known to manifest.py
+// under these names.
 constexpr absl::string_view kSymbols[] = {
     "batch", "heads", "head_dim", "value_dim", "query_time", "key_time", "distinct",
     "q.M", "q.N", "q.g", "q.tiles", "q.column_tiles", "q.distinct_masks", "q.most_tiles", "q.most_columns",
     "k.M", "k.N", "k.g", "k.tiles", "k.column_tiles", "k.distinct_masks", "k.most_tiles", "k.most_columns",
+    "multiprocessors",
 };
 constexpr absl::string_view kPointers[] = {
     "null", "q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv", "head_index", "order",

@@ -34,7 +34,7 @@ if __package__:
 else:  # a process that compiles holds no TensorFlow, and so not the package around this folder
     import tiles
 
-LONG = 6
+LONG = 20
 ELEMENT = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "tf32": "fp32"}
 _PLAN = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
 _TENSORS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"}
@@ -167,13 +167,18 @@ def _launch(key: Key, how: dict, function: str, side: str, tensors: str, scales:
         WIDE=key.wide,
         **more,
     )
+    grid = count = f"{side}.most_tiles*heads*batch"
     if how.roles:
         function += "_roles"
         constexprs |= dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers)
+        constexprs |= dict(TURNS=2 if how.programs else 1)
+        signature |= dict(count="i32")
+        grid = f"min({how.programs}*multiprocessors,{count})" if how.programs else count
     else:
         constexprs |= dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
     names = {name: f"p:{side}.{name}" for name in _PLAN} | {name: f"f:{name}" for name in scales.split()}
-    names |= {name: f"i:{name}" for name in integers} | {"tiles": f"i:{side}.most_tiles"}
+    names |= {name: f"i:{name}" for name in integers}
+    names |= {"tiles": f"i:{side}.most_tiles", "count": f"i:{count}"}
     return Launch(
         function=function,
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
@@ -183,7 +188,7 @@ def _launch(key: Key, how: dict, function: str, side: str, tensors: str, scales:
         options=dict(
             num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True
         ),
-        grid=(f"{side}.most_tiles*heads*batch", "1", "1"),
+        grid=(grid, "1", "1"),
         args=tuple(names.get(name, f"p:{name}") for name in signature),
     )
 

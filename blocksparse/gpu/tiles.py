@@ -28,6 +28,7 @@ class Launch:
     split: bool
     heaviest_first: bool
     roles: int | None = None  # with warp roles: the columns that are computed at a time
+    programs: int | None = None  # likewise: so many a multiprocessor, each taking row tile after row tile
 
 
 def padded(dim: int) -> int:
@@ -80,7 +81,7 @@ def launch(
     dim = padded(max(head_dim, value_dim))
     wanted = dict(kernel=kernel, dtype=DTYPES[dtype], m=m, n=n, long=long_rows)
     for row in table(capability)["launches"]:
-        if dim <= row["dim"] and all(row[name] in (value, None) for name, value in wanted.items()):
+        if dim <= row["dim"] and all(row[name] == value for name, value in wanted.items()):
             return Launch(*(row.get(field.name) for field in fields(Launch)))
     warps, stages = _warps(DTYPES[dtype], m, dim), _stages(DTYPES[dtype], dim, n)
     return Launch(warps, stages, None, split=long_rows, heaviest_first=long_rows)

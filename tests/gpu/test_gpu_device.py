@@ -150,6 +150,18 @@ LONG_ROWS = {  # more than 300 keys a query: kernels and tiles of their own
 }
 
 
+WINDOW = np.tri(72, dtype=bool) & ~np.tri(72, k=-4, dtype=bool)
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (64, 40), (128, 128)])
+def test_programs_that_take_several_row_tiles(dims):
+    """288 row tiles: more than an H100 runs side by side."""
+    problem = Problem(32, (72, 72), 4, dims, "float16", ragged, batch=4, layout=WINDOW)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+
+
 @pytest.mark.parametrize("name", LONG_ROWS)
 def test_long_rows(name):
     options = dict(block_size=32, blocks=(40, 40), heads=2, dims=(64, 64), dtype="float16", callback=ragged)

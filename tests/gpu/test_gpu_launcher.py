@@ -15,7 +15,8 @@ from blocksparse.gpu import manifest, runtime
 
 SYMBOLS = (
     "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
-    "q.most_tiles q.most_columns k.M k.N k.g k.tiles k.column_tiles k.distinct_masks k.most_tiles k.most_columns"
+    "q.most_tiles q.most_columns k.M k.N k.g k.tiles k.column_tiles k.distinct_masks k.most_tiles k.most_columns "
+    "multiprocessors"
 ).split()
 KEYS = [
     "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90",
@@ -86,6 +87,7 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
         ("blocksparse-manifest 2 k", "line 1: not a manifest of version 1"),
         ("blocksparse-manifest 1 k\ntemp a 4*(batch", "line 2: bad expression '4*(batch'"),
         ("blocksparse-manifest 1 k\ntemp a 4*bath", "at 'bath'"),
+        ("blocksparse-manifest 1 k\ntemp a min(batch)", "bad expression 'min(batch)' at ')'"),
         ("blocksparse-manifest 1 k\nlaunch a b c 4 0 1 1", "line 2: cannot read 'launch' of 8 words"),
         (
             "blocksparse-manifest 1 k\nlaunch a b c four 0 1 1 1",
@@ -100,7 +102,15 @@ def test_a_bad_manifest_is_refused(library, text, wrong):
 
 
 @pytest.mark.parametrize(
-    "text, value", [("2+3*4", 14), ("(2+3)*4/3", 6), ("7-2-1", 4), ("batch*heads+1", 7), ("4/0", 0)]
+    "text, value",
+    [
+        ("2+3*4", 14),
+        ("(2+3)*4/3", 6),
+        ("7-2-1", 4),
+        ("batch*heads+1", 7),
+        ("4/0", 0),
+        ("min(heads,batch*2)", 3),
+    ],
 )
 def test_expressions(library, text, value):
     assert describe(library, f"blocksparse-manifest 1 k\ntemp a {text}", batch=2, heads=3).split()[-1] == str(

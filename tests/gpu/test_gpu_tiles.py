@@ -57,3 +57,17 @@ def test_plain_kernels_take_the_tiles_of_roles(triton):
     triton("3.6.0")
     assert not any(name.endswith("_roles") for name in functions(90, *chosen))
     assert not any(name.endswith("_roles") for name in functions(100, *chosen))
+
+
+def test_programs_walk_over_short_rows_only(triton):
+    triton("3.9.0")
+    for work, long_rows in ((128.0, False), (4096.0, True)):
+        by_query, by_key = tiles.choose("float16", 64, 64, 32, work, 90)
+        key = manifest.parse(
+            "forward-f16-d64-v64-m{}-n{}-g32-o0-w0-s1-r{:d}-c0-sm90".format(*by_query, long_rows)
+        )
+        (forward,) = manifest.launches(key)
+        count = "q.most_tiles*heads*batch"
+        assert forward.args[-1] == f"i:{count}"
+        assert forward.grid[0] == (count if long_rows else f"min(2*multiprocessors,{count})")
+        assert forward.constexprs["TURNS"] == (1 if long_rows else 2)

@@ -1,20 +1,18 @@
-"""What the kernels share: the work of a program, the ring of column tiles, who fills it, rows to and from registers."""
+"""What the kernels share: the ring of column tiles, who fills it, a row tile's own rows, rows to and from registers."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+)
 
-from ..primitives import locate, tensor_rows
+from ..primitives import tensor_rows
 
-FETCH_REGISTERS = gl.constexpr(24)
 VECTOR = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, order=[0]))
-
-
-@gluon.constexpr_function
-def computing_registers(launched):
-    """What two warpgroups may have when three were launched with `launched` a thread."""
-    return (3 * launched - 24) // 16 * 8
 
 
 @gluon.constexpr_function
@@ -41,70 +39,9 @@ def copied(pad):
 
 
 @gluon.aggregate
-class Shape:
-    """The constants of a kernel."""
-
-    HEAD_DIM: gl.constexpr
-    VALUE_DIM: gl.constexpr
-    HEAD_PAD: gl.constexpr
-    VALUE_PAD: gl.constexpr
-    M: gl.constexpr
-    N: gl.constexpr  # columns that are computed at a time
-    TILE: gl.constexpr  # columns of the plan's tiles
-    GRANULE: gl.constexpr
-    PERMUTED: gl.constexpr
-    WIDE: gl.constexpr
-    STAGES: gl.constexpr
-
-
-@gluon.aggregate
-class Work:
-    """One row tile: plan rows, and column tiles (of shape.N) 0 .. count, of which those before `full` have no mask."""
-
-    rows: gl.tensor
-    columns: gl.tensor
-    mask: gl.tensor
-    masks: gl.tensor
-    tile: gl.tensor
-    count: gl.tensor
-    full: gl.tensor
-    stored: gl.tensor
-    heads: gl.tensor
-    own_time: gl.tensor
-    time: gl.tensor
-    stride: gl.tensor
-
-
-@gluon.jit
-def find_work(
-    head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, own_time, time, tiles,
-    shape, SHARED: gl.constexpr, HEAVIEST_FIRST: gl.constexpr,
-):  # fmt: skip
-    """(batch, head, work) of this program; an idle one has no rows and no columns."""
-    batch, head, tile, exists = locate(head_index, head_tiles, heads, tiles, SHARED, HEAVIEST_FIRST)
-    if not SHARED:
-        tile = gl.where(exists, tile, 0)
-    stride = gl.load(order + head) if shape.PERMUTED else gl.to_tensor(1)
-    start = gl.load(offset + tile)
-    count = gl.load(offset + tile + 1) - start
-    unmasked = gl.load(full + tile)
-    stored = gl.load(row_count + tile)
-    if not SHARED:
-        count = gl.where(exists, count, 0)
-        unmasked = gl.where(exists, unmasked, 0)
-        stored = gl.where(exists, stored, 0)
-    columns += start * (shape.TILE // shape.GRANULE)
-    count *= shape.TILE // shape.N
-    unmasked *= shape.TILE // shape.N
-    mask += start
-    work = Work(rows, columns, mask, masks, tile, count, unmasked, stored, heads, own_time, time, stride)
-    return batch, head, work
-
-
-@gluon.aggregate
 class Ring:
     """STAGES column tiles in flight: rows of x and of y (keys and values, or queries and their gradients), mask words
-    (N / 32 vectors [M] a tile), barriers.
+    (N / 32 vectors [M] a tile), barriers. Places count on from one row tile to the next.
     """
 
     x: gl.shared_memory_descriptor
@@ -113,6 +50,44 @@ class Ring:
     x_full: gl.shared_memory_descriptor
     y_full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
+
+
+@gluon.aggregate
+class Barriers:
+    """Of buffers that hold what the fetching warpgroup copies for a row tile, taken in turn."""
+
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    COUNT: gl.constexpr
+
+    @gluon.jit
+    def await_full(self, turn):
+        mbarrier.wait(self.full.index(turn % self.COUNT), turn // self.COUNT & 1)
+
+    @gluon.jit
+    def await_empty(self, turn):
+        mbarrier.wait(self.empty.index(turn % self.COUNT), turn // self.COUNT & 1 ^ 1)
+
+    @gluon.jit
+    def fill(self, turn):
+        """Once the copies that were asked for have come."""
+        async_copy.mbarrier_arrive(self.full.index(turn % self.COUNT), increment_count=False)
+
+    @gluon.jit
+    def release(self, turn):
+        mbarrier.arrive(self.empty.index(turn % self.COUNT), count=1)
+
+
+@gluon.jit
+def make_barriers(COUNT: gl.constexpr):
+    """At `full` every fetching thread arrives when its copies have, at `empty` one of each computing warpgroup."""
+    barriers = Barriers(
+        mbarrier.allocate_mbarrier(batch=COUNT), mbarrier.allocate_mbarrier(batch=COUNT), COUNT
+    )
+    for turn in gl.static_range(COUNT):
+        mbarrier.init(barriers.full.index(turn), count=128)
+        mbarrier.init(barriers.empty.index(turn), count=2)
+    return barriers
 
 
 @gluon.jit
@@ -128,7 +103,6 @@ def make_ring(element: gl.constexpr, shape):
         mbarrier.allocate_mbarrier(batch=shape.STAGES),
     )
     for stage in gl.static_range(shape.STAGES):
-        # Every fetching thread arrives when its copies have; one thread of each computing warpgroup.
         mbarrier.init(ring.x_full.index(stage), count=128)
         mbarrier.init(ring.y_full.index(stage), count=128)
         mbarrier.init(ring.empty.index(stage), count=2)
@@ -136,17 +110,16 @@ def make_ring(element: gl.constexpr, shape):
 
 
 @gluon.jit
-def make_own(element: gl.constexpr, shape, PAD: gl.constexpr):
-    """Room for the row tile's own rows of one tensor."""
+def make_own(element: gl.constexpr, COUNT: gl.constexpr, shape, PAD: gl.constexpr):
+    """Room for COUNT row tiles' own rows of one tensor."""
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.M, PAD], element)
-    return gl.allocate_shared_memory(element, [shape.M, PAD], layout)
+    return gl.allocate_shared_memory(element, [COUNT, shape.M, PAD], layout)
 
 
 @gluon.jit
-def make_own_barrier():
-    barrier = mbarrier.allocate_mbarrier()
-    mbarrier.init(barrier, count=128)
-    return barrier
+def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr):
+    """A warpgroup's 64 rows."""
+    return own.index(turn % COUNT).slice(PART * 64, 64, dim=0)
 
 
 @gluon.jit
@@ -170,18 +143,63 @@ def gathered_rows(granules, j, last, time, stride, COUNT: gl.constexpr, shape, l
 
 
 @gluon.jit
-def addresses(pointer, rows, work, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
+def own_rows(walk, work, shape, layout: gl.constexpr):
+    """Tensor rows of the row tile."""
+    return gathered_rows(
+        walk.rows, work.tile, work.tile + 1, walk.own_time, work.stride, shape.M, shape, layout
+    )
+
+
+@gluon.jit
+def part_granules(walk, work, PART: gl.constexpr, shape, layout: gl.constexpr):
+    """What part_rows makes rows of, asked for long before."""
+    row = PART * 64 + gl.arange(0, 64, layout=layout)
+    return gl.load(walk.rows + work.tile * (shape.M // shape.GRANULE) + row // shape.GRANULE)
+
+
+@gluon.jit
+def part_rows(granules, walk, work, PART: gl.constexpr, shape, layout: gl.constexpr):
+    """(tensor rows, which of them exist) of a warpgroup's 64."""
+    row = PART * 64 + gl.arange(0, 64, layout=layout)
+    within = row % shape.GRANULE
+    if shape.PERMUTED:
+        within *= work.stride
+    first = tensor_rows(granules * shape.GRANULE, walk.own_time, work.stride, shape.PERMUTED)
+    return first + within, row < work.stored
+
+
+@gluon.jit
+def column_rows(walk, work, j, count, shape, layout: gl.constexpr):
+    """Tensor rows of column tile j."""
+    columns = walk.columns + work.start * (shape.TILE // shape.GRANULE)
+    return gathered_rows(columns, j, count, walk.time, work.stride, shape.N, shape, layout)
+
+
+@gluon.jit
+def mask_number(walk, work, j, count, shape):
+    return gl.load(walk.mask + work.start + j * shape.N // shape.TILE, mask=j < count, other=0)
+
+
+@gluon.jit
+def mask_words(walk, number, j, shape):
+    """Where the first words of mask `number` are that belong to column tile j, of every row."""
+    row = gl.arange(0, shape.M, layout=VECTOR)
+    return walk.masks + (number * shape.M + row) * (shape.TILE // 32) + j * shape.N % shape.TILE // 32
+
+
+@gluon.jit
+def addresses(pointer, rows, walk, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
     """(pointers [rows, PAD] into one head's rows, which of them are inside DIM)"""
     if shape.WIDE:
         rows = rows.to(gl.int64)
     column = gl.arange(0, PAD, layout=gl.SliceLayout(0, layout))[None, :]
-    return pointer + (rows[:, None] * (work.heads * DIM) + column), column < DIM
+    return pointer + (rows[:, None] * (walk.heads * DIM) + column), column < DIM
 
 
 @gluon.jit
-def copy_rows(shared, pointer, rows, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+def copy_rows(shared, pointer, rows, walk, shape, DIM: gl.constexpr, PAD: gl.constexpr):
     """Asks for rows of one head, zeros past DIM."""
-    where, inside = addresses(pointer, rows, work, shape, DIM, PAD, copied(PAD))
+    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
     if DIM == PAD:
         async_copy.async_load(shared, where)
     else:
@@ -189,67 +207,67 @@ def copy_rows(shared, pointer, rows, work, shape, DIM: gl.constexpr, PAD: gl.con
 
 
 @gluon.jit
-def fetch_own(shared, pointer, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    """The row tile's rows of one tensor."""
-    rows = own_rows(work, work.tile, shape.M, shape, gl.SliceLayout(1, copied(PAD)))
-    copy_rows(shared, pointer, rows, work, shape, DIM, PAD)
+def copy_own(own, pointer, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+    """Asks for the row tile's rows of one tensor."""
+    rows = own_rows(walk, work, shape, gl.SliceLayout(1, copied(PAD)))
+    pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
+    copy_rows(own, pointer, rows, walk, shape, DIM, PAD)
 
 
 @gluon.jit
-def own_rows(work, part, COUNT: gl.constexpr, shape, layout: gl.constexpr):
-    """Tensor rows of the part-th COUNT rows of the plan."""
-    return gathered_rows(work.rows, part, part + 1, work.own_time, work.stride, COUNT, shape, layout)
-
-
-@gluon.jit
-def column_rows(work, j, shape, layout: gl.constexpr):
-    return gathered_rows(work.columns, j, work.count, work.time, work.stride, shape.N, shape, layout)
-
-
-@gluon.jit
-def mask_words(work, number, j, shape):
-    """Where the first mask words of column tile j are, of every row."""
-    row = gl.arange(0, shape.M, layout=VECTOR)
-    return work.masks + (number * shape.M + row) * (shape.TILE // 32) + j * shape.N % shape.TILE // 32
-
-
-@gluon.jit
-def fetch_tiles(x, y, statistics, work, ring, shape):
-    """Column tiles into the ring, and into rings of their own what `statistics` names: pairs (ring, pointer)."""
+def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
+    """Column tiles into the ring from `place` on, and into rings of their own what `statistics` names: pairs (ring,
+    pointer). Gives the place behind them.
+    """
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
-    rows = column_rows(work, 0, shape, x_layout)
-    number = gl.load(work.mask, mask=work.count > 0, other=0)
-    for j in range(work.count):
-        stage = j % shape.STAGES
+    count, full = work.column_tiles(shape)
+    head = work.batch * walk.time * walk.heads + work.head
+    x += head * shape.HEAD_DIM
+    y += head * shape.VALUE_DIM
+    # Numbers are loaded a tile ahead: no load waits for the one before it.
+    rows = column_rows(walk, work, 0, count, shape, x_layout)
+    number = mask_number(walk, work, 0, count, shape)
+    if len(statistics) > 0:
+        sums = (work.batch * walk.heads + work.head) * walk.time
+        few = column_rows(walk, work, 0, count, shape, VECTOR)
+    for j in range(count):
+        stage = (place + j) % shape.STAGES
         x_rows = rows
-        rows = column_rows(work, j + 1, shape, x_layout)  # a tile ahead: no load waits for the one before it
-        words = mask_words(work, number, j, shape)
-        number = gl.load(work.mask + (j + 1) * shape.N // shape.TILE, mask=j + 1 < work.count, other=0)
+        rows = column_rows(walk, work, j + 1, count, shape, x_layout)
+        words = mask_words(walk, number, j, shape)
+        number = mask_number(walk, work, j + 1, count, shape)
         if len(statistics) > 0:
-            few = column_rows(work, j, shape, VECTOR)
-        mbarrier.wait(ring.empty.index(stage), (j // shape.STAGES & 1) ^ 1)
-        copy_rows(ring.x.index(stage), x, x_rows, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        if j >= work.full:
+            places = sums + few
+            few = column_rows(walk, work, j + 1, count, shape, VECTOR)
+        mbarrier.wait(ring.empty.index(stage), (place + j) // shape.STAGES & 1 ^ 1)
+        copy_rows(ring.x.index(stage), x, x_rows, walk, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        if j >= full:
             for word in gl.static_range(shape.N // 32):
                 async_copy.async_load(ring.words.index(stage * (shape.N // 32) + word), words + word)
         for pair in gl.static_range(len(statistics)):
-            async_copy.async_load(statistics[pair][0].index(stage), statistics[pair][1] + few)
+            async_copy.async_load(statistics[pair][0].index(stage), statistics[pair][1] + places)
         async_copy.mbarrier_arrive(ring.x_full.index(stage), increment_count=False)
         y_rows = gl.convert_layout(x_rows, y_layout)
-        copy_rows(ring.y.index(stage), y, y_rows, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        copy_rows(ring.y.index(stage), y, y_rows, walk, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         async_copy.mbarrier_arrive(ring.y_full.index(stage), increment_count=False)
+    return place + count
 
 
 @gluon.jit
-def await_x(ring, j, count, shape):
-    """Until column tile j of x is there; beyond the last, at once."""
-    mbarrier.wait(ring.x_full.index(j % shape.STAGES), j // shape.STAGES & 1, pred=j < count)
+def await_x(ring, j, last, shape):
+    """Until the column tile at place j of x is there; from `last` on, at once."""
+    mbarrier.wait(ring.x_full.index(j % shape.STAGES), j // shape.STAGES & 1, pred=j < last)
 
 
 @gluon.jit
 def await_y(ring, j, shape):
     mbarrier.wait(ring.y_full.index(j % shape.STAGES), j // shape.STAGES & 1)
+
+
+@gluon.jit
+def release(ring, stage):
+    mbarrier.arrive(ring.empty.index(stage), count=1)
 
 
 @gluon.jit
@@ -260,26 +278,48 @@ def scores(a, b, shape):
 
 
 @gluon.jit
-def visible(ring, stage, PART: gl.constexpr, unmasked, shape):
-    """bool [64, N]: bit c of the rows' mask words."""
-    layout: gl.constexpr = accumulator(shape.N)
-    column = gl.arange(0, shape.N, layout=gl.SliceLayout(0, layout))[None, :]
-    bits = column * 0
+def part_words(ring, stage, PART: gl.constexpr, shape):
+    """The mask words of a warpgroup's rows, a vector for every 32 columns."""
+    words = ()
     for word in gl.static_range(shape.N // 32):
-        words = ring.words.index(stage * (shape.N // 32) + word).slice(PART * 64, 64, dim=0)
-        bits = gl.where(column >= 32 * word, words.load(row_of(shape.N))[:, None], bits)
-    return ((bits >> (column % 32)) & 1 != 0) | unmasked
+        rows = ring.words.index(stage * (shape.N // 32) + word).slice(PART * 64, 64, dim=0)
+        words += (rows.load(row_of(shape.N)),)
+    return words
 
 
 @gluon.jit
-def part_rows(work, PART: gl.constexpr, shape, layout: gl.constexpr):
-    """(tensor rows, which of them exist) of a warpgroup's 64."""
-    exists = PART * 64 + gl.arange(0, 64, layout=layout) < work.stored
-    return own_rows(work, work.tile * (shape.M // 64) + PART, 64, shape, layout), exists
+def any_visible(words):
+    """Whether one of the rows sees one of the columns."""
+    bits = words[0]
+    for word in gl.static_range(1, len(words)):
+        bits |= words[word]
+    return gl.max((bits != 0).to(gl.int32), 0) != 0
 
 
 @gluon.jit
-def store_rows(pointer, result, work, PART: gl.constexpr, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    rows, stored = part_rows(work, PART, shape, row_of(PAD))
-    where, inside = addresses(pointer, rows, work, shape, DIM, PAD, accumulator(PAD))
-    gl.store(where, result.to(pointer.dtype.element_ty), mask=stored[:, None] & inside)
+def visible(words, shape):
+    """bool [64, N]: bit c of the rows' mask words."""
+    column = gl.arange(0, shape.N, layout=gl.SliceLayout(0, accumulator(shape.N)))[None, :]
+    bits = column * 0
+    for word in gl.static_range(len(words)):
+        bits = gl.where(column >= 32 * word, words[word][:, None], bits)
+    return (bits >> (column % 32)) & 1 != 0
+
+
+@gluon.jit
+def through(shared, result, layout: gl.constexpr):
+    """`result` in another layout, by way of own rows that are done with."""
+    shared.store(result)
+    fence_async_shared()
+    return shared.load(layout)
+
+
+@gluon.jit
+def store_rows(
+    pointer, result, granules, walk, work, PART: gl.constexpr, shape, DIM: gl.constexpr, PAD: gl.constexpr
+):
+    """Writes 64 rows of one head, in whole rows."""
+    rows, exist = part_rows(granules, walk, work, PART, shape, gl.SliceLayout(1, copied(PAD)))
+    pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
+    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    gl.store(where, result, mask=exist[:, None] & inside)

@@ -1,0 +1,332 @@
+"""The query pass of the backward pass with warp roles; p, ds and delta as in the plain kernel."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..primitives import LOG2_E
+from .ring import (
+    PLAIN,
+    VECTOR,
+    accumulator,
+    addresses,
+    any_visible,
+    await_x,
+    await_y,
+    column_rows,
+    copied,
+    copy_own,
+    fetch_tiles,
+    make_barriers,
+    make_own,
+    make_ring,
+    mask_number,
+    mask_words,
+    operand,
+    own_rows,
+    part_granules,
+    part_of,
+    part_rows,
+    part_words,
+    release,
+    row_of,
+    scores,
+    store_rows,
+    through,
+    visible,
+)
+from .walk import Shape, Walk, computing_registers, fetch_registers, find_work, next_work, overlaps
+
+
+@gluon.aggregate
+class Own:
+    """The row tile's own rows and sums, and their barriers; out is wanted for delta only, and so there once."""
+
+    q: gl.shared_memory_descriptor
+    dout: gl.shared_memory_descriptor
+    lse: gl.shared_memory_descriptor
+    dlse: gl.shared_memory_descriptor
+    out: gl.shared_memory_descriptor
+
+
+@gluon.jit
+def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape):
+    place, turn = 0, 0
+    work = find_work(walk, gl.program_id(0), shape)
+    for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
+        after = next_work(walk, number, work, shape)
+        sums = (work.batch * walk.heads + work.head) * walk.own_time + own_rows(walk, work, shape, VECTOR)
+        slot = turn % inputs.COUNT
+        inputs.await_empty(turn)
+        copy_own(own.q.index(slot), q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        copy_own(own.dout.index(slot), dout, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        async_copy.async_load(own.lse.index(slot), lse + sums)
+        async_copy.async_load(own.dlse.index(slot), dlse + sums)
+        inputs.fill(turn)
+        outputs.await_empty(turn)
+        copy_own(own.out.index(0), out, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        outputs.fill(turn)
+        place = fetch_tiles(k, v, (), walk, work, place, ring, shape)
+        work, turn = after, turn + 1
+
+
+@gluon.jit
+def products(s, dp, lse, delta, seen, scale_log2, MASKED: gl.constexpr, OWED: gl.constexpr):
+    """ds; s and dp are in flight, OWED products after them."""
+    s = warpgroup_mma_wait(OWED + 1, [s])
+    p = gl.exp2(s * scale_log2 - lse[:, None])
+    dp = warpgroup_mma_wait(OWED, [dp])
+    ds = p * (dp - delta[:, None])
+    if MASKED:
+        ds = gl.where(seen, ds, 0.0)
+    return ds
+
+
+@gluon.jit
+def gather_in_turn(
+    queries, gradients, ring, PART: gl.constexpr, first, last, lse, delta, dq, scale_log2, shape, MASKED: gl.constexpr
+):  # fmt: skip
+    """dq + ds k over the tiles at places first .. last, but for those that these rows see nothing of."""
+    for j in range(first, last):
+        stage = j % shape.STAGES
+        await_x(ring, j, last, shape)
+        words = part_words(ring, stage, PART, shape) if MASKED else ()
+        wanted = any_visible(words) if MASKED else True
+        if wanted:
+            s = scores(queries, ring.x.index(stage), shape)
+            await_y(ring, j, shape)
+            dp = scores(gradients, ring.y.index(stage), shape)
+            seen = visible(words, shape) if MASKED else True
+            ds = products(s, dp, lse, delta, seen, scale_log2, MASKED, 0)
+            ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
+            dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(stage), dq, is_async=True)])
+        else:
+            await_y(ring, j, shape)
+        release(ring, stage)
+    return dq
+
+
+@gluon.jit
+def gather(
+    queries, gradients, ring, PART: gl.constexpr, first, last, end, lse, delta, ds, dq, scale_log2, shape,
+    MASKED: gl.constexpr,
+):  # fmt: skip
+    """ds of tiles first .. last, and dq + ds k of the tile before each. Tile `first` of k has arrived."""
+    for j in range(first, last):
+        stage = j % shape.STAGES
+        before = (j + shape.STAGES - 1) % shape.STAGES
+        s = scores(queries, ring.x.index(stage), shape)
+        await_y(ring, j, shape)
+        dp = scores(gradients, ring.y.index(stage), shape)
+        dq = warpgroup_mma(ds, ring.x.index(before), dq, is_async=True)
+        seen = visible(part_words(ring, stage, PART, shape), shape) if MASKED else True
+        fresh = products(s, dp, lse, delta, seen, scale_log2, MASKED, 1)
+        fresh = gl.convert_layout(fresh.to(ring.x.dtype), operand(shape.HEAD_PAD))
+        await_x(ring, j + 1, end, shape)  # here for the reason in forward.py
+        dq, ds = warpgroup_mma_wait(0, [dq, fresh])
+        release(ring, before)
+    return ds, dq
+
+
+@gluon.jit
+def gather_overlapping(
+    queries, gradients, ring, PART: gl.constexpr, first, full, last, lse, delta, dq, scale_log2, shape
+):
+    """dq + ds k over tiles first .. last; those from `full` on have masks."""
+    if first < last:
+        stage = first % shape.STAGES
+        await_x(ring, first, last, shape)
+        s = scores(queries, ring.x.index(stage), shape)
+        await_y(ring, first, shape)
+        dp = scores(gradients, ring.y.index(stage), shape)
+        seen = visible(part_words(ring, stage, PART, shape), shape) | (first < full)
+        ds = products(s, dp, lse, delta, seen, scale_log2, True, 0)
+        ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
+        await_x(ring, first + 1, last, shape)
+        ds, dq = gather(
+            queries,
+            gradients,
+            ring,
+            PART,
+            first + 1,
+            full,
+            last,
+            lse,
+            delta,
+            ds,
+            dq,
+            scale_log2,
+            shape,
+            False,
+        )
+        masked = gl.maximum(full, first + 1)
+        ds, dq = gather(
+            queries, gradients, ring, PART, masked, last, last, lse, delta, ds, dq, scale_log2, shape, True
+        )
+        stage = (last - 1) % shape.STAGES
+        dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(stage), dq, is_async=True)])
+        release(ring, stage)
+    return dq
+
+
+@gluon.jit
+def differentiate(
+    PART: gl.constexpr, delta, dq_out, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
+):  # fmt: skip
+    """delta and dq of 64 queries of each row tile; poison says whether some dq holds NaN."""
+    read: gl.constexpr = copied(shape.VALUE_PAD)
+    place, turn, poisoned = 0, 0, 0
+    work = find_work(walk, gl.program_id(0), shape)
+    for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
+        after = next_work(walk, number, work, shape)
+        dq_granules = part_granules(walk, work, PART, shape, gl.SliceLayout(1, copied(shape.HEAD_PAD)))
+        granules = part_granules(walk, work, PART, shape, row_of(shape.N))
+        count, unmasked = work.column_tiles(shape)
+        full, last = place + unmasked, place + count
+        queries, gradients = (
+            part_of(own.q, turn, PART, inputs.COUNT),
+            part_of(own.dout, turn, PART, inputs.COUNT),
+        )
+        inputs.await_full(turn)
+        outputs.await_full(turn)
+        out = part_of(own.out, 0, PART, 1).load(read).to(gl.float32)
+        row_delta = gl.convert_layout(gl.sum(out * gradients.load(read).to(gl.float32), 1), row_of(shape.N))
+        outputs.release(turn)
+        rows, exist = part_rows(granules, walk, work, PART, shape, row_of(shape.N))
+        row_delta -= part_of(own.dlse, turn, PART, inputs.COUNT).load(row_of(shape.N))
+        gl.store(delta + (work.batch * walk.heads + work.head) * walk.own_time + rows, row_delta, mask=exist)
+        row_lse = part_of(own.lse, turn, PART, inputs.COUNT).load(row_of(shape.N))
+        row_lse = gl.where(exist, row_lse, float("inf")) * LOG2_E  # no ds where no row is
+
+        dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
+        if shape.OVERLAP:
+            dq = gather_overlapping(
+                queries, gradients, ring, PART, place, full, last, row_lse, row_delta, dq, scale_log2, shape
+            )
+        else:
+            dq = gather_in_turn(
+                queries, gradients, ring, PART, place, full, row_lse, row_delta, dq, scale_log2, shape, False
+            )
+            dq = gather_in_turn(
+                queries, gradients, ring, PART, full, last, row_lse, row_delta, dq, scale_log2, shape, True
+            )
+        poisoned |= gl.max(gl.max((dq != dq).to(gl.int32), 1), 0)
+        result = through(queries, (dq * scale).to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
+        inputs.release(turn)
+        store_rows(dq_out, result, dq_granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        work, place, turn = after, last, turn + 1
+    poison.index(PART).store(gl.full([1], poisoned, gl.int32, VECTOR))
+
+
+@gluon.jit
+def loaded_rows(pointer, rows, time, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+    pointer = pointer + (work.batch * time * walk.heads + work.head) * DIM
+    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    return gl.load(where, mask=inside, other=0.0)
+
+
+@gluon.jit
+def differentiate_again(
+    PART: gl.constexpr, k, v, lse, delta, dq_out, walk, work, own, ring, scale, scale_log2, shape
+):
+    """dq of 64 queries with NaN and infinite keys silenced in its own product: who sees one has ds NaN."""
+    x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
+    y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
+    granules = part_granules(walk, work, PART, shape, row_of(shape.N))
+    rows, exist = part_rows(granules, walk, work, PART, shape, row_of(shape.N))
+    sums = (work.batch * walk.heads + work.head) * walk.own_time + rows
+    row_delta = gl.load(delta + sums, mask=exist, other=0.0)
+    row_lse = gl.load(lse + sums, mask=exist, other=float("inf")) * LOG2_E
+    dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
+    queries, gradients = part_of(own.q, 0, PART, 1), part_of(own.dout, 0, PART, 1)
+    count, full = work.column_tiles(shape)
+    for j in range(count):
+        x_rows = column_rows(walk, work, j, count, shape, x_layout)
+        y_rows = column_rows(walk, work, j, count, shape, y_layout)
+        keys = loaded_rows(k, x_rows, walk.time, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        values = loaded_rows(v, y_rows, walk.time, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        ring.x.index(0).store(keys)
+        ring.x.index(1).store(gl.where(gl.maximum(keys, -keys) < float("inf"), keys, 0.0))
+        ring.y.index(0).store(values)
+        where = mask_words(walk, mask_number(walk, work, j, count, shape), j, shape)
+        for word in gl.static_range(shape.N // 32):
+            masked = gl.full([shape.M], 0, gl.int32, VECTOR) + j >= full
+            ring.words.index(word).store(gl.load(where + word, mask=masked, other=-1))
+        fence_async_shared()
+        gl.barrier()
+        s, dp = scores(queries, ring.x.index(0), shape), scores(gradients, ring.y.index(0), shape)
+        seen = visible(part_words(ring, 0, PART, shape), shape)
+        ds = products(s, dp, row_lse, row_delta, seen, scale_log2, True, 0)
+        ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
+        dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(1), dq, is_async=True)])
+        gl.barrier()
+    result = gl.convert_layout((dq * scale).to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
+    granules = part_granules(walk, work, PART, shape, x_layout)
+    store_rows(dq_out, result, granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+
+
+@gluon.jit
+def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape):
+    """All row tiles of the program, by the warpgroup that is left."""
+    x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
+    y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
+    for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
+        work = find_work(walk, number, shape)
+        x_rows, y_rows = own_rows(walk, work, shape, x_layout), own_rows(walk, work, shape, y_layout)
+        own.q.index(0).store(
+            loaded_rows(q, x_rows, walk.own_time, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        )
+        own.dout.index(0).store(
+            loaded_rows(dout, y_rows, walk.own_time, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        )
+        for part in gl.static_range(2):
+            differentiate_again(part, k, v, lse, delta, dq, walk, work, own, ring, scale, scale_log2, shape)
+
+
+@gluon.jit
+def attention_query_gradient_roles(
+    q, k, v, out, lse, dout, dlse, delta, dq, head_index, order, head_tiles, rows, row_count, offset, full,
+    columns, mask, masks, scale, scale_log2, heads, query_time, key_time, tiles, count,
+    HEAD_DIM: gl.constexpr, VALUE_DIM: gl.constexpr, HEAD_PAD: gl.constexpr, VALUE_PAD: gl.constexpr,
+    M: gl.constexpr, N: gl.constexpr, GRANULE: gl.constexpr, HEAVIEST_FIRST: gl.constexpr,
+    PERMUTED: gl.constexpr, SHARED: gl.constexpr, WIDE: gl.constexpr,
+    COLUMNS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, TURNS: gl.constexpr,
+):  # fmt: skip
+    """delta and dq of row tiles of queries."""
+    shape = Shape(HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, COLUMNS, N, GRANULE, PERMUTED, WIDE, STAGES, TURNS,
+                  overlaps(TURNS, REGISTERS))  # fmt: skip
+    walk = Walk(head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, query_time,
+                key_time, tiles, count, SHARED, HEAVIEST_FIRST)  # fmt: skip
+    element: gl.constexpr = q.dtype.element_ty
+    own = Own(
+        make_own(element, TURNS, shape, HEAD_PAD),
+        make_own(element, TURNS, shape, VALUE_PAD),
+        gl.allocate_shared_memory(gl.float32, [TURNS, M], PLAIN),
+        gl.allocate_shared_memory(gl.float32, [TURNS, M], PLAIN),
+        make_own(element, 1, shape, VALUE_PAD),
+    )
+    inputs, outputs, ring = make_barriers(TURNS), make_barriers(1), make_ring(element, shape)
+    poison = gl.allocate_shared_memory(gl.int32, [2, 1], PLAIN)
+    gl.warp_specialize(
+        [
+            (
+                differentiate,
+                (0, delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape),
+            ),
+            (
+                differentiate,
+                (1, delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape),
+            ),
+            (fetch, (q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape)),
+        ],
+        [4, 4],
+        [computing_registers(REGISTERS, TURNS == 1), fetch_registers(REGISTERS, TURNS == 1)],
+    )
+    # A key that is NaN reaches every row of its tiles through 0 x NaN. Rare, so noticed afterwards and done again.
+    if gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0) != 0:
+        walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape)

@@ -1,0 +1,119 @@
+"""Which row tiles a program takes: one, or, where rows are short, one after the other, so that its loads never stop."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.aggregate
+class Shape:
+    """The constants of a kernel."""
+
+    HEAD_DIM: gl.constexpr
+    VALUE_DIM: gl.constexpr
+    HEAD_PAD: gl.constexpr
+    VALUE_PAD: gl.constexpr
+    M: gl.constexpr
+    N: gl.constexpr  # columns that are computed at a time
+    TILE: gl.constexpr  # columns of the plan's tiles
+    GRANULE: gl.constexpr
+    PERMUTED: gl.constexpr
+    WIDE: gl.constexpr
+    STAGES: gl.constexpr
+    TURNS: gl.constexpr  # row tiles whose own rows there is room for: 1, or 2 where a program takes several
+    OVERLAP: gl.constexpr  # whether products run under the next tile's exponentials
+
+
+@gluon.constexpr_function
+def overlaps(turns, registers):
+    """Who takes one row tile and has registers for it; else the overlap is between warpgroups."""
+    return turns == 1 and registers >= 128
+
+
+@gluon.constexpr_function
+def fetch_registers(registers, scarce=False):
+    """What the fetching warpgroup keeps of the `registers` that it was launched with."""
+    return 32 if registers < 128 else 24 if scarce else 56
+
+
+@gluon.constexpr_function
+def computing_registers(registers, scarce=False):
+    """What the two computing ones may have then."""
+    return (3 * registers - fetch_registers(registers, scarce)) // 16 * 8
+
+
+@gluon.aggregate
+class Walk:
+    """The plan of one side, and the row tiles of all batch rows and heads: `count`, of which a head has `tiles`."""
+
+    head_index: gl.tensor
+    order: gl.tensor
+    head_tiles: gl.tensor
+    rows: gl.tensor
+    row_count: gl.tensor
+    offset: gl.tensor
+    full: gl.tensor
+    columns: gl.tensor
+    mask: gl.tensor
+    masks: gl.tensor
+    heads: gl.tensor
+    own_time: gl.tensor
+    time: gl.tensor
+    tiles: gl.tensor
+    count: gl.tensor
+    SHARED: gl.constexpr
+    HEAVIEST_FIRST: gl.constexpr
+
+
+@gluon.aggregate
+class Work:
+    """One row tile: plan rows, and column tiles start .. end of the plan, of which the first `full` have no mask."""
+
+    batch: gl.tensor
+    head: gl.tensor
+    tile: gl.tensor
+    start: gl.tensor
+    end: gl.tensor
+    full: gl.tensor
+    stored: gl.tensor
+    stride: gl.tensor
+
+    @gluon.jit
+    def column_tiles(self, shape):
+        """(all, those without a mask), of shape.N columns. Late, so that nobody waits for what was loaded ahead."""
+        parts: gl.constexpr = shape.TILE // shape.N
+        return (self.end - self.start) * parts, self.full * parts
+
+
+@gluon.jit
+def find_work(walk, number, shape):
+    """Row tile `number`, or the last. One that a head does not have has no rows and no columns."""
+    number = gl.minimum(number, walk.count - 1)
+    head = number % walk.heads
+    batches = walk.count // (walk.heads * walk.tiles)
+    if walk.HEAVIEST_FIRST:  # in primitives.locate's order
+        batch = number // walk.heads % batches
+        tile = number // (walk.heads * batches)
+    else:
+        batch = number // (walk.heads * walk.tiles)
+        tile = number // walk.heads % walk.tiles
+    stride = gl.load(walk.order + head) if shape.PERMUTED else gl.to_tensor(1)
+    if not walk.SHARED:
+        plan = gl.load(walk.head_index + head)
+        tile += gl.load(walk.head_tiles + plan)
+        exists = tile < gl.load(walk.head_tiles + plan + 1)
+        tile = gl.where(exists, tile, 0)
+    start = gl.load(walk.offset + tile)
+    end = gl.load(walk.offset + tile + 1)
+    full = gl.load(walk.full + tile)
+    stored = gl.load(walk.row_count + tile)
+    if not walk.SHARED:
+        end = gl.where(exists, end, start)
+        full = gl.where(exists, full, 0)
+        stored = gl.where(exists, stored, 0)
+    return Work(batch.to(gl.int64), head, tile, start, end, full, stored, stride)
+
+
+@gluon.jit
+def next_work(walk, number, work, shape):
+    """The program's row tile after `number`, asked for while that is worked on."""
+    return find_work(walk, number + gl.num_programs(0), shape) if shape.TURNS > 1 else work
