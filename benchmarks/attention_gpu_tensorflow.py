@@ -26,7 +26,7 @@ from blocksparse.gpu.timing import device_ms
 from blocksparse.ops import Attention, kernel_name
 
 ROWS = 2048  # of the score matrix at a time, in the check
-TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "tf32": 2e-3, "float32": 1e-5}
+TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "tf32": 5e-3, "float32": 1e-5}
 OTHER_DTYPES = ("enwik8 fixed c32", "enwik8 local", "cifar strided")
 DENSE = gpu_cases.Case("dense TensorFlow", 1, 8, 12288, 64, "all", 64)
 STEPS = gpu_cases.Case("three steps", 1, 8, 12288, 64, "fixed:128:32:4", 32)
