@@ -141,9 +141,8 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
         if scale_log2 < 0:  # the running maximum wants a positive scale
             queries.store(-queries.load(copied(shape.HEAD_PAD)))
             fence_async_shared()
-        factor = gl.maximum(
-            gl.maximum(scale_log2, -scale_log2), 1e-37
-        )  # so that what is masked stays so, even by 0
+        # Never 0: what is masked has to stay so.
+        factor = gl.maximum(gl.maximum(scale_log2, -scale_log2), 1e-37)
         if shape.OVERLAP:
             m, l, acc = absorb_overlapping(queries, ring, PART, place, full, last, m, l, acc, factor, shape)
         else:
@@ -192,11 +191,8 @@ def attention_forward_roles(
     walk = Walk(head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, query_time,
                 key_time, tiles, count, SHARED, HEAVIEST_FIRST)  # fmt: skip
     element: gl.constexpr = q.dtype.element_ty
-    q_own, own, ring = (
-        make_own(element, TURNS, shape, HEAD_PAD),
-        make_barriers(TURNS),
-        make_ring(element, shape),
-    )
+    q_own = make_own(element, TURNS, shape, HEAD_PAD)
+    own, ring = make_barriers(TURNS), make_ring(element, shape)
     gl.warp_specialize(
         [
             (attend, (0, out, lse, walk, q_own, own, ring, scale_log2, shape)),

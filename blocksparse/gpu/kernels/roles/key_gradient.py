@@ -132,23 +132,8 @@ def gather_overlapping(
         )
         await_x(ring, first + 1, last, shape)
         p, ds, dk, dv = gather(
-            keys,
-            values,
-            lse,
-            delta,
-            ring,
-            PART,
-            first + 1,
-            full,
-            last,
-            p,
-            ds,
-            dk,
-            dv,
-            scale_log2,
-            shape,
-            False,
-        )
+            keys, values, lse, delta, ring, PART, first + 1, full, last, p, ds, dk, dv, scale_log2, shape, False,
+        )  # fmt: skip
         masked = gl.maximum(full, first + 1)
         p, ds, dk, dv = gather(
             keys, values, lse, delta, ring, PART, masked, last, last, p, ds, dk, dv, scale_log2, shape, True

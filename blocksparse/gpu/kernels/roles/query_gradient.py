@@ -149,21 +149,8 @@ def gather_overlapping(
         ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
         await_x(ring, first + 1, last, shape)
         ds, dq = gather(
-            queries,
-            gradients,
-            ring,
-            PART,
-            first + 1,
-            full,
-            last,
-            lse,
-            delta,
-            ds,
-            dq,
-            scale_log2,
-            shape,
-            False,
-        )
+            queries, gradients, ring, PART, first + 1, full, last, lse, delta, ds, dq, scale_log2, shape, False,
+        )  # fmt: skip
         masked = gl.maximum(full, first + 1)
         ds, dq = gather(
             queries, gradients, ring, PART, masked, last, last, lse, delta, ds, dq, scale_log2, shape, True
