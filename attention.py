@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
+from blocksparse.utils import do_not_convert
 
 if __package__:
     from .patterns import (
@@ -21,6 +22,7 @@ if __package__:
         Pattern,
         as_modes,
         causal,
+        check_positive,
         has_summary,
         head_modes,
         nothing,
@@ -35,6 +37,7 @@ else:
         Pattern,
         as_modes,
         causal,
+        check_positive,
         has_summary,
         head_modes,
         nothing,
@@ -45,8 +48,6 @@ else:
 
 BLOCKSIZES = (8, 16, 32, 64, 128)
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
-# AutoGraph would rewrite the planner too, for seconds; nothing here branches on the value of a tensor.
-do_not_convert = tf.autograph.experimental.do_not_convert
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 
 
@@ -319,10 +320,7 @@ class _SizedCallback(_Callback):
 
 def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     named = {name: _as_tensor(name, x) for name, x in (("q", q), ("k", k), ("v", v))}
-    if isinstance(heads, bool) or not isinstance(heads, (int, np.integer)):
-        raise TypeError(f"heads is {heads!r}; it has to be a positive int")
-    if heads < 1:
-        raise ValueError(f"heads={heads}; it has to be at least 1")
+    check_positive("heads", heads)
     for name, x in named.items():
         if x.dtype not in DTYPES:
             raise TypeError(

@@ -198,6 +198,11 @@ def _check_names(mode: str, attn_mode: str | Sequence[str]) -> tuple[str, ...]:
 def _check_size(name: str, size: int | None, attn_mode: str | Sequence[str]) -> None:
     if size is None:
         raise ValueError(f"{name} is None, but attn_mode={attn_mode!r} needs it: give a positive int")
+    check_positive(name, size)
+
+
+def check_positive(name: str, size) -> None:
+    """Raises TypeError or ValueError where size is no positive int."""
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
         raise TypeError(f"{name} is {size!r}; it has to be a positive int")
     if size < 1:

@@ -14,7 +14,6 @@ import ctypes
 import json
 import math
 import os
-import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -59,19 +58,13 @@ def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
 
 def compile_one(launch: manifest.Launch, capability: int):
     """(cubin, symbol, warps, shared bytes), or why not, in a process that holds Triton."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
     from blocksparse.gpu import kernels
 
     try:
-        compiled = triton.compile(
-            kernels.source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options
-        )
+        compiled = kernels.compiled(launch, capability)
     except Exception as error:  # a variant that does not compile is a row of the report too
         return str(error)[-300:]
-    threads = int(re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"]).group(1))
-    return compiled.asm["cubin"], compiled.metadata.name, threads // 32, compiled.metadata.shared
+    return compiled.asm["cubin"], compiled.metadata.name, kernels.warps(compiled), compiled.metadata.shared
 
 
 class Driver:

@@ -25,7 +25,7 @@ from .ops import Attention, clear_bst_constants
 from .plan import check_order
 from .products import BlockProducts
 from .tables import LookupTables
-from .utils import as_bool
+from .utils import as_bool, do_not_convert
 
 __all__ = [
     "BlocksparseTransformer",
@@ -39,9 +39,6 @@ __all__ = [
     "transpose_0213",
     "transpose_2d",
 ]
-
-# AutoGraph would rewrite the planner too, for seconds; nothing here branches on the value of a tensor.
-do_not_convert = tf.autograph.experimental.do_not_convert
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 TensorLike = Any  # tensor, variable, array or number
+# AutoGraph would rewrite the planner too, for seconds: for what does not branch on the value of a tensor.
+do_not_convert = tf.autograph.experimental.do_not_convert
 
 
 def as_bool(x: np.ndarray) -> tf.Tensor:

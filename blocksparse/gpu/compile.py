@@ -49,14 +49,10 @@ def try_compile(key: str, number: int):
 
 def compile_launch(key: str, launch) -> tuple[bytes, str, int, int]:
     import kernels
-    import triton
-    from triton.backends.compiler import GPUTarget
 
-    target = GPUTarget("cuda", manifest.parse(key).capability, 32)
-    compiled = triton.compile(kernels.source(launch), target=target, options=launch.options)
+    compiled = kernels.compiled(launch, manifest.parse(key).capability)
     check_parameters(compiled, len(launch.args))
-    threads = int(re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"]).group(1))
-    return compiled.asm["cubin"], compiled.metadata.name, threads // 32, compiled.metadata.shared
+    return compiled.asm["cubin"], compiled.metadata.name, kernels.warps(compiled), compiled.metadata.shared
 
 
 def check_parameters(compiled, arguments: int) -> None:

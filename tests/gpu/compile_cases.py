@@ -69,13 +69,11 @@ def measure(job):
     key, number = job
     import kernels
     import triton
-    from triton.backends.compiler import GPUTarget
 
     launch = manifest.launches(key)[number]
     row = dict(key=key, function=launch.function)
     try:
-        target = GPUTarget("cuda", manifest.parse(key).capability, 32)
-        compiled = triton.compile(kernels.source(launch), target=target, options=launch.options)
+        compiled = kernels.compiled(launch, manifest.parse(key).capability)
     except Exception as error:
         return row | dict(error=f"{type(error).__name__}: {error}"[:500])
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

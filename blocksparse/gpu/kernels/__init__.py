@@ -1,5 +1,9 @@
 """The Triton kernels, for processes without TensorFlow. All but roles/ also run in Triton's interpreter."""
 
+import re
+
+import triton
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .backward import attention_key_gradient, attention_query_gradient
@@ -12,17 +16,27 @@ __all__ = [
     "attention_key_gradient",
     "attention_query_gradient",
     "attention_whole_gradient",
-    "source",
+    "compiled",
+    "warps",
 ]
 
 
-def source(launch):
-    """What triton.compile takes for a launch of the manifest."""
-    compiled = launch.signature, launch.constexprs, launch.attrs
+def compiled(launch, capability: int):
+    """A launch of the manifest, as Triton compiles it for a GPU of this capability."""
+    return triton.compile(_source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options)
+
+
+def warps(kernel) -> int:
+    """Of a program of a compiled kernel, those with roles of their own included."""
+    return int(re.search(r"\.reqntid\s+(\d+)", kernel.asm["ptx"]).group(1)) // 32
+
+
+def _source(launch):
+    parts = launch.signature, launch.constexprs, launch.attrs
     if launch.function in __all__:
-        return ASTSource(globals()[launch.function], *compiled)
+        return ASTSource(globals()[launch.function], *parts)
     from triton.experimental.gluon import GluonASTSource  # not in every Triton that compiles the others
 
     from . import roles
 
-    return GluonASTSource(getattr(roles, launch.function), *compiled)
+    return GluonASTSource(getattr(roles, launch.function), *parts)
