@@ -13,40 +13,19 @@ import numpy as np
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
+from blocksparse.plan.block_table import BlockTable
+from blocksparse.plan.checks import check_heads, check_positive
+from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
+from blocksparse.plan.patterns import Pattern, causal, nothing
 from blocksparse.utils import do_not_convert
 
 if __package__:
-    from .patterns import (
-        BlockTable,
-        Mode,
-        Pattern,
-        as_modes,
-        causal,
-        check_positive,
-        has_summary,
-        head_modes,
-        nothing,
-        residue_classes,
-    )
     from .recompute import recomputable
     from .utils import merge_heads, merge_states, shape_list, split_heads, split_states
 else:
-    from patterns import (
-        BlockTable,
-        Mode,
-        Pattern,
-        as_modes,
-        causal,
-        check_positive,
-        has_summary,
-        head_modes,
-        nothing,
-        residue_classes,
-    )
     from recompute import recomputable
     from utils import merge_heads, merge_states, shape_list, split_heads, split_states
 
-BLOCKSIZES = (8, 16, 32, 64, 128)
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 
@@ -120,9 +99,7 @@ def blocksparse_attention_impl(
     """
     q, k, v = _check_tensors(q, k, v, heads)
     n_ctx = _check_time(q)
-    modes = _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
-    if not hasattr(BlocksparseTransformer, "attention"):
-        return _three_steps(q, k, v, heads=heads, modes=modes, blocksize=blocksize, recompute=recompute)
+    modes = block_modes(Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize))
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     return _fused(q, k, v, heads, modes, blocksize)
 
@@ -148,7 +125,7 @@ def strided_transpose(x: tf.Tensor, n_ctx: int, local_attn_ctx: int, blocksize: 
 
     There `strided` is block-diagonal: n_ctx / local_attn_ctx has to be a multiple of blocksize.
     """
-    _check_stride(n_ctx, local_attn_ctx, blocksize)
+    check_stride(n_ctx, local_attn_ctx, blocksize)
     batch, time, width = shape_list(x)
     x = tf.reshape(x, [batch, n_ctx // local_attn_ctx, local_attn_ctx, width])
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [batch, time, width])
@@ -165,9 +142,9 @@ def get_blocksparse_obj(
     vertsize: int = 1,
 ) -> BlocksparseTransformer:
     """The BlocksparseTransformer of a pattern, in natural order; `strided` alone in `strided_transpose`'s."""
-    modes = _check_modes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize)
+    modes = block_modes(Sizes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize))
     if len(modes) == 1:
-        return _blocksparse([_one_pass(modes[0], n_ctx)], n_ctx, n_heads, blocksize)
+        return _blocksparse([modes[0].one_pass(n_ctx)], n_ctx, n_heads, blocksize)
     return _blocksparse([mode.pattern() for mode in modes], n_ctx, n_heads, blocksize)
 
 
@@ -226,40 +203,6 @@ def _join(parts: list[tuple[tf.Tensor, tf.Tensor]], heads: int) -> tf.Tensor:
     dtype = parts[0][0].dtype
     outs = [tf.cast(split_states(out, heads), tf.float32) for out, _ in parts]
     return tf.cast(merge_states(tf.add_n([weights[p] * out for p, out in enumerate(outs)])), dtype)
-
-
-@recomputable
-def _three_steps(q, k, v, *, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
-    """For a BlocksparseTransformer that has OpenAI's methods only: one object for each kind of head."""
-    if len(modes) == 1:
-        return _three_steps_alike(q, k, v, heads, modes[0], blocksize)
-    q, k, v = (split_states(x, heads) for x in (q, k, v))
-    outs: list = [None] * heads
-    for number, mode in enumerate(modes):
-        mine = slice(number, None, len(modes))
-        count = len(outs[mine])
-        own_q, own_k, own_v = (merge_states(x[:, :, mine]) for x in (q, k, v))
-        out = _three_steps_alike(own_q, own_k, own_v, count, mode, blocksize)
-        outs[mine] = tf.unstack(split_states(out, count), axis=2)
-    return merge_states(tf.stack(outs, axis=2))
-
-
-def _three_steps_alike(q, k, v, heads: int, mode: Mode, blocksize: int) -> tf.Tensor:
-    _, n_ctx, width = shape_list(q)
-    scale = tf.constant(1 / sqrt(width // heads), tf.float32)
-    transposed = mode.names == ("strided",)
-    if transposed:
-        q, k, v = (strided_transpose(x, n_ctx, mode.local_attn_ctx, blocksize) for x in (q, k, v))
-    bst = _blocksparse([_one_pass(mode, n_ctx)], n_ctx, heads, blocksize)
-    w = bst.query_key_op(q, k)
-    w = bst.masked_softmax(w, scale=scale)
-    a = bst.weight_value_op(w, v)
-    return strided_transpose(a, n_ctx, n_ctx // mode.local_attn_ctx, 1) if transposed else a
-
-
-def _one_pass(mode: Mode, n_ctx: int) -> Pattern:
-    """What one object computes of a mode: `strided` in its transposed order, all else in the natural one."""
-    return residue_classes(n_ctx, mode.local_attn_ctx) if mode.names == ("strided",) else mode.pattern()
 
 
 @lru_cache(maxsize=64)
@@ -337,11 +280,7 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             raise ValueError(
                 f"{name} has shape {x.shape}; its last axis has to be known (tf.ensure_shape sets it)"
             )
-        if width % heads or not width:
-            nearest = max(1, round(width / heads)) * heads
-            raise ValueError(
-                f"heads={heads} does not divide the width of {name}, {width}; nearest width: {nearest}"
-            )
+        check_heads(heads, f"the width of {name}", width)
     q, k, v = named.values()
     for name, x in (("k", k), ("v", v)):
         if not q.shape[:2].is_compatible_with(x.shape[:2]):
@@ -367,53 +306,6 @@ def _check_time(q: tf.Tensor) -> int:
             "tf.ensure_shape(q, [None, time, width]), or use attention_impl"
         )
     return n_ctx
-
-
-def _check_modes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize) -> tuple[Mode, ...]:
-    """The modes, once they are what the block-sparse path can do."""
-    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
-    if blocksize not in BLOCKSIZES:
-        nearest = min(BLOCKSIZES, key=lambda size: abs(size - blocksize))
-        raise ValueError(
-            f"blocksize={blocksize} is not offered; use one of {BLOCKSIZES} (nearest: {nearest})"
-        )
-    if n_ctx % blocksize or n_ctx < 1:
-        nearest = max(1, round(n_ctx / blocksize)) * blocksize
-        raise ValueError(f"n_ctx={n_ctx} is no multiple of blocksize={blocksize}; nearest n_ctx: {nearest}")
-    names = {name for mode in modes for name in mode.names}
-    if "strided" in names:
-        _check_stride(n_ctx, local_attn_ctx, blocksize)
-    if names & {"chunk", "summary", "fixed"} and local_attn_ctx % blocksize:
-        nearest = max(1, round(local_attn_ctx / blocksize)) * blocksize
-        raise ValueError(
-            f"local_attn_ctx={local_attn_ctx} is no multiple of blocksize={blocksize}, which "
-            f"attn_mode={attn_mode!r} wants; nearest: {nearest}"
-        )
-    if has_summary(names):
-        blocks = local_attn_ctx // blocksize
-        if blocks % vertsize:
-            raise ValueError(
-                f"vertsize={vertsize} does not divide local_attn_ctx / blocksize = {blocks}; "
-                f"nearest: {_nearest_divisor(blocks, vertsize)}"
-            )
-        if heads % num_verts:
-            raise ValueError(
-                f"num_verts={num_verts} does not divide heads={heads}; "
-                f"nearest: {_nearest_divisor(heads, num_verts)}"
-            )
-    return modes
-
-
-def _check_stride(n_ctx: int, local_attn_ctx: int, blocksize: int) -> None:
-    if n_ctx % local_attn_ctx or n_ctx // local_attn_ctx % blocksize:
-        raise ValueError(
-            f"local_attn_ctx={local_attn_ctx} does not divide n_ctx / blocksize = {n_ctx} / {blocksize}, as "
-            f"'strided' needs; nearest: {_nearest_divisor(n_ctx // blocksize, local_attn_ctx)}"
-        )
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
 if __name__ == "__main__":

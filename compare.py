@@ -15,11 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from blocksparse.ops import kernel_name
-
-if __package__:
-    from .patterns import Pattern, causal, chunk, head_modes, local, strided, summary
-else:
-    from patterns import Pattern, causal, chunk, head_modes, local, strided, summary
+from blocksparse.plan.modes import head_modes
+from blocksparse.plan.patterns import Pattern, causal, chunk, local, strided, summary
 
 DTYPES = {"fp32": tf.float32, "fp16": tf.float16, "bf16": tf.bfloat16}
 WIDTHS = {

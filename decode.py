@@ -14,53 +14,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-if __package__:
-    from .patterns import Mode, Pattern, head_modes
-else:
-    from patterns import Mode, Pattern, head_modes
+from blocksparse.plan.checks import check_heads
+from blocksparse.plan.modes import TABLE, Cache, Mode, head_modes
+from blocksparse.plan.patterns import Pattern
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of a pattern, and the cache of `capacity` slots that holds its keys.
+    """One factor of a pattern, and the cache that holds its keys.
 
     sees(i, j): whether query i reads key j from this cache; a key that an earlier factor holds is not read again.
     keeps(j): whether the cache takes key j: where j's own query sees it, as nobody sees it otherwise.
-    reach(i): positions [heads or 1, m] among which query i finds all that it sees.
-    slot(j): place of position j in the cache.
     """
 
-    capacity: int
+    cache: Cache
     sees: Callable
     keeps: Callable
-    reach: Callable
-    slot: Callable
-
-
-def _cache(mode: Mode, n_ctx: int) -> tuple[int, Callable, Callable]:
-    """Capacity, reach and slot of a mode that is one factor."""
-    (name,) = mode.names
-    if name == "all":
-        return n_ctx, lambda i: tf.range(n_ctx)[None], lambda j: j
-    length: Any = mode.local_attn_ctx
-    chunks = -(-n_ctx // length)
-    if name == "local":  # a ring: a position takes the place of one that nobody reaches any more
-        window = min(length, n_ctx)
-        return window, lambda i: i - tf.range(window)[None], lambda j: j % window
-    if name == "strided":  # every key is reached again, but a query reaches only n / length of them
-        return n_ctx, lambda i: i - length * tf.range(chunks)[None], lambda j: j
-    if name == "chunk":
-        return length, lambda i: i // length * length + tf.range(length)[None], lambda j: j % length
-    first: Any = mode.first
-    last: Any = mode.last
-    columns = int(np.max(last - first))
-    slots = np.arange(chunks * columns)[None]
-    positions = slots // columns * length + first + slots % columns  # [heads, m]
-    return (
-        slots.size,
-        lambda i: tf.constant(positions, tf.int32),
-        lambda j: j // length * columns + j % length - first,
-    )
 
 
 def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
@@ -73,13 +42,14 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
         )
     factors: list[Factor] = []
     held: list[Pattern] = []
-    for name in "+".join(modes[0].names).replace("fixed", "chunk+summary").split("+"):
+    for name in modes[0].parts:
         mode = Mode((name,), modes[0].local_attn_ctx, first, last)
         pattern = mode.pattern()
         unread = reduce(lambda rest, earlier: rest & ~earlier, held, pattern)
         held.append(pattern)
-        capacity, reach, slot = _cache(mode, n_ctx)
-        factors.append(Factor(capacity, unread.sees, lambda j, own=pattern: own.sees(j, j), reach, slot))
+        factors.append(
+            Factor(TABLE[name].cache(mode, n_ctx), unread.sees, lambda j, own=pattern: own.sees(j, j))
+        )
     return factors
 
 
@@ -117,9 +87,7 @@ class DecodeStep:
     ):
         modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
         for name, width in (("key_width", key_width), ("value_width", value_width)):
-            if width % heads:
-                nearest = max(1, round(width / heads)) * heads
-                raise ValueError(f"heads={heads} does not divide {name}={width}; nearest width: {nearest}")
+            check_heads(heads, name, width)
         members: dict[tuple[str, ...], list[int]] = {}
         for head in range(heads):
             members.setdefault(modes[head % len(modes)].names, []).append(head)
@@ -129,7 +97,7 @@ class DecodeStep:
         for group in members.values():
             caches = []
             for factor in _factors([modes[head % len(modes)] for head in group], n_ctx):
-                rows = len(group) * (factor.capacity + _SPARE)
+                rows = len(group) * (factor.cache.capacity + _SPARE)
                 keys, values = (
                     tf.Variable(tf.zeros([rows, batch, width // heads], dtype), trainable=False)
                     for width in (key_width, value_width)
@@ -159,18 +127,18 @@ def _attend(qkv, caches, position):
     q, k, v = qkv
     scores, seen_values = [], []
     for factor, keys, values in caches:
-        zeros, unread = factor.capacity, factor.capacity + 1
+        zeros, unread = factor.cache.capacity, factor.cache.capacity + 1
         base = tf.range(q.shape[0])[:, None] * (
-            factor.capacity + _SPARE
+            factor.cache.capacity + _SPARE
         )  # [heads, 1]: the heads' caches in a row
-        slot = tf.where(factor.keeps(position), factor.slot(position), unread)
+        slot = tf.where(factor.keeps(position), factor.cache.slot(position), unread)
         rows = tf.reshape(base + slot, [-1])
         for cache, x in ((keys, k), (values, v)):
             cache.scatter_update(tf.IndexedSlices(tf.cast(x, cache.dtype), rows))
 
-        reach = factor.reach(position)  # [heads or 1, m]
+        reach = factor.cache.reach(position)  # [heads or 1, m]
         seen = (reach >= 0) & factor.sees(position, reach)
-        rows = base + tf.where(seen, factor.slot(reach), zeros)
+        rows = base + tf.where(seen, factor.cache.slot(reach), zeros)
         # sparse_read, as a read of the whole variable would make the next update copy it.
         near = tf.cast(keys.sparse_read(rows), tf.float32)  # [heads, m, batch, head_dim]
         score = tf.einsum("hbd,hmbd->hmb", tf.cast(q, tf.float32), near) * q.shape[-1] ** -0.5

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-if __package__:
-    from .attention import attention_impl, blocksparse_attention_impl
-    from .decode import DecodeStep
-    from .patterns import head_modes
-else:
-    from attention import attention_impl, blocksparse_attention_impl
-    from decode import DecodeStep
-    from patterns import head_modes
+from blocksparse.plan.checks import check_heads
+from blocksparse.plan.modes import head_modes
+
+from .attention import attention_impl, blocksparse_attention_impl
+from .decode import DecodeStep
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -79,11 +76,7 @@ class SparseSelfAttention(keras.layers.Layer):
         width = input_shape[-1]
         key_width = self.key_width or width
         for name, value in (("the input's width", width), ("key_width", key_width)):
-            if value % self.heads:
-                raise ValueError(
-                    f"heads={self.heads} does not divide {name}, {value}; "
-                    f"the nearest width that works is {max(1, round(value / self.heads)) * self.heads}"
-                )
+            check_heads(self.heads, name, value)
 
         def dense(units, name, initializer):
             # An initializer object with a seed repeats its draw: every matrix gets a copy with one of its own.

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from blocksparse.layout import Blocks, build_blocks
-from blocksparse.plan import Plan, make_plan
+from blocksparse.plan import Blocks, Plan, build_blocks, make_plan
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ PLAN_FIELDS = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "
 
 def upload(torch, plan):
     """({name: pointer}, tensors to keep alive, header values)"""
-    keep = {"head_index": plan.head_index, "order": plan.order}
+    keep = {"head_index": plan.head_index, "order": plan.residues}
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         keep |= {f"{side}.{name}": getattr(tiles, name) for name in PLAN_FIELDS}
     keep = {

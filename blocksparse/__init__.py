@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-if find_spec("tensorflow"):  # without it, blocksparse.layout and blocksparse.plan still work
+if find_spec("tensorflow"):  # without it, blocksparse.plan still work
     from . import nccl
     from .backends import register_ops
     from .embed import embedding_lookup

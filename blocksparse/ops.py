@@ -15,9 +15,8 @@ from tensorflow.python.ops import control_flow_util
 from .backends import load_kernels, warn_of_reference
 from .gpu import runtime
 from .gpu import tiles as gpu_tiles
-from .layout import Blocks
 from .native import CPU, load
-from .plan import make_plan
+from .plan import Blocks, make_plan
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
 
@@ -58,10 +57,10 @@ class Attention:
         return self._once(order, lambda: Tables(self.blocks, np.array(order), self.blocks.head_index))
 
     def plan(self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int]) -> PackedPlan:
-        def pack():
-            return PackedPlan(make_plan(self.blocks, order, len(order), by_query, by_key).pack())
+        def build():
+            return PackedPlan(pack(make_plan(self.blocks, order, len(order), by_query, by_key)))
 
-        return self._once((order, by_query, by_key), pack)
+        return self._once((order, by_query, by_key), build)
 
     def _once(self, key, build: Callable):
         with self._lock:

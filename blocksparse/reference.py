@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from .layout import Blocks
-from .rows import gather_rows
+from .plan import Blocks
+from .plan.rectangles import gather_rows
 from .utils import as_bool
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .layout import Blocks
+from .plan import Blocks
 
 
 class LookupTables:

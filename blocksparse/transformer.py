@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from . import oracles
-from .layout import build_blocks
 from .nnops import (
     masked_softmax,
     masked_top_k_softmax,
@@ -22,7 +21,9 @@ from .nnops import (
     transpose_2d,
 )
 from .ops import Attention, clear_bst_constants
-from .plan import check_order
+from .plan import build_blocks
+from .plan.checks import check_heads
+from .plan.plan import check_residues
 from .products import BlockProducts
 from .tables import LookupTables
 from .utils import as_bool, do_not_convert
@@ -200,11 +201,7 @@ class BlocksparseTransformer(LookupTables):
                 f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] ({blocks} "
                 f"blocks of {self.blk_size}); only the batch may be unknown (tf.ensure_shape states a shape)"
             )
-        if shape[2] == 0 or shape[2] % self.heads:
-            nearest = max(1, round(shape[2] / self.heads)) * self.heads
-            raise ValueError(
-                f"{name} is {shape[2]} wide, no multiple of {self.heads} heads; the nearest is {nearest}"
-            )
+        check_heads(self.heads, f"the width of {name}", shape[2])
         return x
 
     def _matrix(self, name: str, x):
@@ -223,7 +220,7 @@ class BlocksparseTransformer(LookupTables):
             raise ValueError(
                 f"order has {numbers.size} numbers; give one, or one for each of {self.heads} heads"
             )
-        check_order(numbers, self.layout.query_time, self.layout.key_time, self.blk_size)
+        check_residues(numbers, self.layout.query_time, self.layout.key_time, self.blk_size)
         return tuple(np.broadcast_to(numbers, self.heads).tolist())
 
     def _check_key(self, key):

@@ -24,7 +24,7 @@ import tensorflow as tf
 from evaluate import load_model
 from matplotlib.colors import ListedColormap
 
-from sparse_attention.patterns import head_modes
+from blocksparse.plan.modes import head_modes
 
 # The paper's Figure 3: unattended, both heads or dense, first head, second head, the query itself.
 COLOURS = ListedColormap(

@@ -85,7 +85,7 @@ CASES = [
     (
         lambda: DecodeStep(1, 64, 16, 15, heads=2),
         ValueError,
-        "heads=2 does not divide value_width=15; nearest width: 16",
+        "heads=2 does not divide value_width, 15; nearest width: 16",
     ),
     (lambda: SparseSelfAttention(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: get_blocksparse_obj(64, "2", "all", 8), TypeError, "heads is '2'; it has to be a positive int"),

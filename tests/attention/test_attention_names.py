@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import sparse_attention
-from sparse_attention import attention, compare, patterns, recompute, utils
+from blocksparse.plan import modes, patterns
+from sparse_attention import attention, compare, recompute, utils
 
 ROOT = Path(__file__).parents[2]
 PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
@@ -53,10 +54,18 @@ def test_openais_names_are_where_openai_has_them():
 
 
 def test_every_public_function_says_what_it_does():
-    for module in (attention, compare, patterns, recompute, utils):
+    for module in (attention, compare, modes, patterns, recompute, utils):
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
                 assert thing.__doc__, f"{module.__name__}.{name}"
+
+
+def test_old_import_paths_work():
+    python("-c", "from sparse_attention.patterns import MODES, Pattern, causal, head_modes, local, strided")
+    python(
+        "-c",
+        "from blocksparse.transformer import BlocksparseTransformer, clear_bst_constants, transpose_0213",
+    )
 
 
 def python(*arguments, code=0, **options):

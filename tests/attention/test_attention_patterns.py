@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_attention.patterns import (
-    MODES,
-    BlockTable,
-    causal,
-    head_modes,
-    local,
-    nothing,
-    residue_classes,
-    strided,
-)
+from blocksparse.plan.block_table import BlockTable
+from blocksparse.plan.modes import MODES, head_modes
+from blocksparse.plan.patterns import causal, local, nothing, residue_classes, strided
 
 
 def seen(mode, n, length, first, last):
@@ -132,7 +125,7 @@ def test_heads_cycle_through_modes_and_summary_groups():
 PLAN = """
 import resource, time
 from sparse_attention.attention import _passes
-from sparse_attention.patterns import head_modes
+from blocksparse.plan.modes import head_modes
 from blocksparse.plan import make_plan
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for n, heads, mode, sizes in (

@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 from blocksparse import native
-from blocksparse.layout import build_blocks
-from blocksparse.plan import make_plan
+from blocksparse.plan import build_blocks, make_plan, pack
 
 library = native.load_library()
 needs_kernels = pytest.mark.skipif(library is None, reason="no C++ compiler")
@@ -46,7 +45,7 @@ class Case:
         callback = None if self.mask is None else callback
         self.visible = oracle.dense_mask(self.layout, bs, callback, order=self.order)
         blocks = build_blocks(self.layout, bs, callback)
-        self.plan = make_plan(blocks, self.order, self.heads, self.tiles, self.tiles).pack()
+        self.plan = pack(make_plan(blocks, self.order, self.heads, self.tiles, self.tiles))
         random = np.random.default_rng(self.seed)
         query_time, key_time = query_blocks * bs, key_blocks * bs
         shapes = {

@@ -159,8 +159,7 @@ def test_several_threads_with_several_shapes():
 MEMORY = """
 import resource, numpy as np, tensorflow as tf
 from blocksparse import native
-from blocksparse.layout import build_blocks
-from blocksparse.plan import make_plan
+from blocksparse.plan import build_blocks, make_plan, pack
 import scipy.sparse as sp
 n, bs = 65536, 64
 layout = sp.diags_array([True, True, True], offsets=[0, -1, -2], shape=(n // bs, n // bs), dtype=bool)
@@ -168,7 +167,7 @@ def callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
     distance = (qry_idx - key_idx) * bs + np.arange(bs)[:, None] - np.arange(bs)
     return (distance >= 0) & (distance < 128)
 callback.representative = lambda head, query, key: (query - key, 0 * key)
-plan = tf.constant(make_plan(build_blocks(layout.tocsr(), bs, callback, 1), 1, 1, (128, 128), (128, 128)).pack())
+plan = tf.constant(pack(make_plan(build_blocks(layout.tocsr(), bs, callback, 1), 1, 1, (128, 128), (128, 128))))
 library = native.load_library()
 q, k, v, dout = (tf.random.normal((1, n, 64), seed=s) for s in range(4))
 dlse = tf.zeros((1, 1, n))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from blocksparse.layout import build_blocks
+from blocksparse.plan import build_blocks
 
 CAUSAL = np.tri(3, dtype=bool)
 

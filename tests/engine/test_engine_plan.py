@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from blocksparse.layout import build_blocks
-from blocksparse.plan import make_plan, unpack
+from blocksparse.plan import build_blocks, make_plan, pack, unpack
+from blocksparse.plan.blob import Word, digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def test_plan_equals_dense_truth(case):
         return drawn.random(blk_shape) < drawn.choice(case["kinds"])
 
     blocks = build_blocks(layout, case["block_size"], callback)
-    plan = unpack(make_plan(blocks, 1, None, *case["tiles"]).pack())
+    plan = unpack(pack(make_plan(blocks, 1, None, *case["tiles"])))
     truth = oracle.dense_mask(layout, case["block_size"], callback)
     for head in range(len(truth)):
         size = truth.shape[1:]
@@ -144,7 +144,7 @@ def test_runs_follow_residue_classes():
 )
 def test_a_plan_is_closed_where_every_key_has_one_row_tile(blocks, tiles, closed):
     plan = make_plan(build_blocks(blocks[None], 8, lower), 1, 2, tiles, tiles)
-    assert plan.closed == closed == plan.pack()[13]
+    assert plan.closed == closed == pack(plan)[Word.CLOSED]
 
 
 def test_heavy_rows_stand_side_by_side():
@@ -161,7 +161,7 @@ def test_shared_heads_are_planned_once():
     plan = make_plan(build_blocks(layout, 16, lower))
     assert plan.head_index.tolist() == [0, 1] * 3 and len(plan.by_query.head_tiles) == 3
     shared = make_plan(build_blocks(np.tri(4), 16, lower, 6), order=[1, 2, 4, 1, 2, 4])
-    assert shared.head_index.tolist() == [0] * 6 and shared.order.tolist() == [1, 2, 4, 1, 2, 4]
+    assert shared.head_index.tolist() == [0] * 6 and shared.residues.tolist() == [1, 2, 4, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,10 @@ def test_bad_arguments(arguments, message):
 
 
 def damaged(word, value, rehash=True):
-    blob = make_plan(build_blocks(np.tri(4), 16, lower, 2)).pack()
+    blob = pack(make_plan(build_blocks(np.tri(4), 16, lower, 2)))
     blob[word(blob) if callable(word) else word] = value
     if rehash:
-        from blocksparse.plan import _digest
-
-        blob[2:6] = _digest(blob)
+        blob[2:6] = digest(blob)
     return blob
 
 
@@ -293,7 +291,7 @@ def test_long_contexts_plan_quickly(build, order, seconds, pairs):
     start = time.process_time()
     blocks = build()
     plan = make_plan(blocks, order)
-    blob = plan.pack()
+    blob = pack(plan)
     taken = time.process_time() - start
     assert taken < seconds, f"{taken:.1f} s"
     assert blob.nbytes < 32e6
@@ -315,7 +313,7 @@ def test_a_million_positions_plan_in_2_gb():
         sys.modules["tensorflow"] = None  # layout and plan need none
         import test_engine_plan as t
         for build, order in ((t.local_1048576, 1), (t.strided_1048576, 1024)):
-            t.make_plan(build(), order).pack()
+            t.pack(t.make_plan(build(), order))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     done = subprocess.run(

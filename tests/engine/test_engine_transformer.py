@@ -197,7 +197,7 @@ W = np.zeros((2, 2, 6, 8, 8), np.float32)
         (
             lambda b: b.attention(X, X, X[..., :15]),
             ValueError,
-            "v is 15 wide, no multiple of 2 heads; the nearest is 16",
+            "heads=2 does not divide the width of v, 15; nearest width: 16",
         ),
         (
             lambda b: b.attention(X, X[..., :8], X),

@@ -24,8 +24,7 @@ import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
 
 from blocksparse.gpu import kernels, manifest  # noqa: E402
-from blocksparse.layout import build_blocks  # noqa: E402
-from blocksparse.plan import make_plan  # noqa: E402
+from blocksparse.plan import build_blocks, make_plan  # noqa: E402
 
 
 class Storage:
@@ -203,7 +202,7 @@ def oracle(case, seen, q, k, v, dout, dlse):
 def keys_of(case, plan, distinct):
     """The same key as the op makes."""
     flags = dict(
-        permuted=bool((plan.order != 1).any()),
+        permuted=bool((plan.residues != 1).any()),
         wide=case.wide,
         shared=distinct == 1,
         long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
@@ -262,7 +261,7 @@ def attention(case, seen, plan, tensors, dout, dlse):
             array = np.ascontiguousarray(getattr(tiles, n)).view(np.int32)
             buffers[f"{side}.{n}"] = Tensor(array, "int32")
     buffers["head_index"] = Tensor(plan.head_index.astype(np.int32), "int32")
-    buffers["order"] = Tensor(plan.order.astype(np.int32), "int32")
+    buffers["order"] = Tensor(plan.residues.astype(np.int32), "int32")
     values = dict(batch=batch, heads=heads, query_time=query_time, key_time=key_time, scale=case.scale)
     values |= dict(scale_log2=case.scale * 1.4426950408889634)
     values |= dict(q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-BLOCK_SIZES = (8, 16, 32, 64, 128)
+from .checks import check_block_size
+
 _CHUNK = 4096  # blocks per call of callback.batch: 4096 masks of 128 x 128 are 64 MB
 
 
@@ -56,11 +57,7 @@ def build_blocks(
         number p such that heads h and h % p have the same masks.
     Raises ValueError and TypeError for a layout, block size, number of heads, callback or mask of the wrong kind.
     """
-    if block_size not in BLOCK_SIZES:
-        nearest = min(BLOCK_SIZES, key=lambda size: abs(size - block_size))
-        raise ValueError(
-            f"block_size={block_size} is not offered; use one of {BLOCK_SIZES} (nearest: {nearest})"
-        )
+    check_block_size("block_size", block_size)
     if not (mask_callback is None or callable(mask_callback) or hasattr(mask_callback, "batch")):
         raise TypeError(
             f"mask_callback is {mask_callback!r}; give None or a function of blk_shape, head_idx, qry_idx, key_idx, "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .layout import HeadBlocks
+from .blocks import HeadBlocks
 
 _EMPTY = -1  # the block or strip that nobody sees
 _MASKS_AT_ONCE = 1 << 26  # booleans expanded at once while bit masks are packed

@@ -1,0 +1,39 @@
+"""What several callers refuse, worded once: sizes, widths and block sizes that do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+BLOCK_SIZES = (8, 16, 32, 64, 128)
+
+
+def check_positive(name: str, size) -> None:
+    """Raises TypeError or ValueError where size is no positive int."""
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+        raise TypeError(f"{name} is {size!r}; it has to be a positive int")
+    if size < 1:
+        raise ValueError(f"{name}={size}; it has to be at least 1")
+
+
+def check_heads(heads: int, name: str, width: int) -> None:
+    """Raises ValueError where `heads` heads cannot share the width called `name` evenly."""
+    if width % heads or not width:
+        nearest = nearest_multiple(width, heads)
+        raise ValueError(f"heads={heads} does not divide {name}, {width}; nearest width: {nearest}")
+
+
+def check_block_size(name: str, block_size: int) -> None:
+    """Raises ValueError where the argument called `name` is none of BLOCK_SIZES."""
+    if block_size not in BLOCK_SIZES:
+        nearest = min(BLOCK_SIZES, key=lambda size: abs(size - block_size))
+        raise ValueError(f"{name}={block_size} is not offered; use one of {BLOCK_SIZES} (nearest: {nearest})")
+
+
+def nearest_multiple(number: int, unit: int) -> int:
+    """The positive multiple of unit that is nearest to number."""
+    return max(1, round(number / unit)) * unit
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of number that is nearest to wanted."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

@@ -1,0 +1,87 @@
+"""Who sees whom: a pattern is one predicate of (query, key), written once.
+
+The dense mask, the block layout, the mask callback and the decoding step all come from it. A predicate uses
+only `// % - < <= & | ~`, so that it takes NumPy arrays and TensorFlow tensors alike (`==` on tensors compares
+identities in TensorFlow 1 graphs). modes.py gives patterns the names that `attn_mode` knows; sections are the
+paper's (arXiv 1904.10509).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import lcm
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A predicate of index arrays and what repeats in it, which is what makes long contexts cheap to plan.
+
+    sees(query, key): boolean, broadcast over both.
+    shift: sees(i + shift, j + shift) == sees(i, j).
+    period, reach: sees(i, j - period) == sees(i, j) where i - j >= reach.
+
+    Patterns compose with `&`, `|` and `~`.
+    """
+
+    sees: Callable
+    shift: int = 1
+    period: int = 1
+    reach: int = 0
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return self._joined(other, lambda i, j: self.sees(i, j) & other.sees(i, j))
+
+    def __or__(self, other: Pattern) -> Pattern:
+        return self._joined(other, lambda i, j: self.sees(i, j) | other.sees(i, j))
+
+    def __invert__(self) -> Pattern:
+        return Pattern(lambda i, j: ~self.sees(i, j), self.shift, self.period, self.reach)
+
+    def __bool__(self):
+        raise TypeError("a Pattern has no truth value; compose patterns with &, | and ~")
+
+    def _joined(self, other: Pattern, sees: Callable) -> Pattern:
+        return Pattern(
+            sees, lcm(self.shift, other.shift), lcm(self.period, other.period), max(self.reach, other.reach)
+        )
+
+
+causal = Pattern(lambda i, j: j <= i)
+nothing = Pattern(lambda i, j: j < j)
+
+
+def local(window: int) -> Pattern:
+    """The last `window` keys, the query's own included (section 4.3, A1 of strided, as in Figure 3)."""
+    return Pattern(lambda i, j: i - j < window, reach=window)
+
+
+def strided(stride: int) -> Pattern:
+    """Every stride-th key, counted back from the query (section 4.3, A2 of strided)."""
+    return Pattern(lambda i, j: (i - j) % stride < 1, period=stride)
+
+
+def chunk(length: int) -> Pattern:
+    """Keys of the query's chunk or of later ones (section 4.3, A1 of fixed, once `causal` is joined)."""
+    return Pattern(lambda i, j: i // length <= j // length, shift=length, reach=length)
+
+
+def summary(length: int, first: int, last: int) -> Pattern:
+    """Columns first <= j % length < last of every chunk (section 4.3, A2 of fixed)."""
+    return Pattern(lambda i, j: (first <= j % length) & (j % length < last), shift=length, period=length)
+
+
+def residue_classes(n_ctx: int, stride: int, without: Pattern = nothing) -> Pattern:
+    """What `strided` sees and `without` does not, block-diagonal in the order (i % stride, i // stride).
+
+    Row r stands for position (r % length) * stride + r // length, length = n_ctx / stride.
+    """
+    length = n_ctx // stride
+
+    def position(row):
+        return row % length * stride + row // length
+
+    def sees(i, j):
+        return (i // length <= j // length) & (j <= i) & ~without.sees(position(i), position(j))
+
+    return Pattern(sees, shift=length * without.shift, reach=length)

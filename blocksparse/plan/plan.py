@@ -1,0 +1,90 @@
+"""The tile plan that every kernel follows: block lists and masks in, gathered and masked tiles out (NumPy only).
+
+A row tile is up to M rows. The columns that its rows see are packed side by side into column tiles of N.
+Column tiles that every row sees whole come first and need no mask; the others name an M x N bit mask out of a
+table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .blocks import Blocks, HeadBlocks
+from .tiling import TilePlan, plan_side
+
+TILES = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Both sides of an attention: by_query drives the output and dq, by_key drives dk and dv."""
+
+    query_time: int
+    key_time: int
+    head_index: np.ndarray  # int32 [heads] the distinct head that head h is like
+    residues: np.ndarray  # int32 [heads] s: plan row r is tensor row (r % (n / s)) * s + r // (n / s)
+    by_query: TilePlan  # rows are queries, columns are keys
+    by_key: TilePlan  # rows are keys, columns are queries
+
+    @property
+    def closed(self) -> int:
+        """1 where every key is in the columns of just one row tile of by_query (residue classes, chunks), 2 where every
+        row tile also has just one column tile, else 0.
+        """
+        side, granules = self.by_query, self.key_time // self.by_query.granule
+        real = side.columns != side.columns[:, :1]
+        real[:, 0] = True
+        distinct = len(side.head_tiles) - 1
+        if real.sum() != distinct * granules:
+            return 0
+        head = np.repeat(np.repeat(np.arange(distinct), np.diff(side.head_tiles)), np.diff(side.offset))
+        if len(np.unique((head[:, None] * granules + side.columns)[real])) < distinct * granules:
+            return 0
+        return 2 if np.all(np.diff(side.offset) == 1) else 1
+
+
+def make_plan(
+    blocks: Blocks,
+    residues: int | Sequence[int] = 1,
+    heads: int | None = None,
+    tiles_by_query: tuple[int, int] = (64, 64),
+    tiles_by_key: tuple[int, int] = (64, 64),
+) -> Plan:
+    """Plan an attention over `blocks` in row tiles of M and column tiles of N.
+
+    residues: s, one number or one a head: row r of the layout is row (r % (n / s)) * s + r // (n / s) of the
+        tensor, so that s = stride puts the rows of one residue class side by side.
+    heads: how many heads there are, where `blocks` describes one for all.
+    tiles_by_query, tiles_by_key: (M, N) of each side, out of 16, 32, 64, 128.
+    Raises ValueError for a number of residues that does not divide both times into whole blocks, or a tile size not
+    offered.
+    """
+    for name, tiles in (("tiles_by_query", tiles_by_query), ("tiles_by_key", tiles_by_key)):
+        if len(tiles) != 2 or not set(tiles) <= set(TILES):
+            raise ValueError(f"{name}={tiles}; it has to be two of {TILES}")
+    head_index = np.broadcast_to(blocks.head_index, heads or len(blocks.head_index))
+    residues = np.broadcast_to(np.asarray(residues, np.int32), head_index.shape)
+    check_residues(residues, blocks.query_time, blocks.key_time, blocks.block_size)
+    by_query = plan_side(
+        list(blocks.heads), blocks.masks, blocks.query_blocks, blocks.key_blocks, *tiles_by_query
+    )
+    turned = [HeadBlocks(query=head.key, key=head.query, mask=head.mask) for head in blocks.heads]
+    turned_masks = blocks.masks.transpose(0, 2, 1)
+    by_key = plan_side(turned, turned_masks, blocks.key_blocks, blocks.query_blocks, *tiles_by_key)
+    return Plan(blocks.query_time, blocks.key_time, head_index, residues, by_query, by_key)
+
+
+def check_residues(residues: np.ndarray, query_time: int, key_time: int, unit: int) -> None:
+    """Raise ValueError unless each side's residue classes, time / residues rows each, are whole units.
+
+    The sentence says `order`, as the public argument of BlocksparseTransformer.attention is called.
+    """
+    for stride in np.unique(residues).tolist():
+        if stride < 1 or (stride > 1 and (query_time % (stride * unit) or key_time % (stride * unit))):
+            raise ValueError(
+                f"order={stride} has to divide query time {query_time} and key time {key_time} into residue "
+                f"classes of a multiple of {unit} rows"
+            )
