@@ -1,1 +1,8 @@
-"""GPU kernels in Triton, compiled in a process of their own and launched on TensorFlow's stream."""
+"""GPU kernels: what they are, how they are compiled and launched. Nothing in here imports TensorFlow.
+
+kernels/       the kernels in Triton; kernels/roles/ those for Hopper whose warps have roles
+manifest.py    which kernels a pass is made of and how each is launched, as data
+tuning.py      tile sizes, warps and stages for a GPU, out of tuned/
+compile.py     the command that compiles them, in a process of its own
+launcher/      C++: looks the compiled kernels up and puts them on TensorFlow's stream
+"""

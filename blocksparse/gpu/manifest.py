@@ -30,9 +30,9 @@ import re
 from dataclasses import dataclass, replace
 
 if __package__:
-    from . import tiles
+    from . import tuning
 else:  # a process that compiles holds no TensorFlow, and so not the package around this folder
-    import tiles
+    import tuning
 
 LONG = 20
 ELEMENT = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "tf32": "fp32"}
@@ -107,11 +107,11 @@ def parse(key: str) -> Key:
 
 def one_pass(key: Key) -> bool:
     """Whether one kernel makes all gradients; in float32 it would hold more than the registers do."""
-    return key.closed and tiles.DTYPES[key.dtype] == "half"
+    return key.closed and tuning.DTYPES[key.dtype] == "half"
 
 
 def launches(key: Key | str, **how) -> list[Launch]:
-    """The kernels of one pass, in launch order; how: fields of tiles.Launch, in place of the table's."""
+    """The kernels of one pass, in launch order; how: fields of tuning.Launch, in place of the table's."""
     key = parse(key) if isinstance(key, str) else key
     one, single = functools.partial(_launch, key, how), dict(SINGLE=key.closed == 2)
     if key.op == "forward" and key.closed:
@@ -148,7 +148,7 @@ def _launch(key: Key, how: dict, function: str, side: str, tensors: str, scales:
     """how: as launches takes it; side: whose rows the programs own, q or k; more: constants of this kernel alone."""
     m, n, g = key.by_query if side == "q" else key.by_key
     dims = key.head_dim, key.value_dim
-    how = replace(tiles.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability), **how)
+    how = replace(tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability), **how)
     pointers = [*tensors.split(), "head_index", "order", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles"]
     signature = {name: _pointer_type(key, name) for name in pointers}
@@ -156,8 +156,8 @@ def _launch(key: Key, how: dict, function: str, side: str, tensors: str, scales:
     constexprs = dict(
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
-        HEAD_PAD=tiles.padded(key.head_dim),
-        VALUE_PAD=tiles.padded(key.value_dim),
+        HEAD_PAD=tuning.padded(key.head_dim),
+        VALUE_PAD=tuning.padded(key.value_dim),
         M=m,
         N=n,
         GRANULE=g,

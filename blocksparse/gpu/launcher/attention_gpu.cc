@@ -1,7 +1,7 @@
 // BlocksparseAttention and BlocksparseAttentionGrad on a GPU: checks, outputs, then the launcher.
 #include <type_traits>
 
-#include "../cpu/arguments.h"
+#include "../../cpu/arguments.h"
 #include "launcher.h"
 #include "plan_cache.h"
 #include "tensorflow/core/framework/op_kernel.h"

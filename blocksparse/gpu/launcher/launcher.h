@@ -1,7 +1,7 @@
 // Runs the kernels of one pass on a CUDA stream, for TensorFlow's op and for XLA's custom call alike.
 #pragma once
 
-#include "../cpu/call.h"
+#include "../../cpu/call.h"
 #include "absl/status/status.h"
 
 namespace blocksparse::gpu {

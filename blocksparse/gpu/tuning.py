@@ -1,4 +1,4 @@
-"""Tile sizes, warps and pipeline stages per GPU generation: tables/sm_<capability>.json, written by the tuning script.
+"""Tile sizes, warps and pipeline stages per GPU generation: tuned/sm_<capability>.json, written by the tuning script.
 
 Imports neither Triton nor TensorFlow. A capability without a table takes the nearest lower one.
 """
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "tables"
+FOLDER = Path(__file__).parent / "tuned"
 LOWEST = 80  # below it Triton has no tensor-core path
 DTYPES = {"float16": "half", "bfloat16": "half", "float32": "single", "f16": "half", "bf16": "half"}
 DTYPES |= {"f32": "single", "tf32": "single"}
