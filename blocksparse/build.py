@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cache import build_portable, shared_object
-from .compiler import missing
-from .libraries import CPU, GPU, XLA
+from .native.cache import build_portable, shared_object
+from .native.compiler import missing
+from .native.libraries import CPU, GPU, XLA
 
 
 def main() -> None:

@@ -14,8 +14,10 @@ from types import ModuleType
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from . import native
-from .gpu import runtime
+from . import cuda, loading
+from .cache import cache_folder
+from .compiler import BuildError
+from .libraries import CPU, GPU, XLA
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA GPUs: Linux's own, and WSL's
 _loading = threading.Lock()
@@ -26,7 +28,7 @@ def load_kernels() -> ModuleType | None:
 
     One warning says why it has to. Under jit_compile the first call builds the XLA library: half a minute.
     """
-    ops = native.load_library()
+    ops = loading.load_library()
     if ops is None:
         return None
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
@@ -43,26 +45,26 @@ def register_ops() -> None:
     """
     if os.environ.get("BLOCKSPARSE_KERNELS") == "reference" or "blocksparse.build" in sys.orig_argv:
         return
-    with contextlib.suppress(native.BuildError):
-        native.load(native.CPU)
+    with contextlib.suppress(BuildError):
+        loading.load(CPU)
         if any(map(os.path.exists, _DRIVERS)):
             gpu_library()
 
 
 @functools.cache
-def gpu_library() -> native.Loaded:
-    """The GPU library, told where its kernels are. Raises native.BuildError."""
-    gpu = native.load(native.GPU)
-    runtime.configure(gpu.functions, native.cache_folder())
+def gpu_library() -> loading.Loaded:
+    """The GPU library, told where its kernels are. Raises BuildError."""
+    gpu = loading.load(GPU)
+    cuda.configure(gpu.functions, cache_folder())
     return gpu
 
 
 @functools.cache
-def xla_library() -> native.Loaded:
-    """The XLA library, pointed at the loaded CPU and GPU libraries. Raises native.BuildError."""
-    xla = native.load(native.XLA)
-    cpu = native.load(native.CPU).functions.blocksparse_call_cpu
-    gpu = gpu_library().functions.blocksparse_call_gpu if runtime.capabilities() else None
+def xla_library() -> loading.Loaded:
+    """The XLA library, pointed at the loaded CPU and GPU libraries. Raises BuildError."""
+    xla = loading.load(XLA)
+    cpu = loading.load(CPU).functions.blocksparse_call_cpu
+    gpu = gpu_library().functions.blocksparse_call_gpu if cuda.capabilities() else None
     xla.functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
     return xla
 
@@ -70,8 +72,8 @@ def xla_library() -> native.Loaded:
 @functools.cache
 def _gpu_or_none_needed() -> bool:
     """Whether graphs may hold the op on this machine: TensorFlow may place it on any device that it sees."""
-    reason = runtime.reason_for_reference(native.cache_folder())
-    if reason is None and runtime.capabilities():
+    reason = cuda.reason_for_reference(cache_folder())
+    if reason is None and cuda.capabilities():
         reason = _failure(gpu_library)
     return _accept(reason)
 
@@ -91,7 +93,7 @@ def warn_of_reference(reason: str) -> None:
 def _failure(load) -> str | None:
     try:
         load()
-    except native.BuildError as error:
+    except BuildError as error:
         return str(error)
     return None
 

@@ -10,11 +10,9 @@ import warnings
 from types import ModuleType
 from typing import NamedTuple
 
-from .cache import cache_folder, shared_object
+from .cache import shared_object
 from .compiler import BuildError
-from .libraries import CPU, GPU, XLA, Library
-
-__all__ = ["CPU", "GPU", "XLA", "BuildError", "Loaded", "cache_folder", "load", "load_library"]
+from .libraries import CPU, Library
 
 _loading = threading.RLock()
 

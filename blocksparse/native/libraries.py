@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]  # the folder blocksparse
 
 
 @dataclass(frozen=True)
 class Unit:
     """Sources that g++ reads as one: TensorFlow's headers take 7 s, so what includes them is compiled together."""
 
-    sources: tuple[str, ...]  # relative to this folder
+    sources: tuple[str, ...]  # relative to ROOT
     flags: tuple[str, ...]  # {include} stands for TensorFlow's headers
 
 
@@ -50,8 +50,18 @@ CPU = Library(
 GPU = Library(
     "gpu",
     (
-        Unit(("gpu/attention_gpu.cc", "gpu/plan_cache.cc", "gpu/timing.cc"), _SMALL),
-        Unit(("gpu/launcher.cc", "gpu/compiler.cc", "gpu/exports.cc", "cpu/plan.cc"), _SMALL),
+        Unit(
+            ("gpu/launcher/attention_gpu.cc", "gpu/launcher/plan_cache.cc", "gpu/launcher/timing.cc"), _SMALL
+        ),
+        Unit(
+            (
+                "gpu/launcher/launcher.cc",
+                "gpu/launcher/compiler.cc",
+                "gpu/launcher/exports.cc",
+                "cpu/plan.cc",
+            ),
+            _SMALL,
+        ),
     ),
     tuned=False,
     link=("-ldl",),
