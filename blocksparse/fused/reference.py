@@ -5,7 +5,7 @@ For a query i that sees the keys j in S(i), with s_ij = scale * q_i . k_j (Spars
     lse_i = log sum_{j in S(i)} exp(s_ij)        out_i = sum_{j in S(i)} exp(s_ij - lse_i) v_j
 
 Only active blocks are computed. Rows of blocks are gathered into rectangles of batched matrix products
-(rows.py), so the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever
+(plan/rectangles.py), so the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever
 the dtype.
 """
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from .plan import Blocks
-from .plan.rectangles import gather_rows
-from .utils import as_bool
+from ..plan import Blocks
+from ..plan.rectangles import gather_rows
+from ..tensors import as_bool
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly

@@ -12,11 +12,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from .backends import load_kernels, warn_of_reference
-from .gpu import runtime
-from .gpu import tiles as gpu_tiles
-from .native import CPU, load
-from .plan import Blocks, make_plan
+from ..gpu import tuning
+from ..native import cuda
+from ..native.devices import load_kernels, warn_of_reference
+from ..native.libraries import CPU
+from ..native.loading import load
+from ..plan import Blocks, make_plan, pack
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
 
@@ -83,7 +84,7 @@ def kernel_name() -> str:
     """
     if _library() is None:
         return "reference"
-    return "gpu" if runtime.capabilities() else "cpu"
+    return "gpu" if cuda.capabilities() else "cpu"
 
 
 def clear_bst_constants() -> None:
@@ -97,7 +98,7 @@ def clear_bst_constants() -> None:
 
 def _takes(head_dim: int, value_dim: int) -> bool:
     """Whether the kernels of all devices take heads so wide: the CPU's do in any case."""
-    takes = not runtime.capabilities() or all(d % 8 == 0 and d <= 256 for d in (head_dim, value_dim))
+    takes = not cuda.capabilities() or all(d % 8 == 0 and d <= 256 for d in (head_dim, value_dim))
     if not takes:
         warn_of_reference(
             f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
@@ -115,10 +116,10 @@ def _library():
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
     """((M, N) by query, (M, N) by key): the best for the oldest GPU, or such that any can take where there is none."""
-    dims, capabilities = (head_dim, value_dim), runtime.capabilities()
+    dims, capabilities = (head_dim, value_dim), cuda.capabilities()
     if capabilities:
-        return gpu_tiles.choose(dtype.name, *dims, block_size, work, min(capabilities), reordered)
-    return gpu_tiles.anywhere(dtype.name, *dims)
+        return tuning.choose(dtype.name, *dims, block_size, work, min(capabilities), reordered)
+    return tuning.anywhere(dtype.name, *dims)
 
 
 def _plan_tensor(plan: PackedPlan, library):
