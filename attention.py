@@ -17,7 +17,7 @@ from blocksparse.plan.block_table import BlockTable
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
 from blocksparse.plan.patterns import Pattern, causal, nothing
-from blocksparse.utils import do_not_convert
+from blocksparse.tensors import do_not_convert
 
 if __package__:
     from .recompute import recomputable

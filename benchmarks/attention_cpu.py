@@ -269,11 +269,11 @@ def main() -> None:
 
     import tensorflow as tf
 
-    from blocksparse import ops
+    from blocksparse.fused import op
     from sparse_attention import blocksparse_attention_impl
 
-    if ops.kernel_name() != "cpu":
-        sys.exit(f"this measures the CPU kernels; here attention runs on {ops.kernel_name()}")
+    if op.kernel_name() != "cpu":
+        sys.exit(f"this measures the CPU kernels; here attention runs on {op.kernel_name()}")
     megabytes = memory_of_a_long_sequence(blocksparse_attention_impl)
     torch = Torch(arguments.torch) if arguments.torch else None
     with open("/proc/cpuinfo") as lines:

@@ -25,7 +25,7 @@ import without_tensorflow  # noqa: F401  first
 
 import gpu_cases  # isort: skip
 import gpu_tuning  # isort: skip
-from blocksparse.gpu import tiles  # isort: skip
+from blocksparse.gpu import tuning  # isort: skip
 
 HERE = Path(__file__).resolve().parent
 BYTES_PER_MS = 3.0e9  # a large device-to-device copy on the H100, bytes read plus bytes written
@@ -73,7 +73,7 @@ def floors(case: gpu_cases.Case) -> tuple[float, float]:
 @functools.cache
 def plan_of(case: gpu_cases.Case):
     work = gpu_cases.visible_elements(case) / (case.batch * case.heads * case.time)
-    choice = tiles.choose("float16", case.dim, case.dim, case.bs, work, 90, case.order != 1)
+    choice = tuning.choose("float16", case.dim, case.dim, case.bs, work, 90, case.order != 1)
     return gpu_cases.plan(case, *choice, gpu_cases.blocks(case))
 
 
@@ -252,7 +252,7 @@ def main() -> None:
         rows = [
             row for file in args.files for row in json.loads(Path(file).read_text())
         ] or gpu_tuning.measure(run)
-        gpu_tuning.write(rows, tiles.FOLDER / f"sm_{args.capability}.json")
+        gpu_tuning.write(rows, tuning.FOLDER / f"sm_{args.capability}.json")
         return
     rows = [row for file in args.files for row in json.loads(Path(file).read_text())]
     if not rows:

@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
-from blocksparse.gpu.timing import device_ms
-from blocksparse.ops import Attention, kernel_name
+from blocksparse.fused.op import Attention, kernel_name
+from blocksparse.native.timing import device_ms
 
 ROWS = 2048  # of the score matrix at a time, in the check
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "tf32": 5e-3, "float32": 1e-5}

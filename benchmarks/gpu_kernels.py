@@ -27,7 +27,7 @@ import gpu_cases  # isort: skip
 import numpy as np
 
 from blocksparse.gpu import manifest
-from blocksparse.gpu.tiles import Launch
+from blocksparse.gpu.tuning import Launch
 
 KERNELS = {
     "forward": ("forward", 0),
@@ -264,7 +264,7 @@ def main(variants_file, out_file, repeats=15):
 
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.devices.cuda.matmul.allow_tf32 = False
     torch.cuda.init()
     scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     driver, stream, rows, problem, uploaded = Driver(), torch.cuda.current_stream().cuda_stream, [], None, {}

@@ -4,7 +4,6 @@ from importlib.util import find_spec
 
 if find_spec("tensorflow"):  # without it, blocksparse.plan still work
     from . import nccl
-    from .backends import register_ops
     from .embed import embedding_lookup
     from .ewops import (
         add,
@@ -21,8 +20,14 @@ if find_spec("tensorflow"):  # without it, blocksparse.plan still work
         swish,
     )
     from .grads import gradients, recomputable
+    from .native.devices import register_ops
     from .nccl import allreduce, group_allreduce, serialize_allreduce_ops, sync_variables_op
-    from .nnops import (
+    from .norms import layer_norm
+    from .optimize import AdafactorOptimizer, AdamOptimizer, Ema, clip_by_global_norm, global_norm
+    from .quantize import log_stats
+    from .transformer import (
+        BlocksparseTransformer,
+        clear_bst_constants,
         masked_softmax,
         masked_top_k_softmax,
         rectified_top_k,
@@ -32,10 +37,6 @@ if find_spec("tensorflow"):  # without it, blocksparse.plan still work
         transpose_0213,
         transpose_2d,
     )
-    from .norms import layer_norm
-    from .optimize import AdafactorOptimizer, AdamOptimizer, Ema, clip_by_global_norm, global_norm
-    from .quantize import log_stats
-    from .transformer import BlocksparseTransformer, clear_bst_constants
     from .utils import get_entropy, set_entropy
 
     register_ops()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from .utils import TensorLike
+from .tensors import TensorLike
 
 
 def embedding_lookup(

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from .utils import TensorLike, as_float32, draw_seed, same_float32
+from .tensors import TensorLike, as_float32, same_float32
+from .utils import draw_seed
 
 
 def add(x: TensorLike, y: TensorLike, name: str | None = None) -> tf.Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record  # an outer tape would hold on to what is forgotten here
 
-from .utils import Seeds, TensorLike, as_float32
+from .tensors import TensorLike, as_float32
+from .utils import Seeds
 
 
 class recomputable:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from .ewops import float_cast
-from .utils import TensorLike
+from .tensors import TensorLike
 
 _COLLECTION = "blocksparse_allreduce"  # the graph's reductions, in the order in which every rank builds them
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")

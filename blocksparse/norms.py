@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from .utils import TensorLike, as_float32
+from .tensors import TensorLike, as_float32
 
 
 def layer_norm(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from .ewops import filter_values
-from .utils import TensorLike, as_float32
+from .tensors import TensorLike, as_float32
 
 
 def clip_by_global_norm(

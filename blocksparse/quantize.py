@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .utils import TensorLike, as_float32
+from .tensors import TensorLike, as_float32
 
 COLUMNS = (
     "sat_pct",

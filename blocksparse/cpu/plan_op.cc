@@ -1,6 +1,6 @@
 // A plan too large for a constant (a graph is one protocol buffer of at most 2 GB): an attribute holds it compressed,
 // and the kernel unpacks it once.
-#include "packed_plan.h"
+#include "compressed_plan.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"

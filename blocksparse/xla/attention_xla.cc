@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../cpu/arguments.h"
-#include "../cpu/packed_plan.h"
+#include "../cpu/compressed_plan.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "constants.h"

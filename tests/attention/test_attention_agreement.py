@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse import backends, native
+from blocksparse.native import devices
+from blocksparse.native.compiler import BuildError
 from sparse_attention import attention_impl, blocksparse_attention_impl, get_attn_mask
 
 BATCH, TIME, HEADS, HEAD_DIM, VALUE_DIM = 2, 64, 4, 8, 16
@@ -151,8 +152,8 @@ def test_a_tf_function_with_unknown_batch_equals_eager(random, name):
 @pytest.mark.parametrize("name", ["all", "local", "strided", "fixed"])
 def test_compiled_by_xla_it_has_the_same_bits(random, name):
     try:
-        backends.xla_library()
-    except native.BuildError as error:  # of plain TensorFlow XLA makes other sums
+        devices.xla_library()
+    except BuildError as error:  # of plain TensorFlow XLA makes other sums
         pytest.skip(str(error))
     inputs, case = draw(random), CASES[name] | {"recompute": True}
 

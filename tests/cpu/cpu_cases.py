@@ -7,10 +7,10 @@ import oracle
 import pytest
 import tensorflow as tf
 
-from blocksparse import native
+from blocksparse.native import loading
 from blocksparse.plan import build_blocks, make_plan, pack
 
-library = native.load_library()
+library = loading.load_library()
 needs_kernels = pytest.mark.skipif(library is None, reason="no C++ compiler")
 EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 NAMES = ("out", "lse", "dq", "dk", "dv")

@@ -158,7 +158,7 @@ def test_several_threads_with_several_shapes():
 
 MEMORY = """
 import resource, numpy as np, tensorflow as tf
-from blocksparse import native
+from blocksparse.native import loading
 from blocksparse.plan import build_blocks, make_plan, pack
 import scipy.sparse as sp
 n, bs = 65536, 64
@@ -168,7 +168,7 @@ def callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
     return (distance >= 0) & (distance < 128)
 callback.representative = lambda head, query, key: (query - key, 0 * key)
 plan = tf.constant(pack(make_plan(build_blocks(layout.tocsr(), bs, callback, 1), 1, 1, (128, 128), (128, 128))))
-library = native.load_library()
+library = loading.load_library()
 q, k, v, dout = (tf.random.normal((1, n, 64), seed=s) for s in range(4))
 dlse = tf.zeros((1, 1, n))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blocksparse import cache, libraries
+from blocksparse.native import cache, libraries
 
 ROOT = Path(__file__).parents[2]
 SAVE = """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from blocksparse import cache, compiler, native
-from blocksparse.compiler import BuildError
-from blocksparse.libraries import Library, Unit
+from blocksparse.native import cache, compiler, loading
+from blocksparse.native.compiler import BuildError
+from blocksparse.native.libraries import Library, Unit
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
@@ -58,14 +58,14 @@ def test_a_damaged_file_is_built_again(small, builds, damage):
     }
     path.write_bytes(broken[damage])
     assert cache.shared_object(small) == path and len(builds) == 2 and path.read_bytes() == data
-    native.load(small)
+    loading.load(small)
 
 
 @needs_compiler
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_built_again(small, builds):
     cache.shared_object(small).chmod(0)
-    native.load(small)
+    loading.load(small)
     assert len(builds) == 2
 
 
@@ -76,8 +76,8 @@ def test_processes_that_start_at_once_build_once(small, tmp_path):
         f'#!/bin/sh\ncase "$*" in *-shared*) echo x >> {tmp_path}/count;; esac\nexec g++ "$@"\n'
     )
     program = (
-        "import sys\nfrom blocksparse import native\nfrom blocksparse.libraries import Library, Unit\n"
-        "native.load(Library('small', (Unit((sys.argv[1],), ('-O1',)),)))\n"
+        "import sys\nfrom blocksparse.native import loading\nfrom blocksparse.native.libraries import Library, Unit\n"
+        "loading.load(Library('small', (Unit((sys.argv[1],), ('-O1',)),)))\n"
     )
     environment = {**os.environ, "CXX": f"sh '{counting}'", "BLOCKSPARSE_KERNELS": "reference"}
     command = [sys.executable, "-c", program, small.units[0].sources[0]]
@@ -109,12 +109,12 @@ def test_a_header_that_this_tensorflow_does_not_ship(small):
 
 @pytest.mark.parametrize("compiler", ["nowhere/g++", "false"])
 def test_without_a_compiler_one_warning_says_what_it_costs(small, monkeypatch, compiler):
-    monkeypatch.setattr(native, "CPU", small)
+    monkeypatch.setattr(loading, "CPU", small)
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", "auto")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert native.load_library.__wrapped__() is None
+        assert loading.load_library.__wrapped__() is None
     assert len(caught) == 1 and caught[0].category is RuntimeWarning
     message = str(caught[0].message)
     assert "g++" in message and "slower" in message and "BLOCKSPARSE_KERNELS=reference" in message
@@ -122,7 +122,7 @@ def test_without_a_compiler_one_warning_says_what_it_costs(small, monkeypatch, c
 
 def test_the_reference_builds_nothing(monkeypatch, builds):
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", "reference")
-    assert native.load_library.__wrapped__() is None and not builds
+    assert loading.load_library.__wrapped__() is None and not builds
 
 
 def test_the_cache_is_private(tmp_path, monkeypatch):

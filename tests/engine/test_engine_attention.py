@@ -14,7 +14,8 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blocksparse import BlocksparseTransformer, clear_bst_constants, ops, reference
+from blocksparse import BlocksparseTransformer, clear_bst_constants
+from blocksparse.fused import op, reference
 
 EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def kernels(request, monkeypatch):
     """Both ways to run; "auto" has to be a compiled kernel."""
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", request.param)
-    ran = ops.kernel_name()
+    ran = op.kernel_name()
     if request.param == "auto" and ran == "reference":
         pytest.skip("no C++ compiler")
     assert (ran == "reference") == (request.param == "reference")
@@ -270,9 +271,9 @@ def test_merging_two_parts_by_lse(kernels):
 
 
 def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(monkeypatch):
-    monkeypatch.setattr(ops.runtime, "capabilities", lambda: (90,))
-    monkeypatch.setattr(ops, "_library", object)
-    ops.warn_of_reference.cache_clear()
+    monkeypatch.setattr(op.cuda, "capabilities", lambda: (90,))
+    monkeypatch.setattr(op, "_library", object)
+    op.warn_of_reference.cache_clear()
     bst = BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal)
     generator = np.random.default_rng(4)
     q, k, v = (generator.standard_normal((1, 32, 5)) for _ in range(3))
@@ -287,7 +288,7 @@ def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(m
 def test_odd_head_dims_run_on_the_kernels_of_the_cpu(kernels):
     function = tf.function(BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal).attention)
     operations = function.get_concrete_function(*[tf.TensorSpec((1, 32, 5))] * 3).graph.get_operations()
-    assert any(op.type == "BlocksparseAttention" for op in operations) == (ops.kernel_name() == "cpu")
+    assert any(op.type == "BlocksparseAttention" for op in operations) == (op.kernel_name() == "cpu")
 
 
 def test_plans_are_kept_by_everything_that_makes_them_differ(kernels, small):
@@ -324,7 +325,8 @@ GRAPH = """
     import numpy as np, tensorflow.compat.v1 as tf
     tf.disable_v2_behavior()
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    from blocksparse import BlocksparseTransformer, clear_bst_constants, ops, reference
+    from blocksparse import BlocksparseTransformer, clear_bst_constants
+    from blocksparse.fused import op, reference
 
     causal = lambda s, h, q, k, b: np.tri(*s, k=(q - k) * s[0], dtype=bool)
     bst = BlocksparseTransformer(np.tri(4, dtype=bool), 16, 2, causal)
@@ -336,7 +338,7 @@ GRAPH = """
             both = [[y, *tf.gradients(y * y, [q, k, v])] for y in (steps, fused)]
             again = bst.attention(v, k, q)
             plans = [op for op in graph.get_operations() if "blocksparse_plan" in op.name]
-            assert len(plans) == (ops.kernel_name() != "reference"), plans
+            assert len(plans) == (op.kernel_name() != "reference"), plans
             with tf.Session() as session:
                 for batch in (1, 3):
                     feed = {x: np.random.default_rng(batch).standard_normal((batch, 64, 16)) for x in (q, k, v)}
@@ -366,7 +368,8 @@ def test_graphs_and_sessions(kernels):
 
 SAVE = """
     import numpy as np, sys, tensorflow as tf
-    from blocksparse import BlocksparseTransformer, ops
+    from blocksparse import BlocksparseTransformer
+    from blocksparse.fused import op
 
     causal = lambda s, h, q, k, b: np.tri(*s, k=(q - k) * s[0], dtype=bool)
     x = tf.reshape(tf.sin(tf.range(3 * 64 * 16, dtype=tf.float32)), [3, 64, 16])
@@ -380,7 +383,7 @@ SAVE = """
         np.save(path + "/y.npy", module.f(x))
         graph = module.f.get_concrete_function().graph
         print(sum(op.type == "BlocksparsePlan" for op in graph.get_operations()))
-        ops._LARGEST_CONSTANT = 0
+        op._LARGEST_CONSTANT = 0
 """
 LOAD = """
     import blocksparse, numpy as np, sys, tensorflow as tf

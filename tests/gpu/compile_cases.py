@@ -18,7 +18,7 @@ GPU = Path(__file__).resolve().parents[2] / "blocksparse" / "gpu"
 sys.path.insert(0, str(GPU))
 
 import manifest  # noqa: E402
-import tiles  # noqa: E402
+import tuning  # noqa: E402
 
 NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
 ARCHITECTURES = (80, 89, 90, 100, 120)
@@ -29,7 +29,7 @@ WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
 def keys(dtype, dims, block, work, capability, choice=None, **flags):
     """The forward and backward keys that an attention of this kind compiles, in the tiles of its GPU or in `choice`."""
     permuted = flags.get("permuted", False)
-    choice = choice or tiles.choose(NAMES[dtype], *dims, block, WORK[work], capability, permuted)
+    choice = choice or tuning.choose(NAMES[dtype], *dims, block, WORK[work], capability, permuted)
     sides = [(m, n, min(block, m, n)) for m, n in choice]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=0) | flags
     yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
@@ -52,7 +52,7 @@ def committed():
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
     yield from keys("f32", (64, 64), 32, "long", 120)
-    yield from keys("tf32", (64, 64), 32, "window", 90, tiles.anywhere("float32", 64, 64))
+    yield from keys("tf32", (64, 64), 32, "window", 90, tuning.anywhere("float32", 64, 64))
     yield from keys("f16", (64, 64), 32, "long", 100, HOPPER)  # as Triton before 3.9 compiles it for sm_90
 
 

@@ -7,7 +7,9 @@ import oracle
 import pytest
 import tensorflow as tf
 
-from blocksparse import BlocksparseTransformer, backends, ops
+from blocksparse import BlocksparseTransformer
+from blocksparse.fused import op
+from blocksparse.native import devices
 
 pytestmark = pytest.mark.gpu
 EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
@@ -17,7 +19,7 @@ NAMES = ("out", "lse", "dq", "dk", "dv")
 @pytest.fixture(autouse=True)
 def on_the_gpu():
     """Nothing may fall back; float32 is exact unless a test says otherwise."""
-    assert ops.kernel_name() == "gpu"
+    assert op.kernel_name() == "gpu"
     yield
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
@@ -278,7 +280,7 @@ def test_a_model_saved_without_a_gpu_runs_on_one(fresh_python, tmp_path):
 
 def test_a_plan_too_large_for_a_constant(monkeypatch):
     problem = Problem(32, (8, 8), 2, (64, 64), "float16", ragged)
-    monkeypatch.setattr(ops, "_LARGEST_CONSTANT", 0)
+    monkeypatch.setattr(op, "_LARGEST_CONSTANT", 0)
     step = tf.function(problem.run).get_concrete_function()
     assert "BlocksparsePlan" in {op.type for op in step.graph.get_operations()}
     same_bits(problem.run(), step())
@@ -322,7 +324,8 @@ def test_without_triton_compiled_kernels_serve(fresh_python, tmp_path):
         if sys.argv[1] == "without":
             sys.modules["triton"] = None
         import numpy as np, tensorflow as tf
-        from blocksparse import BlocksparseTransformer, ops
+        from blocksparse import BlocksparseTransformer
+        from blocksparse.fused import op
 
         def attend(width):
             x = tf.cast(tf.random.stateless_normal([1, 64, width], [1, 2]), tf.float16)
@@ -331,7 +334,7 @@ def test_without_triton_compiled_kernels_serve(fresh_python, tmp_path):
                 out = BlocksparseTransformer(np.ones((2, 2), bool), 32, 1).attention(x, x, x)
             return hash(out.numpy().tobytes() + tape.gradient(out, x).numpy().tobytes())
 
-        print(ops.kernel_name(), attend(64))
+        print(op.kernel_name(), attend(64))
         if sys.argv[1] == "without":
             try:
                 attend(32)
@@ -388,9 +391,10 @@ def test_more_than_two_to_the_31_elements():
 def test_a_failing_compiler_is_named(fresh_python, tmp_path):
     program = """
         import ctypes, numpy as np, tensorflow as tf
-        from blocksparse import BlocksparseTransformer, backends
+        from blocksparse import BlocksparseTransformer
+        from blocksparse.native import devices
         x = tf.random.normal([1, 64, 64], dtype=tf.float16)
-        backends.gpu_library()[1].blocksparse_gpu_configure(b"/nowhere", b"false")
+        devices.gpu_library()[1].blocksparse_gpu_configure(b"/nowhere", b"false")
         try:
             BlocksparseTransformer(np.ones((2, 2), bool), 32, 1).attention(x, x, x)
         except tf.errors.InternalError as error:
@@ -444,4 +448,4 @@ def test_a_failing_launch_is_named(fresh_python, tmp_path):
 def test_a_damaged_plan_is_rejected():
     x = tf.zeros([1, 64, 32], tf.float16)
     with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
-        backends.load_kernels().blocksparse_attention(x, x, x, tf.zeros([128], tf.int32), heads=1, scale=1.0)
+        devices.load_kernels().blocksparse_attention(x, x, x, tf.zeros([128], tf.int32), heads=1, scale=1.0)

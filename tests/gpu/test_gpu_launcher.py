@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse import backends, native
-from blocksparse.gpu import manifest, runtime
+from blocksparse.gpu import manifest
+from blocksparse.native import cache, cuda, devices
+from blocksparse.native.compiler import BuildError
 
 SYMBOLS = (
     "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
@@ -28,8 +29,8 @@ KEYS = [
 @pytest.fixture(scope="module")
 def library():
     try:
-        return backends.gpu_library()[1]
-    except native.BuildError as error:
+        return devices.gpu_library()[1]
+    except BuildError as error:
         pytest.skip(str(error))
 
 
@@ -48,7 +49,7 @@ def compiler(library, tmp_path):
 
     configure.folder = folder
     yield configure
-    runtime.configure(library, native.cache_folder())
+    cuda.configure(library, cache.cache_folder())
 
 
 # One argument a line: newlines separate the words of the command, so the programs are single lines.
@@ -163,26 +164,26 @@ def test_without_triton_the_message_says_what_to_do(compiler):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_compiles_beside_a_living_tensorflow(library, compiler, tmp_path, monkeypatch):
     monkeypatch.delenv("BLOCKSPARSE_PREBUILT", raising=False)
-    runtime.configure(library, tmp_path)
+    cuda.configure(library, tmp_path)
     folder = compiler.folder(KEYS[0])
-    assert folder == str(runtime.kernel_folders(tmp_path)[-1] / KEYS[0])
+    assert folder == str(cuda.kernel_folders(tmp_path)[-1] / KEYS[0])
     bad = compiler.folder("forward-f64-d64")
     assert "names no kernel" in bad, bad
     assert tf.reduce_sum(tf.ones(3)) == 3 and "triton" not in sys.modules
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "capabilities", lambda: (90, 70))
-    assert "GPU:1 has compute capability 7.0" in runtime.reason_for_reference(tmp_path)
-    monkeypatch.setattr(runtime, "capabilities", lambda: (90,))
-    monkeypatch.setattr(runtime, "has_triton", lambda: False)
-    assert "Triton is not installed" in runtime.reason_for_reference(tmp_path)
-    runtime.kernel_folders(tmp_path)[-1].mkdir()
-    assert runtime.reason_for_reference(tmp_path) is None
+    monkeypatch.setattr(cuda, "capabilities", lambda: (90, 70))
+    assert "GPU:1 has compute capability 7.0" in cuda.reason_for_reference(tmp_path)
+    monkeypatch.setattr(cuda, "capabilities", lambda: (90,))
+    monkeypatch.setattr(cuda, "has_triton", lambda: False)
+    assert "Triton is not installed" in cuda.reason_for_reference(tmp_path)
+    cuda.kernel_folders(tmp_path)[-1].mkdir()
+    assert cuda.reason_for_reference(tmp_path) is None
 
 
 def test_a_mark_takes_tensors_of_any_kind(library):
-    mark = backends.gpu_library()[0].blocksparse_mark
+    mark = devices.gpu_library()[0].blocksparse_mark
     with tf.Graph().as_default():
         marked = mark(tf.zeros([2, 3], tf.float16), [tf.zeros([1]), tf.zeros([4], tf.int32)], flush=8)
     assert marked.shape == [2, 3] and marked.dtype == np.float16

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse import BlocksparseTransformer, ops
-from blocksparse.gpu.timing import device_ms
+from blocksparse import BlocksparseTransformer
+from blocksparse.fused import op
+from blocksparse.native.timing import device_ms
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
 def on_the_gpu():
-    assert ops.kernel_name() == "gpu"
+    assert op.kernel_name() == "gpu"
 
 
 def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
@@ -26,7 +27,8 @@ def test_a_first_call_is_quick(fresh_python, tmp_path):
     """From nothing compiled to gradients in 8 s, from a full cache in 1 s; TensorFlow and its GPU are up before."""
     program = """
         import sys, time, numpy as np, tensorflow as tf
-        from blocksparse import BlocksparseTransformer, backends
+        from blocksparse import BlocksparseTransformer
+        from blocksparse.native import devices
         x = tf.random.normal([4, 1024, 512], dtype=tf.float32)
         tf.linalg.matmul(x, x, transpose_b=True).numpy()
         x = tf.cast(x, tf.float16)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from blocksparse.gpu import manifest, tiles
+from blocksparse.gpu import manifest, tuning
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def triton(monkeypatch, tmp_path):
         if version is None:
             monkeypatch.setitem(sys.modules, "triton", None)
         package.write_text(f"__version__ = '{version}'\nraise AssertionError('imported')\n")
-        tiles.table.cache_clear()
+        tuning.table.cache_clear()
 
     yield install
-    tiles.table.cache_clear()
+    tuning.table.cache_clear()
 
 
 def functions(capability, by_query, by_key):
@@ -39,7 +39,7 @@ def functions(capability, by_query, by_key):
 )
 def test_warp_roles_are_for_hopper_and_a_triton_that_knows_them(triton, version, capability, roles):
     triton(version)
-    chosen = tiles.choose("float16", 64, 64, 32, 4096.0, capability)
+    chosen = tuning.choose("float16", 64, 64, 32, 4096.0, capability)
     assert (chosen[0] == (128, 64)) == roles
     named = functions(capability, *chosen)
     assert [name.removesuffix("_roles") for name in named] == [
@@ -53,7 +53,7 @@ def test_warp_roles_are_for_hopper_and_a_triton_that_knows_them(triton, version,
 def test_plain_kernels_take_the_tiles_of_roles(triton):
     """A model saved with them may be loaded beside an older Triton."""
     triton("3.9.0")
-    chosen = tiles.choose("float16", 64, 64, 32, 4096.0, 90)
+    chosen = tuning.choose("float16", 64, 64, 32, 4096.0, 90)
     triton("3.6.0")
     assert not any(name.endswith("_roles") for name in functions(90, *chosen))
     assert not any(name.endswith("_roles") for name in functions(100, *chosen))
@@ -62,7 +62,7 @@ def test_plain_kernels_take_the_tiles_of_roles(triton):
 def test_programs_walk_over_short_rows_only(triton):
     triton("3.9.0")
     for work, long_rows in ((128.0, False), (4096.0, True)):
-        by_query, by_key = tiles.choose("float16", 64, 64, 32, work, 90)
+        by_query, by_key = tuning.choose("float16", 64, 64, 32, work, 90)
         key = manifest.parse(
             "forward-f16-d64-v64-m{}-n{}-g32-o0-w0-s1-r{:d}-c0-sm90".format(*by_query, long_rows)
         )

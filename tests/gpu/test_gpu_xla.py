@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse import BlocksparseTransformer, backends, native, ops
+from blocksparse import BlocksparseTransformer
+from blocksparse.fused import op
+from blocksparse.native import devices
+from blocksparse.native.compiler import BuildError
 
 pytestmark = pytest.mark.slow  # the XLA library takes up to a minute to build
 
@@ -17,10 +20,10 @@ pytestmark = pytest.mark.slow  # the XLA library takes up to a minute to build
 @pytest.fixture(scope="module", autouse=True)
 def library():
     try:
-        backends.xla_library()
-    except native.BuildError as error:
+        devices.xla_library()
+    except BuildError as error:
         pytest.skip(str(error))
-    assert ops.kernel_name() != "reference"
+    assert op.kernel_name() != "reference"
 
 
 def ragged(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
@@ -81,7 +84,7 @@ def test_inside_a_loop():
 
 def test_a_plan_too_large_for_a_constant(monkeypatch):
     """A graph made elsewhere, from a SavedModel say, holds it compressed."""
-    monkeypatch.setattr(ops, "_LARGEST_CONSTANT", 0)
+    monkeypatch.setattr(op, "_LARGEST_CONSTANT", 0)
     step, inputs = problem("float32")
     plain = tf.function(step).get_concrete_function(*inputs)
     assert "BlocksparsePlan" in {op.type for op in plain.graph.get_operations()}
@@ -95,7 +98,7 @@ def test_a_damaged_plan_is_rejected():
 
     @tf.function(jit_compile=True)
     def attend(x):
-        return backends.load_kernels().blocksparse_attention(x, x, x, plan, heads=1, scale=1.0).out
+        return devices.load_kernels().blocksparse_attention(x, x, x, plan, heads=1, scale=1.0).out
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
         attend(x)

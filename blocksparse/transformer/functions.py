@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from .utils import TensorLike, as_float32
+from ..tensors import TensorLike, as_float32
 
 LOWEST = tf.float32.min  # stands for -infinity, whose differences would be NaN
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .plan import Blocks
+from ..plan import Blocks
 
 
 class LookupTables:

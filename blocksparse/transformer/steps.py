@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from .plan.rectangles import gather_rows
-from .utils import as_bool
+from ..plan.rectangles import gather_rows
+from ..tensors import as_bool
 
 _NO_LIMIT = 1 << 62  # these operations hold all scores at once anyway
 

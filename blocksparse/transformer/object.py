@@ -9,37 +9,14 @@ from functools import cached_property
 import numpy as np
 import tensorflow as tf
 
+from ..fused.op import Attention
+from ..plan import build_blocks
+from ..plan.checks import check_heads
+from ..plan.plan import check_residues
+from ..tensors import as_bool, do_not_convert
 from . import oracles
-from .nnops import (
-    masked_softmax,
-    masked_top_k_softmax,
-    rectified_top_k,
-    softmax,
-    softmax_cross_entropy,
-    top_k,
-    transpose_0213,
-    transpose_2d,
-)
-from .ops import Attention, clear_bst_constants
-from .plan import build_blocks
-from .plan.checks import check_heads
-from .plan.plan import check_residues
-from .products import BlockProducts
-from .tables import LookupTables
-from .utils import as_bool, do_not_convert
-
-__all__ = [
-    "BlocksparseTransformer",
-    "clear_bst_constants",
-    "masked_softmax",
-    "masked_top_k_softmax",
-    "rectified_top_k",
-    "softmax",
-    "softmax_cross_entropy",
-    "top_k",
-    "transpose_0213",
-    "transpose_2d",
-]
+from .lookup import LookupTables
+from .steps import BlockProducts
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 
