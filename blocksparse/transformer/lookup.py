@@ -10,15 +10,15 @@ from ..plan import Blocks
 
 
 class LookupTables:
-    """The table attributes of BlocksparseTransformer; a subclass sets `layout`."""
+    """The table attributes of BlocksparseTransformer; a subclass sets `active`."""
 
-    layout: Blocks
+    active: Blocks
     has_mask: bool
 
     @cached_property
     def blocks(self) -> int:
         """Active blocks of each head. Raises ValueError where heads differ in that."""
-        counts = sorted({len(head.query) for head in self.layout.heads})
+        counts = sorted({len(head.query) for head in self.active.heads})
         if len(counts) > 1:
             raise ValueError(
                 f"heads have different numbers of active blocks ({', '.join(map(str, counts))}); the "
@@ -34,12 +34,12 @@ class LookupTables:
     @cached_property
     def nn_list(self) -> list[list[list[tuple[int, int]]]]:
         """For each layout and query block row, its (block, key block number)."""
-        return [_grouped(head.query, head.key, self.layout.query_blocks) for head in self._heads]
+        return [_grouped(head.query, head.key, self.active.query_blocks) for head in self._heads]
 
     @cached_property
     def tn_list(self) -> list[list[list[tuple[int, int]]]]:
         """For each layout and key block column, its (block, query block number)."""
-        return [_grouped(head.key, head.query, self.layout.key_blocks) for head in self._heads]
+        return [_grouped(head.key, head.query, self.active.key_blocks) for head in self._heads]
 
     @cached_property
     def nt_lut(self) -> np.ndarray:
@@ -49,22 +49,22 @@ class LookupTables:
     @cached_property
     def nn_lut(self) -> np.ndarray:
         """int32 [lut_heads, ctx_blks_q + blocks, 2]: (start, entries) of each row, then nn_list's entries."""
-        return np.stack([_lut(head.query, head.key, self.layout.query_blocks) for head in self._equal_heads])
+        return np.stack([_lut(head.query, head.key, self.active.query_blocks) for head in self._equal_heads])
 
     @cached_property
     def tn_lut(self) -> np.ndarray:
         """int32 [lut_heads, ctx_blks_k + blocks, 2]: the same for the columns of tn_list."""
-        return np.stack([_lut(head.key, head.query, self.layout.key_blocks) for head in self._equal_heads])
+        return np.stack([_lut(head.key, head.query, self.active.key_blocks) for head in self._equal_heads])
 
     @cached_property
     def nn_max(self) -> int:
         """Blocks in the fullest block row."""
-        return max(int(np.bincount(head.query).max(initial=0)) for head in self.layout.heads)
+        return max(int(np.bincount(head.query).max(initial=0)) for head in self.active.heads)
 
     @cached_property
     def tn_max(self) -> int:
         """Blocks in the fullest block column."""
-        return max(int(np.bincount(head.key).max(initial=0)) for head in self.layout.heads)
+        return max(int(np.bincount(head.key).max(initial=0)) for head in self.active.heads)
 
     @cached_property
     def softmax_mask_np(self) -> np.ndarray | None:
@@ -74,8 +74,8 @@ class LookupTables:
         """
         if not self.has_mask:
             return None
-        size = self.layout.block_size
-        bits = np.packbits(self.layout.masks, axis=2, bitorder="little").view(f"u{min(size // 8, 8)}")
+        size = self.active.block_size
+        bits = np.packbits(self.active.masks, axis=2, bitorder="little").view(f"u{min(size // 8, 8)}")
         rows = bits.reshape(len(bits), *((size,) if size <= 64 else (size, size // 64)))
         return np.stack([rows[head.mask] for head in self._equal_heads])
 
@@ -96,14 +96,14 @@ class LookupTables:
     @cached_property
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
         """(queries int32 [lut_heads, blocks, bs, 1], keys int32 [lut_heads, blocks, 1, bs]) of each block."""
-        inside = np.arange(self.layout.block_size, dtype=np.int32)
+        inside = np.arange(self.active.block_size, dtype=np.int32)
         first = self.nt_lut[..., None, None] * len(inside)
         return first[:, :, 0] + inside[:, None], first[:, :, 1] + inside
 
     @property
     def _heads(self):
         """The blocks of each layout that was given."""
-        return [self.layout.heads[number] for number in self.layout.head_index[: self.layout.lut_heads]]
+        return [self.active.heads[number] for number in self.active.head_index[: self.active.lut_heads]]
 
     @property
     def _equal_heads(self):

@@ -45,17 +45,17 @@ class BlocksparseTransformer(LookupTables):
         mask_callback: Callable | None = None,
         name: str | None = None,
     ):
-        self.layout = build_blocks(layout, block_size, mask_callback, heads)
+        self.active = build_blocks(layout, block_size, mask_callback, heads)
         self.has_mask = mask_callback is not None
         self.name = name
-        self.heads = len(self.layout.head_index)
-        self.lut_heads = self.layout.lut_heads
+        self.heads = len(self.active.head_index)
+        self.lut_heads = self.active.lut_heads
         self.blk_size = block_size
         self.blk_shape = (block_size, block_size)
-        self.ctx_blks_q = self.layout.query_blocks
-        self.ctx_blks_k = self.layout.key_blocks
+        self.ctx_blks_q = self.active.query_blocks
+        self.ctx_blks_k = self.active.key_blocks
         self.softmax_dtype: tf.DType | None = None  # what softmax returns: q's dtype in the last query_key_op
-        self._attention = Attention(self.layout)
+        self._attention = Attention(self.active)
 
     nt_test = oracles.nt_test
     nn_test = oracles.nn_test
@@ -163,7 +163,7 @@ class BlocksparseTransformer(LookupTables):
 
     def _visible(self, autoregress_at_key):
         """bool [lut_heads, blocks, bs, bs]: who sees whom."""
-        seen = tf.gather(as_bool(self.layout.masks), self.mask_numbers)
+        seen = tf.gather(as_bool(self.active.masks), self.mask_numbers)
         if autoregress_at_key is None:
             return seen
         query, key = map(tf.constant, self.positions)
@@ -197,7 +197,7 @@ class BlocksparseTransformer(LookupTables):
             raise ValueError(
                 f"order has {numbers.size} numbers; give one, or one for each of {self.heads} heads"
             )
-        check_residues(numbers, self.layout.query_time, self.layout.key_time, self.blk_size)
+        check_residues(numbers, self.active.query_time, self.active.key_time, self.blk_size)
         return tuple(np.broadcast_to(numbers, self.heads).tolist())
 
     def _check_key(self, key):

@@ -37,7 +37,7 @@ def masked_softmax_test(
 ) -> np.ndarray:
     """Softmax of scale * x along each query's visible keys, shaped as x; 0 where invisible."""
     y = np.zeros_like(x)
-    visible = self.layout.masks[self.mask_numbers]
+    visible = self.active.masks[self.mask_numbers]
     if autoregress_at_key is not None:
         query, key = self.positions
         visible &= (key < autoregress_at_key) | (key <= query)

@@ -5,12 +5,15 @@ Prints the peak with, then the peak without, both in MB above what the traced st
 second is at least the first.
 """
 
-import resource
 import sys
+from pathlib import Path
 
 import tensorflow as tf
 
 import sparse_attention
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from peak import peak
 
 BLOCKS, TIME, WIDTH, HEADS = 16, 1024, 256, 4
 
@@ -56,17 +59,13 @@ def step_of(name, recompute):
     return tf.function(step, autograph=False)
 
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(name):
     x = tf.random.stateless_normal((1, TIME, WIDTH), (3, 4))
     steps = [step_of(name, recompute).get_concrete_function(x) for recompute in (True, False)]
     held = peak()
     for step in steps:
         step(x)
-        print(peak() - held)
+        print((peak() - held) / 2**20)
 
 
 main(sys.argv[1])
