@@ -1,10 +1,12 @@
-"""What all tests share: quiet logs, and one name for each module."""
+"""What all tests share: quiet logs, one name for each module, and this folder's oracle, layouts and peak."""
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "utils")

@@ -88,8 +88,3 @@ class Case:
 def causal(time):
     """bool [time, time]: key <= query."""
     return np.tri(time, dtype=bool)
-
-
-def dense(query_blocks, key_blocks=None, heads=1):
-    """A layout of all blocks."""
-    return np.ones((heads, query_blocks, key_blocks or query_blocks), bool)

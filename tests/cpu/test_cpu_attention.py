@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_cases import Case, causal, dense, library, needs_kernels
+from cpu_cases import Case, causal, library, needs_kernels
+from layouts import dense
 
 pytestmark = needs_kernels
 TILES = (16, 32, 64, 128)
@@ -122,7 +123,8 @@ THREADS = """
 import sys, hashlib, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
 sys.path[:0] = sys.argv[2:]
-from cpu_cases import Case, causal, dense
+from cpu_cases import Case, causal
+from layouts import dense
 import numpy as np
 for dtype in ("float32", "bfloat16"):
     case = Case(dense(32, heads=2), mask=causal(512), batch=1, dtype=dtype)

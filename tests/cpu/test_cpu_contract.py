@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from cpu_cases import Case, causal, dense, library, needs_kernels
+from cpu_cases import Case, causal, library, needs_kernels
+from layouts import dense
 
 pytestmark = needs_kernels
 Q, PLAN = tf.zeros((2, 64, 32)), Case(dense(4, heads=2), mask=causal(64)).plan

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import causal
 
 from blocksparse import BlocksparseTransformer, clear_bst_constants
 from blocksparse.fused import op, reference
@@ -103,10 +104,6 @@ def test_values_and_gradients(kernels, problem):
         epsilon = EPSILON["float32"] * 8 if name == "lse" else EPSILON[p["dtype"]]
         assert x.dtype == ("float32" if name == "lse" else p["dtype"])
         oracle.assert_close(name, tf.cast(x, tf.float64), truth, epsilon)
-
-
-def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from layouts import causal
 from scipy import sparse
 
 from blocksparse.plan import build_blocks
@@ -9,16 +10,12 @@ from blocksparse.plan import build_blocks
 CAUSAL = np.tri(3, dtype=bool)
 
 
-def lower(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
-
-
 def lists(blocks):
     return [list(zip(h.query.tolist(), h.key.tolist(), h.mask.tolist(), strict=True)) for h in blocks.heads]
 
 
 def test_blocks_of_a_causal_layout():
-    blocks = build_blocks(CAUSAL, 8, lower, 2)
+    blocks = build_blocks(CAUSAL, 8, causal, 2)
     assert lists(blocks) == [[(0, 0, 1), (1, 0, 0), (1, 1, 1), (2, 0, 0), (2, 1, 0), (2, 2, 1)]]
     assert blocks.head_index.tolist() == [0, 0] and blocks.lut_heads == 1
     np.testing.assert_array_equal(blocks.masks, [np.ones((8, 8)), np.tri(8)])
@@ -37,7 +34,7 @@ def test_blocks_of_a_causal_layout():
     ],
 )
 def test_every_kind_of_layout(layout):
-    assert lists(build_blocks(layout, 8, lower, 2)) == lists(build_blocks(CAUSAL, 8, lower, 2))
+    assert lists(build_blocks(layout, 8, causal, 2)) == lists(build_blocks(CAUSAL, 8, causal, 2))
 
 
 def test_distinct_heads_are_found_by_what_they_are():
@@ -74,13 +71,13 @@ def test_batches_and_representatives_spare_calls():
         def batch(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx):
             self.evaluated += len(qry_idx)
             np.testing.assert_array_equal(np.stack([qry_idx, key_idx], 1), np.argwhere(layout)[blk_idx])
-            return np.stack([lower(blk_shape, 0, q, k, 0) for q, k in zip(qry_idx, key_idx, strict=True)])
+            return np.stack([causal(blk_shape, 0, q, k, 0) for q, k in zip(qry_idx, key_idx, strict=True)])
 
     layout = np.tri(40, dtype=bool)
     fast = Callback()
     blocks = build_blocks(np.stack([layout] * 6), 8, fast)
     assert fast.evaluated == 2 * 40  # two distinct heads, 40 distances
-    assert lists(blocks) == lists(build_blocks(layout, 8, lower, 1))
+    assert lists(blocks) == lists(build_blocks(layout, 8, causal, 1))
     fast.representative = None
     del Callback.representative
     del fast.representative

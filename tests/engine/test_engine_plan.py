@@ -11,16 +11,13 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import causal
 from scipy import sparse
 
 from blocksparse.plan import build_blocks, make_plan, pack, unpack
 from blocksparse.plan.blob import Word, digest
 
 ROOT = Path(__file__).parents[2]
-
-
-def lower(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
 
 
 def granules(numbers, granule):
@@ -97,7 +94,7 @@ def test_causal_plan():
     """48 positions, blocks and tiles of 16:   x . .     by query: 3, 2, 1 tiles, the last of each masked
     x x .     by key the same, mirrored
     x x x"""
-    plan = make_plan(build_blocks(np.tri(3), 16, lower, 1), 1, None, (16, 16), (16, 16))
+    plan = make_plan(build_blocks(np.tri(3), 16, causal, 1), 1, None, (16, 16), (16, 16))
     side = plan.by_query
     assert side.head_tiles.tolist() == [0, 3]
     assert side.rows.tolist() == [[2], [1], [0]] and side.row_count.tolist() == [16, 16, 16]
@@ -128,7 +125,7 @@ def test_a_short_column_tile_repeats_its_first_granule_masked_off():
 def test_runs_follow_residue_classes():
     """Classes of 24 rows: tiles of 48 visit 48 columns; tiles of 64 would straddle classes and visit 72."""
     layout = np.kron(np.eye(8), np.tri(3))
-    side = make_plan(build_blocks(layout, 8, lower, 1), 1, None, (64, 64), (64, 64)).by_query
+    side = make_plan(build_blocks(layout, 8, causal, 1), 1, None, (64, 64), (64, 64)).by_query
     assert side.row_count.tolist() == [48] * 4 and np.diff(side.offset).tolist() == [1] * 4
 
 
@@ -143,7 +140,7 @@ def test_runs_follow_residue_classes():
     ],
 )
 def test_a_plan_is_closed_where_every_key_has_one_row_tile(blocks, tiles, closed):
-    plan = make_plan(build_blocks(blocks[None], 8, lower), 1, 2, tiles, tiles)
+    plan = make_plan(build_blocks(blocks[None], 8, causal), 1, 2, tiles, tiles)
     assert plan.closed == closed == pack(plan)[Word.CLOSED]
 
 
@@ -158,9 +155,9 @@ def test_heavy_rows_stand_side_by_side():
 
 def test_shared_heads_are_planned_once():
     layout = np.stack([np.tri(4), np.eye(4)] * 3)
-    plan = make_plan(build_blocks(layout, 16, lower))
+    plan = make_plan(build_blocks(layout, 16, causal))
     assert plan.head_index.tolist() == [0, 1] * 3 and len(plan.by_query.head_tiles) == 3
-    shared = make_plan(build_blocks(np.tri(4), 16, lower, 6), residues=[1, 2, 4, 1, 2, 4])
+    shared = make_plan(build_blocks(np.tri(4), 16, causal, 6), residues=[1, 2, 4, 1, 2, 4])
     assert shared.head_index.tolist() == [0] * 6 and shared.residues.tolist() == [1, 2, 4, 1, 2, 4]
 
 
@@ -185,7 +182,7 @@ def test_bad_arguments(arguments, message):
 
 
 def damaged(word, value, rehash=True):
-    blob = pack(make_plan(build_blocks(np.tri(4), 16, lower, 2)))
+    blob = pack(make_plan(build_blocks(np.tri(4), 16, causal, 2)))
     blob[word(blob) if callable(word) else word] = value
     if rehash:
         blob[2:6] = digest(blob)

@@ -8,21 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from layouts import causal, checkers
 
 from blocksparse import BlocksparseTransformer
 
 SIZES = (8, 16, 32, 64, 128)
 EPSILON = 2**-20
-
-
-def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
-
-
-def checkers(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    """Even queries see even keys, odd ones odd keys; the first block row sees nothing."""
-    i, j = np.indices(blk_shape)
-    return ((i + j + head_idx) % 2 == 0) & (qry_idx > 0)
 
 
 def make(lut_heads=1, heads=2, block_size=8, callback=causal, shape=(3, 3)):

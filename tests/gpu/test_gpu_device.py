@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from layouts import causal, ragged
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -22,15 +23,6 @@ def on_the_gpu():
     assert op.kernel_name() == "gpu"
     yield
     tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
-def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
-
-
-def ragged(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    generator = np.random.default_rng([head_idx, qry_idx, key_idx])
-    return generator.random(blk_shape) < (1.0, 0.0, 0.5, 0.9)[generator.integers(4)]
 
 
 class Problem:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from layouts import causal
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -17,10 +18,6 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def on_the_gpu():
     assert op.kernel_name() == "gpu"
-
-
-def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    return np.tri(*blk_shape, k=(qry_idx - key_idx) * blk_shape[0], dtype=bool)
 
 
 def test_a_first_call_is_quick(fresh_python, tmp_path):

@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import tensorflow as tf
+from layouts import ragged
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -24,11 +25,6 @@ def library():
     except BuildError as error:
         pytest.skip(str(error))
     assert op.kernel_name() != "reference"
-
-
-def ragged(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
-    generator = np.random.default_rng([head_idx, qry_idx, key_idx])
-    return generator.random(blk_shape) < (1.0, 0.0, 0.5, 0.9)[generator.integers(4)]
 
 
 def problem(dtype, blocks=(6, 6), order=1, batch=2):
