@@ -18,7 +18,7 @@ class BuildPy(build_py):
         return [m for m in modules if package != "sparse_attention" or m[1] in ROOT_MODULES]
 
 
-examples = ["matplotlib", "pillow", "scikit-learn", "tqdm"]
+examples = ["matplotlib", "pillow", "scikit-learn", "soundfile", "tqdm"]
 triton = "triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"
 
 setup(

@@ -10,128 +10,13 @@ Everything goes to --out: config.json, checkpoint.npz, metrics.csv and TensorBoa
 from __future__ import annotations
 
 import argparse
-import csv
-import math
-import os
-import sys
-import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import checkpoint
-import config
-import data
-import tensorflow as tf
-from evaluate import load_model, mean_bits
-from tqdm import tqdm
-from trainer import Trainer, make_strategy
-from watchdog import Watchdog
-
-# What tf.summary.scalar writes; that function itself wants TensorBoard installed.
-SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
+from sparse_transformer import command, config
 
 
-class Stop(Exception):
-    """Training cannot go on; the message says why."""
-
-
-class Log:
-    """metrics.csv and TensorBoard's events, of the steps up to the checkpoint that training resumes from."""
-
-    def __init__(self, folder: Path, start: int):
-        path = folder / "metrics.csv"
-        rows = [row for row in csv.reader(path.open()) if row[0].isdigit()] if path.exists() else []
-        self.file = path.open("w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", "bits", "gradient_norm", "seconds"])
-        self.writer.writerows(row for row in rows if int(row[0]) < start)
-        self.events = tf.summary.create_file_writer(str(folder))
-
-    def add(self, step: int, bits: float, norm: float, seconds: float) -> None:
-        self.writer.writerow([step, repr(bits), repr(norm), f"{seconds:.4f}"])
-        with self.events.as_default(step):
-            tf.summary.write("bits", bits, metadata=SCALAR)
-            tf.summary.write("gradient_norm", norm, metadata=SCALAR)
-
-    def flush(self) -> None:
-        self.file.flush()
-        self.events.flush()
-
-
-def check(step: int, bits: float, norm: float, scaled: bool) -> None:
-    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved."""
-    if not math.isfinite(bits) or not (scaled or math.isfinite(norm)):
-        raise Stop(
-            f"the loss is {bits} and its gradient's norm {norm} at step {step}; try a lower learning_rate"
-        )
-
-
-def same_start(trainer: Trainer, start: int) -> None:
-    """Workers that resume from different checkpoints would train different models."""
-
-    @tf.function
-    def total():
-        context = tf.distribute.get_replica_context
-        return trainer.strategy.run(
-            lambda: context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(start)))
-        )
-
-    mean = trainer.strategy.experimental_local_results(total())[0] / trainer.strategy.num_replicas_in_sync
-    if float(mean) != start:
-        raise Stop(
-            f"this worker resumes from step {start}, others do not; --out must be a folder that all share"
-        )
-
-
-def train(settings: config.Config, data_path: str | None, folder: Path) -> None:
-    watchdog = Watchdog()
-    strategy = make_strategy()
-    chief = watchdog.own == 0
-    source = data.load(settings, data_path)
-    trainer = Trainer(settings, strategy)
-    if chief:
-        checkpoint.write_config(folder, settings)
-    start = checkpoint.restore(folder, trainer.variables)
-    same_start(trainer, start)
-    log = Log(folder, start) if chief else None
-
-    dataset = strategy.distribute_datasets_from_function(
-        lambda context: data.pipeline(source, settings, start, context)
-    )
-    batches = iter(dataset)
-    scaled = settings.precision == "mixed_float16"
-    tokens = settings.batch * settings.n_ctx
-    bar = tqdm(total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not chief)
-    for step in range(start, settings.steps):
-        watchdog.entered(step + 1)
-        began = time.perf_counter()
-        bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
-        seconds = time.perf_counter() - began
-        check(step, bits, norm, scaled)
-        bar.set_postfix_str(f"{bits:.4f} bits per dim, {tokens / seconds:,.0f} tokens/s", refresh=False)
-        bar.update()
-        if not chief:
-            continue
-        log.add(step, bits, norm, seconds)
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            try:
-                log.flush()
-                checkpoint.save(folder, step + 1, trainer.variables)
-            except OSError as error:
-                raise Stop(f"cannot write to {folder} ({error})") from error
-    bar.close()
-    if chief:
-        held_out = mean_bits(load_model(folder), data.load(settings, data_path, "valid"), limit=4)
-        print(f"{folder}: {held_out:.4f} bits per dim on held-out data, with averaged weights")
-    else:
-        watchdog.follow()
-    watchdog.close()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def arguments() -> argparse.Namespace:
+    parser = command.parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", choices=config.names(), help=", ".join(config.names()))
     parser.add_argument(
         "--data", metavar="PATH", help="the data set; without it, data that every machine has"
@@ -146,17 +31,18 @@ def main() -> None:
         action="store_true",
         help="the same bits every time on a GPU too, where that costs speed",
     )
-    args = parser.parse_args()
-    if args.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     folder = args.out or Path("runs") / args.config
-    try:
-        settings = config.load(args.config).override(
-            args.override + ([f"steps={args.steps}"] if args.steps else [])
-        )
-        train(settings, args.data, folder)
-    except (Stop, ValueError, OSError, tf.errors.OpError) as error:
-        sys.exit(f"train.py: {error}\nThe last good checkpoint, if there is one, is in {folder}.")
+    steps = [f"steps={args.steps}"] if args.steps else []
+    with command.sentence(__file__, f"\nThe last good checkpoint, if there is one, is in {folder}."):
+        settings = config.load(args.config).override(args.override + steps)
+        from sparse_transformer import training
+
+        training.train(settings, args.data, folder, args.deterministic)
 
 
 if __name__ == "__main__":

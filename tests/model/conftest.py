@@ -1,4 +1,4 @@
-"""examples/ hold scripts, which find each other as neighbours; so do these tests."""
+"""Tests import the commands of examples/, and their package, as neighbours; so do the commands."""
 
 import sys
 from pathlib import Path

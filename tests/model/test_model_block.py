@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import config
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sparse_transformer import Embedding, ResidualBlock, SparseTransformer, bits, dropout, gelu
+from sparse_transformer import config
+from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits, dropout, gelu
 
 from sparse_attention.recompute import recomputable
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-import config
 import keras
 import numpy as np
 import pytest
-from sparse_transformer import SparseTransformer, bits
+from sparse_transformer import config
+from sparse_transformer.model import SparseTransformer, bits
 
 PARAMETERS = {  # millions: the paper's 59, 95, 152, 300, 25 and 3 to the digits that its architecture gives
     "cifar10": 59.20,

@@ -6,13 +6,12 @@ import tarfile
 import wave
 from dataclasses import replace
 
-import config
-import data
-import formats
 import numpy as np
 import pytest
 import tensorflow as tf
-from formats import DataError
+from sparse_transformer import config, data
+from sparse_transformer.batches import batch_at, pipeline
+from sparse_transformer.formats import DataError, audio
 
 TEXT = replace(config.load("enwik8_small"), grid=(4, 16))
 CIFAR = config.load("cifar10_small")
@@ -188,8 +187,8 @@ def write_wav(path, x, width=2, channels=1, rate=12_000):
 
 def test_mu_law_round_trip():
     tokens = np.arange(256)
-    np.testing.assert_array_equal(formats.encode_mu_law(formats.decode_mu_law(tokens)), tokens)
-    assert formats.encode_mu_law(np.array([-1.0, 1.0])).tolist() == [0, 255]
+    np.testing.assert_array_equal(audio.encode_mu_law(audio.decode_mu_law(tokens)), tokens)
+    assert audio.encode_mu_law(np.array([-1.0, 1.0])).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_mu_law_round_trip():
 def test_wav_files(tmp_path, width, channels, rate):
     time = np.arange(rate) / rate
     write_wav(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * time), width, channels, rate)
-    heard = formats.decode_mu_law(formats.read_wav(tmp_path / "a.wav"))
+    heard = audio.decode_mu_law(audio.read_recording(tmp_path / "a.wav"))
     assert len(heard) == 12_000
     inner = slice(1000, -1000)  # resampling rings at the ends
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(12_000) / 12_000)
@@ -213,11 +212,13 @@ def test_a_folder_of_wav_files(tmp_path):
 
 
 def test_audio_damaged(tmp_path):
-    with pytest.raises(DataError, match=r"no folder with \.wav files\. Wanted: a folder of \.wav files"):
+    with pytest.raises(
+        DataError, match=r"no folder with \.wav files\. Wanted: a folder of \.wav or \.flac files"
+    ):
         data.load(AUDIO, str(tmp_path))
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFFnonsense")
-    with pytest.raises(DataError, match=r"a\.wav: not a PCM WAV file"):
+    with pytest.raises(DataError, match=r"a\.wav: not a WAV or FLAC file"):
         data.load(AUDIO, str(tmp_path))
     write_wav(path, np.zeros(10_000))
     path.write_bytes(path.read_bytes()[:5000])
@@ -232,7 +233,7 @@ def test_audio_damaged(tmp_path):
 def test_built_in_data(settings):
     for split in data.SPLITS:
         source = data.load(settings, None, split)
-        batch = data.batch_at(source, 0, 2, seed=0)
+        batch = batch_at(source, 0, 2, seed=0)
         assert batch.shape == (2, settings.n_ctx) and batch.dtype == np.int32
         assert 0 <= batch.min() < batch.max() < 256
 
@@ -240,7 +241,7 @@ def test_built_in_data(settings):
 def test_an_epoch_shows_every_example_once():
     images = data.Images([np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)], np.arange(10))
     epochs = [
-        np.concatenate([data.batch_at(images, step, 5, seed=3) for step in pair]) for pair in ((0, 1), (2, 3))
+        np.concatenate([batch_at(images, step, 5, seed=3) for step in pair]) for pair in ((0, 1), (2, 3))
     ]
     for epoch in epochs:
         assert sorted(epoch[:, 0]) == list(range(10))
@@ -249,7 +250,7 @@ def test_an_epoch_shows_every_example_once():
 
 def test_a_stream_covers_its_windows_at_shifting_places():
     stream = data.Stream(np.arange(1000) % 256, 10)
-    batch = data.batch_at(stream, 0, stream.size, seed=0)
+    batch = batch_at(stream, 0, stream.size, seed=0)
     assert (np.diff(batch, axis=1) % 256 == 1).all()
     assert len(np.unique(batch[:, 0] % 10)) > 1 or stream.size < 26  # 256 is no multiple of 10
 
@@ -261,9 +262,7 @@ def test_replicas_share_the_batch_that_one_device_has(pipelines, replicas):
     steps = []
     for index in range(pipelines):
         context = tf.distribute.InputContext(pipelines, index, replicas)
-        elements = (
-            data.pipeline(source, settings, 5, context).take(2 * replicas // pipelines).as_numpy_iterator()
-        )
+        elements = pipeline(source, settings, 5, context).take(2 * replicas // pipelines).as_numpy_iterator()
         steps.append(np.concatenate(list(elements)).reshape(2, -1, settings.n_ctx))
-    whole = np.stack([data.batch_at(source, step, 4, settings.seed) for step in (5, 6)])
+    whole = np.stack([batch_at(source, step, 4, settings.seed) for step in (5, 6)])
     np.testing.assert_array_equal(np.concatenate(steps, axis=1), whole)

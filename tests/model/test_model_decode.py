@@ -3,12 +3,12 @@
 import time
 from dataclasses import replace
 
-import config
 import numpy as np
 import pytest
 import tensorflow as tf
-from sample import make_generator
-from sparse_transformer import SparseTransformer
+from sparse_transformer import config
+from sparse_transformer.generation import make_generator
+from sparse_transformer.model import SparseTransformer
 
 from sparse_attention.attention import attention_impl
 from sparse_attention.decode import DecodeStep

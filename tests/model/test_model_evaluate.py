@@ -3,19 +3,18 @@
 import wave
 from dataclasses import replace
 
-import config
-import data
 import matplotlib.pyplot as plt
 import numpy as np
-import plot
 import pytest
 import tensorflow as tf
-from evaluate import mean_bits, windows
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample import read_prompt, write
-from sparse_transformer import SparseTransformer
+from sparse_transformer import config, data
+from sparse_transformer import pictures as plot
+from sparse_transformer.evaluation import mean_bits, windows
+from sparse_transformer.generation import read_prompt, write
+from sparse_transformer.model import SparseTransformer
 
 TEXT = replace(
     config.load("enwik8_small"), grid=(4, 16), width=32, heads=2, layers=1, local_attn_ctx=16, num_verts=2

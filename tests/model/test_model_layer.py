@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import config
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sparse_transformer import SparseTransformer
+from sparse_transformer import config
+from sparse_transformer.model import SparseTransformer
 
 from sparse_attention.attention import attention_impl
 from sparse_attention.layers import SparseSelfAttention

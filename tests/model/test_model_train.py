@@ -6,13 +6,13 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
-import checkpoint
 import evaluate
 import numpy as np
 import plot
 import pytest
 import sample
 import train
+from sparse_transformer import checkpoint
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.

@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-import config
-import flat
 import numpy as np
 import pytest
 import tensorflow as tf
-from evaluate import set_weights
-from sparse_transformer import bits
-from trainer import Trainer
+from sparse_transformer import config, flat
+from sparse_transformer.evaluation import set_weights
+from sparse_transformer.model import bits
+from sparse_transformer.trainer import Trainer
 
 TINY = replace(
     config.load("enwik8_small"),

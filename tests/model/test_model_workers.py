@@ -61,8 +61,8 @@ import sys, runpy
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import trainer
-trainer.make_strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+from sparse_transformer import training
+training.make_strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

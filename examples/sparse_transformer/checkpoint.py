@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from config import Config
+
+from .config import Config
 
 NAME = "checkpoint.npz"
 

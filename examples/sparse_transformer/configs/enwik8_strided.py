@@ -5,7 +5,7 @@ The paper does not give this row's stride or its way to combine the heads: l = 1
 
 from dataclasses import replace
 
-from configs.enwik8 import CONFIG as FIXED
+from .enwik8 import CONFIG as FIXED
 
 CONFIG = replace(
     FIXED,

@@ -1,20 +1,20 @@
-"""Whole 32x32 images through a network small enough for a CPU."""
+"""Whole 64x64 images, 12,288 positions, through a network small enough for a CPU."""
 
 from dataclasses import replace
 
-from configs.cifar10 import CONFIG as FULL
+from .imagenet64 import CONFIG as FULL
 
 CONFIG = replace(
     FULL,
-    name="cifar10_small",
+    name="imagenet64_small",
     layers=4,
     width=64,
-    xla=False,
+    heads=2,
     dropout=0.0,
     learning_rate=3e-3,
     warmup=20,
     average=0.99,
-    batch=2,
+    batch=1,
     steps=200,
     precision="float32",
     checkpoint_every=100,

@@ -5,7 +5,7 @@ The paper does not list the dense model's settings: all but the attention are ta
 
 from dataclasses import replace
 
-from configs.enwik8 import CONFIG as FIXED
+from .enwik8 import CONFIG as FIXED
 
 CONFIG = replace(
     FIXED,

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from formats import SAMPLE_RATE, encode_mu_law
+
+from .formats.audio import SAMPLE_RATE, encode_mu_law
 
 
 def python_source() -> np.ndarray:

@@ -5,7 +5,7 @@ heads interleaved local first (section 5.1 advises interleaving for extremely lo
 imagenet64.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="music_65536",

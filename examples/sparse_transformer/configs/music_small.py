@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from configs.music_65536 import CONFIG as FULL
+from .music_65536 import CONFIG as FULL
 
 CONFIG = replace(
     FULL,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 
-import flat
 import keras
 import tensorflow as tf
-from config import Config
-from sparse_transformer import SparseTransformer, bits
+
+from blocksparse.plan.checks import nearest_multiple
+
+from . import flat
+from .config import Config
+from .model import SparseTransformer, bits
 
 
 def make_strategy() -> tf.distribute.Strategy:
@@ -64,7 +67,7 @@ class Trainer:
     def __init__(self, config: Config, strategy: tf.distribute.Strategy):
         replicas = strategy.num_replicas_in_sync
         if config.batch % replicas:
-            nearest = max(1, round(config.batch / replicas)) * replicas
+            nearest = nearest_multiple(config.batch, replicas)
             raise ValueError(
                 f"batch={config.batch} does not divide over {replicas} replicas; try --override batch={nearest}"
             )

@@ -1,18 +1,15 @@
-"""tf.data pipelines over the four kinds of data. Which examples step s trains on is a function of (seed, s) alone."""
+"""The four kinds of data, their splits, and examples of them by number."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-import formats
 import numpy as np
-import tensorflow as tf
-import toy_data
-from config import Config
 
-SPLITS = ("train", "valid", "test")
+from . import toy_data
+from .config import SPLITS, Config
+from .formats import DataError, audio, images, text
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,13 @@ def _stream(tokens: np.ndarray, config: Config, split: str, path) -> Stream:
         wanted = (
             f"at least {20 * config.n_ctx:,} tokens, so that 5% of them hold one context of {config.n_ctx:,}"
         )
-        raise formats.DataError(path or "built-in data", f"only {len(tokens):,} tokens", wanted)
+        raise DataError(path or "built-in data", f"only {len(tokens):,} tokens", wanted)
     return Stream(part, config.n_ctx)
 
 
 def _cifar10(path: Path, split: str) -> Images:
     """48,000 / 2,000, drawn as the authors' later code does: scikit-learn's train_test_split, this random_state."""
-    train, test = formats.read_cifar10(path)
+    train, test = images.read_cifar10(path)
     if split == "test":
         return Images([test], np.arange(len(test)))
     order = np.random.RandomState(11172018).permutation(len(train))
@@ -96,7 +93,7 @@ def _cifar10(path: Path, split: str) -> Images:
 
 def _imagenet64(path: Path, split: str) -> Images:
     """The paper evaluates on the official validation set, here `test`; 50,018 of 1,281,167 training images validate."""
-    batches = formats.read_imagenet64(path, training=split != "test")
+    batches = images.read_imagenet64(path, training=split != "test")
     total = sum(len(batch) for batch in batches)
     held = max(1, total * 50_018 // 1_281_167)
     chosen = {
@@ -120,44 +117,12 @@ def load(config: Config, path: str | None = None, split: str = "train") -> Strea
     if split not in SPLITS:
         raise ValueError(f"split={split!r}; choose one of {', '.join(SPLITS)}")
     if config.data == "text":
-        tokens = formats.read_text(Path(path)) if path else toy_data.python_source()
+        tokens = text.read_text(Path(path)) if path else toy_data.python_source()
         return _stream(tokens, config, split, path)
     if config.data == "audio":
-        seconds = max(240, 24 * config.n_ctx / formats.SAMPLE_RATE)
-        tokens = formats.read_audio(Path(path)) if path else toy_data.melody(seconds)
+        seconds = max(240, 24 * config.n_ctx / audio.SAMPLE_RATE)
+        tokens = audio.read_audio(Path(path)) if path else toy_data.melody(seconds)
         return _stream(tokens, config, split, path)
     if not path:
         return _crops(config.grid[0], split)
     return (_cifar10 if config.data == "cifar10" else _imagenet64)(Path(path), split)
-
-
-@lru_cache(maxsize=2)
-def _epoch(size: int, seed: int, epoch: int) -> tuple[np.ndarray, int]:
-    rng = np.random.default_rng([seed, epoch])
-    return rng.permutation(size), int(rng.integers(2**31))
-
-
-def batch_at(source, step: int, batch: int, seed: int, first: int = 0, rows: int | None = None) -> np.ndarray:
-    """Rows first .. first + rows - 1 of step's batch, int32 [rows, n_ctx]: every example once an epoch."""
-    places = step * batch + first + np.arange(batch if rows is None else rows)
-    examples = []
-    for place in places:
-        order, shift = _epoch(source.size, seed, int(place) // source.size)
-        examples.append(source.examples(order[[place % source.size]], shift)[0])
-    return np.stack(examples).astype(np.int32)
-
-
-def pipeline(source, config: Config, start: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Endless batches [batch / replicas, n_ctx] from step `start` on: this machine's share, a replica at a time."""
-    local = context.num_replicas_in_sync // context.num_input_pipelines
-    rows = config.batch // context.num_replicas_in_sync
-
-    def element(count):
-        step, replica = divmod(int(count), local)
-        first = (context.input_pipeline_id * local + replica) * rows
-        return batch_at(source, step, config.batch, config.seed, first, rows)
-
-    def read(count):
-        return tf.ensure_shape(tf.numpy_function(element, [count], tf.int32), [rows, config.n_ctx])
-
-    return tf.data.Dataset.counter(start * local).map(read).prefetch(2)

@@ -1,6 +1,6 @@
 """A byte-level model that two CPU cores train in two minutes: long enough for pairs of bytes, too short for words."""
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="enwik8_small",

@@ -5,7 +5,7 @@ come to 3.11M, l = sqrt(n), heads interleaved local first (section 5.1 advises i
 sequences); rate as imagenet64.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="music_1048576",

@@ -2,6 +2,6 @@
 
 from dataclasses import replace
 
-from configs.imagenet64 import CONFIG as HALF
+from .imagenet64 import CONFIG as HALF
 
 CONFIG = replace(HALF, name="imagenet64_300m", layers=96)

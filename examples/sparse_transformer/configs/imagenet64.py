@@ -4,7 +4,7 @@ The paper gives no learning rate, batch or order of the heads: all three are tho
 model. 673,284 steps are 70 epochs of 1,231,149.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="imagenet64",

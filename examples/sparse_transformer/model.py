@@ -6,11 +6,12 @@ from functools import partial
 
 import keras
 import tensorflow as tf
-from config import Config
 
 from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseSelfAttention
 from sparse_attention.recompute import recomputable
+
+from .config import Config
 
 VOCABULARY = 256  # bytes
 PHILOX = 1

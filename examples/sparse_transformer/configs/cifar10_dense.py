@@ -6,7 +6,7 @@ authors' later code.
 
 from dataclasses import replace
 
-from configs.cifar10 import CONFIG as SPARSE
+from .cifar10 import CONFIG as SPARSE
 
 CONFIG = replace(
     SPARSE,

@@ -4,7 +4,7 @@ The paper gives length and size alone: 32 layers of width 256 come to 25.67M, l 
 local first (section 5.1 advises interleaving for extremely long sequences); rate as imagenet64.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="music_262144",

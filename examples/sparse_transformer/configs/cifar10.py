@@ -4,7 +4,7 @@ The paper gives neither stride nor order of the heads: 96 (a row of 32 pixels) a
 three local ones are the authors' later code, as is the batch of 16. 360,000 steps are 120 epochs of 48,000.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="cifar10",

@@ -6,7 +6,7 @@ each head as section 4.3 advises.
 
 from dataclasses import replace
 
-from configs.cifar10 import CONFIG as STRIDED
+from .cifar10 import CONFIG as STRIDED
 
 CONFIG = replace(
     STRIDED,

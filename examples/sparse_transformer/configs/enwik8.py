@@ -5,7 +5,7 @@ over the heads follow its advice in section 4.3 and the README of the authors' c
 are not given for this experiment: cifar10's rate, and one window for each of its 8 GPUs.
 """
 
-from config import Config
+from ..config import Config
 
 CONFIG = Config(
     name="enwik8",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 
+SPLITS = ("train", "valid", "test")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -73,10 +75,11 @@ class Config:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).with_name("configs").glob("*.py"))
+    files = Path(__file__).with_name("configs").glob("*.py")
+    return sorted(path.stem for path in files if path.stem != "__init__")
 
 
 def load(name: str) -> Config:
     if name not in names():
         raise ValueError(f"there is no configuration {name!r}; choose one of {', '.join(names())}")
-    return importlib.import_module(f"configs.{name}").CONFIG
+    return importlib.import_module(f".configs.{name}", __package__).CONFIG

@@ -1,0 +1,1 @@
+"""The configurations: one CONFIG a file, found by the file's name."""

@@ -1,0 +1,108 @@
+"""Samples of a trained model, drawn one position at a time, and the files they are written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import tensorflow as tf
+from PIL import Image
+
+from .config import Config
+from .formats import audio
+from .model import SparseTransformer
+
+
+def make_generator(model: SparseTransformer, count: int, length: int):
+    """Compiles (prompt [count, prompt length], temperature, seed) -> tokens [count, length]: one loop, one
+    position at a time, which keeps the keys and values the patterns can still reach. Temperature 0 takes the
+    likeliest token."""
+    decoders = model.decoders(count)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([count, None], tf.int32),
+            tf.TensorSpec([]),
+            tf.TensorSpec([], tf.int32),
+        ],
+        jit_compile=True,  # a step is many small operations
+    )
+    def generate(prompt, temperature, seed):
+        given = tf.shape(prompt)[1]
+        prompt = tf.pad(prompt, [[0, 0], [0, length - given]])
+
+        def body(position, token, tokens):
+            logits = model.step(token, decoders, position)
+            scaled = logits / tf.maximum(temperature, 1e-6)
+            drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, position]), dtype=tf.int32)[
+                :, 0
+            ]
+            token = tf.where(temperature > 0, drawn, tf.argmax(logits, axis=-1, output_type=tf.int32))
+            token = tf.where(position < given, prompt[:, position], token)
+            return position + 1, token, tokens.write(position, token)
+
+        start = (0, tf.zeros(count, tf.int32), tf.TensorArray(tf.int32, length))
+        _, _, tokens = tf.while_loop(lambda position, *_: position < length, body, start)
+        return tf.transpose(tokens.stack())
+
+    return generate
+
+
+def sample(
+    model: SparseTransformer,
+    prompt: np.ndarray,
+    count: int,
+    length: int | None,
+    temperature: float,
+    seed: int,
+) -> np.ndarray:
+    """[count, length] tokens that begin with the prompt; the length is the model's context where none is given."""
+    n_ctx = model.config.n_ctx
+    length = n_ctx if length is None else length
+    if not len(prompt) < length <= n_ctx:
+        raise ValueError(
+            f"--length {length} must exceed the prompt's {len(prompt)} tokens, and at most be the model's "
+            f"context, {n_ctx}"
+        )
+    generate = make_generator(model, count, length)
+    prompts = tf.constant(np.tile(prompt.astype(np.int32), (count, 1)))
+    return generate(prompts, tf.constant(temperature), tf.constant(seed)).numpy()
+
+
+def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarray:
+    """The tokens [length] that a sample begins with: a text, an image's upper half, the start of a recording."""
+    if prompt is None:
+        return np.zeros(0, np.uint8)
+    if config.data == "text":
+        return np.frombuffer(prompt.encode(), np.uint8)
+    if not Path(prompt).is_file():
+        raise ValueError(f"--prompt {prompt}: no such file; give an image for images, a .wav file for audio")
+    if config.data == "audio":
+        return audio.read_recording(Path(prompt))[: round(seconds * audio.SAMPLE_RATE)]
+    height, width, _ = config.grid
+    pixels = np.asarray(Image.open(prompt).convert("RGB").resize((width, height), Image.Resampling.BOX))
+    return pixels[: height // 2].reshape(-1)
+
+
+def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
+    """tokens [count, length] -> the files written: one for text and for images, one a sample for audio."""
+    if config.data == "text":
+        path = out.with_suffix(".txt")
+        path.write_bytes(b"\n----\n".join(bytes(sample.astype(np.uint8)) for sample in tokens))
+        return [path]
+    if config.data == "audio":
+        paths = [out.with_name(f"{out.name}{i}.wav") for i in range(len(tokens))]
+        for path, sample in zip(paths, tokens, strict=True):
+            samples = np.round(audio.decode_mu_law(sample) * 32767).astype(np.int16)
+            soundfile.write(path, samples, audio.SAMPLE_RATE, "PCM_16", format="WAV")
+        return paths
+    path = out.with_suffix(".png")
+    columns = int(np.ceil(len(tokens) ** 0.5))
+    rows = -(-len(tokens) // columns)
+    cells = np.zeros((rows * columns, np.prod(config.grid)), np.uint8)
+    cells[: len(tokens), : tokens.shape[1]] = tokens
+    height, width, channels = config.grid
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    Image.fromarray(grid.reshape(rows * height, columns * width, channels)).save(path)
+    return [path]
