@@ -66,8 +66,9 @@ def test_windows_that_fit_nothing(mode):
 def test_a_step_touches_order_sqrt_n_keys(mode):
     for root in (32, 64, 128):
         step = DecodeStep(1, root**2, 6, 6, **pattern(mode, local_attn_ctx=root))
-        for _, caches in step.groups:
-            assert sum(factor.reach(tf.constant(root**2 - 1)).shape[-1] for factor, *_ in caches) <= 2 * root
+        last = tf.constant(root**2 - 1)
+        for group in step.groups:
+            assert sum(factor.cache.reach(last).shape[-1] for factor, _ in group.caches) <= 2 * root
 
 
 def test_what_nobody_reaches_is_not_kept():
@@ -75,7 +76,7 @@ def test_what_nobody_reaches_is_not_kept():
         mode: DecodeStep(1, 1024, 6, 6, **pattern(mode)).groups
         for mode in ("local", "chunk", "summary", "fixed")
     }
-    sizes = {mode: [factor.capacity for factor, *_ in caches] for mode, [(_, caches)] in groups.items()}
+    sizes = {mode: [factor.cache.capacity for factor, _ in own.caches] for mode, [own] in groups.items()}
     assert sizes == {"local": [32], "chunk": [32], "summary": [32 * 8], "fixed": [32, 32 * 8]}
 
 
@@ -172,3 +173,91 @@ def test_sampling_depends_on_seed_and_temperature():
     draws = [generate(none, tf.constant(1.0), tf.constant(seed)).numpy() for seed in (0, 0, 1)]
     assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
     assert len(np.unique(draws[0])) > 10  # untrained: uniform over bytes
+
+
+ROW = np.ones((2, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, text",
+    [
+        (dict(position=16), ValueError, r"position=16 does not exist; this DecodeStep has positions 0 to 15"),
+        (dict(position=-1), ValueError, r"position=-1 does not exist"),
+        (dict(position=np.int64(99)), ValueError, r"position=99 does not exist"),
+        (
+            dict(position=1.5),
+            TypeError,
+            r"position is 1.5; it has to be an integer or a scalar integer tensor",
+        ),
+        (dict(position=True), TypeError, r"position is True; it has to be an integer"),
+        (dict(position=[1, 2]), ValueError, r"position has shape \(2,\); it has to be a scalar"),
+        (
+            dict(q=ROW[:1]),
+            ValueError,
+            r"q has shape \(1, 8\); this DecodeStep takes \[batch, width\] = \[2, 8\]",
+        ),
+        (dict(v=ROW[:, :4]), ValueError, r"v has shape \(2, 4\); this DecodeStep takes"),
+        (
+            dict(k=ROW.astype(np.int32)),
+            TypeError,
+            r"k has dtype int32; it has to be of a float dtype: cast it",
+        ),
+    ],
+)
+def test_a_call_that_does_not_fit_is_refused_in_words(arguments, error, text):
+    step = DecodeStep(2, 16, 8, 8, 2, "local", 4)
+    with pytest.raises(error, match=text):
+        step(**dict(q=ROW, k=ROW, v=ROW, position=0) | arguments)
+
+
+@pytest.mark.parametrize(
+    "position", [3, np.int64(3), tf.constant(3), tf.constant(3, tf.int64), np.array(3, np.uint8)]
+)
+def test_every_kind_of_integer_is_a_position(position):
+    want = DecodeStep(2, 300, 8, 8, 2, "local", 4)(ROW, ROW, ROW, 3)
+    np.testing.assert_array_equal(DecodeStep(2, 300, 8, 8, 2, "local", 4)(ROW, ROW, ROW, position), want)
+
+
+@pytest.mark.parametrize("mode", ["all", "strided", "fixed"])
+def test_a_position_out_of_range_never_reads_or_changes_a_cache(mode):
+    """Eagerly and in a graph it is an error; XLA cannot stop, there the output is no number."""
+    step = DecodeStep(2, 16, 8, 8, 2, mode, local_attn_ctx=8, blocksize=8, num_verts=1, vertsize=1)
+    for position in range(16):
+        step(ROW, ROW, ROW, position)
+    held = [cache.numpy() for cache in (*step.keys, *step.values)]
+    graph = tf.function(lambda position: step(9 * ROW, 9 * ROW, 9 * ROW, position))
+    compiled = tf.function(lambda position: step(9 * ROW, 9 * ROW, 9 * ROW, position), jit_compile=True)
+    for bad in (16, 1000, -1):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"position does not exist; .* 0 to 15"):
+            graph(tf.constant(bad))
+        assert np.isnan(compiled(tf.constant(bad))).all()
+    slots = [factor.cache.capacity for group in step.groups for factor, _ in group.caches]
+    for before, cache, capacity in zip(held, (*step.keys, *step.values), slots * 2):
+        keep = np.arange(len(before)) % (capacity + 2) <= capacity  # the last slot of a head is never read
+        np.testing.assert_array_equal(cache.numpy()[keep], before[keep])
+
+
+class Sampler(tf.Module):
+    def __init__(self):
+        self.decode = DecodeStep(2, 16, 8, 8, 2, ("local", "strided"), 4, blocksize=4)
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 8]), tf.TensorSpec([], tf.int32)])
+    def step(self, x, position):
+        return self.decode(x, x, x, position)
+
+
+def test_caches_are_saved_and_loaded(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((16, 2, 8)).astype(np.float32)
+    one, other = Sampler(), Sampler()
+    assert len(one.variables) == 4 and not one.trainable_variables
+    want = [one.step(row, position).numpy() for position, row in enumerate(rows)]
+    one.decode.reset()
+    assert not np.any([cache.numpy().any() for cache in one.variables])
+    for position in range(8):
+        one.step(rows[position], position)
+    tf.train.Checkpoint(sampler=one).write(str(tmp_path / "checkpoint"))
+    tf.saved_model.save(one, str(tmp_path / "model"))
+    tf.train.Checkpoint(sampler=other).read(str(tmp_path / "checkpoint")).assert_consumed()
+    for sampler in (one, other, tf.saved_model.load(str(tmp_path / "model"))):
+        for position in range(8, 16):
+            np.testing.assert_array_equal(sampler.step(rows[position], tf.constant(position)), want[position])
