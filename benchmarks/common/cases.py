@@ -1,124 +1,151 @@
-"""The GPU benchmark's cases and their plans. NumPy and the planner only: every process may import it."""
+"""What is measured: cases as `attention_impl` names them, their predicates, blocks and plans.
+
+NumPy and the planner only: processes that hold PyTorch or Triton import it too (after `without_tensorflow`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from blocksparse.plan import Blocks, Plan, build_blocks, make_plan
+from blocksparse.layout import Blocks, build_blocks
+from blocksparse.plan import Plan, make_plan
+from patterns import BlockTable, Pattern, head_modes
+
+Tiles = tuple[int, int]  # rows of a row tile, columns of a column tile
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. pattern: all | local:window | strided:stride | fixed:size:width:groups."""
+    """Sizes and the pattern of one attention; `name` is the case's key in the committed results."""
 
     name: str
     batch: int
     heads: int
     time: int
     dim: int
-    pattern: str
-    bs: int
+    attn_mode: str
+    blocksize: int = 32
+    local_attn_ctx: int | None = None
+    num_verts: int | None = None
+    vertsize: int | None = None
 
     @property
-    def kind(self) -> str:
-        return self.pattern.split(":")[0]
+    def pattern(self) -> dict:
+        """The arguments of `attention_impl` after q, k, v and heads."""
+        names = ("attn_mode", "local_attn_ctx", "blocksize", "num_verts", "vertsize")
+        return {name: getattr(self, name) for name in names}
 
     @property
-    def numbers(self) -> list[int]:
-        return [int(word) for word in self.pattern.split(":")[1:]]
+    def width(self) -> int:
+        """Summary columns a head has in each chunk."""
+        return self.vertsize * self.blocksize
 
     @property
-    def order(self) -> int:
-        """strided is block-diagonal in the plan's order: position within a residue class fastest."""
-        return self.numbers[0] if self.kind == "strided" else 1
+    def residues(self) -> int:
+        """The plan's row order: `strided` is block-diagonal once positions equal modulo the stride lie together."""
+        return self.local_attn_ctx if self.attn_mode == "strided" else 1
+
+    @property
+    def label(self) -> str:
+        """The row's name in tables and pictures: batch x heads x time x head_dim and the pattern."""
+        return f"{self.batch}x{self.heads}x{self.time}x{self.dim} {self.pattern_label}"
+
+    @property
+    def pattern_label(self) -> str:
+        if self.attn_mode == "all":
+            return "all"
+        if self.attn_mode == "fixed":
+            return f"fixed, l={self.local_attn_ctx}, c={self.width}"
+        return f"{self.attn_mode}, {self.local_attn_ctx}"
+
+    def sees(self, head: int) -> Callable:
+        """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""
+        modes = head_modes(heads=self.heads, **self.pattern)
+        return modes[head % len(modes)].pattern().sees
 
 
-CASES = [
-    Case("enwik8 fixed c32", 4, 8, 12288, 64, "fixed:128:32:4", 32),
-    Case("enwik8 fixed c8", 4, 8, 12288, 64, "fixed:128:8:8", 8),
-    Case("enwik8 local", 4, 8, 12288, 64, "local:128", 32),
-    Case("cifar local", 16, 2, 3072, 128, "local:128", 32),
-    Case("cifar strided", 16, 2, 3072, 128, "strided:128", 8),
-    Case("imagenet64 local", 4, 16, 12288, 32, "local:128", 32),
-    Case("imagenet64 strided", 4, 16, 12288, 32, "strided:128", 32),
+GPU = (
+    Case("enwik8 fixed c32", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1),
+    Case("enwik8 fixed c8", 4, 8, 12288, 64, "fixed", 8, 128, 8, 1),
+    Case("enwik8 local", 4, 8, 12288, 64, "local", 32, 128),
+    Case("cifar local", 16, 2, 3072, 128, "local", 32, 128),
+    Case("cifar strided", 16, 2, 3072, 128, "strided", 8, 128),
+    Case("imagenet64 local", 4, 16, 12288, 32, "local", 32, 128),
+    Case("imagenet64 strided", 4, 16, 12288, 32, "strided", 32, 128),
     Case("enwik8 all", 4, 8, 12288, 64, "all", 64),
     Case("cifar all", 16, 2, 3072, 128, "all", 64),
     Case("imagenet64 all", 4, 16, 12288, 32, "all", 64),
-    Case("audio16k fixed", 1, 8, 16384, 64, "fixed:256:32:8", 32),
-    Case("audio fixed", 1, 8, 65536, 64, "fixed:256:32:8", 32),
-    Case("audio16k local", 1, 8, 16384, 64, "local:256", 32),
-    Case("audio local", 1, 8, 65536, 64, "local:256", 32),
-    Case("audio16k strided", 1, 8, 16384, 64, "strided:256", 32),
-    Case("audio strided", 1, 8, 65536, 64, "strided:256", 32),
-]
+    Case("audio16k fixed", 1, 8, 16384, 64, "fixed", 32, 256, 8, 1),
+    Case("audio fixed", 1, 8, 65536, 64, "fixed", 32, 256, 8, 1),
+    Case("audio16k local", 1, 8, 16384, 64, "local", 32, 256),
+    Case("audio local", 1, 8, 65536, 64, "local", 32, 256),
+    Case("audio16k strided", 1, 8, 16384, 64, "strided", 32, 256),
+    Case("audio strided", 1, 8, 65536, 64, "strided", 32, 256),
+)
+CPU = (
+    Case("all", 1, 4, 4096, 64, "all"),
+    Case("fixed 128, c=32", 1, 4, 4096, 64, "fixed", 32, 128, 4, 1),
+    Case("local 128", 1, 4, 4096, 64, "local", 32, 128),
+    Case("strided 128", 1, 4, 4096, 64, "strided", 32, 128),
+)
+# Smaller and larger blocks over summaries of 64 columns: what small blocks cost.
+CPU_BLOCKS = tuple(
+    Case(f"fixed 128, c=64, blocks of {size}", 1, 4, 4096, 64, "fixed", size, 128, 2, 64 // size)
+    for size in (8, 64)
+)
+CONTEXTS = {1024: 32, 4096: 64, 16384: 128, 65536: 256, 262144: 512, 1048576: 1024}  # n: l = sqrt(n)
 
 
-def sees(case: Case, head, query, key):
-    """Who sees whom, in tensor rows; arrays of NumPy or PyTorch."""
-    past = query >= key
-    if case.kind == "all":
-        return past
-    if case.kind == "local":
-        return past & (query - key < case.numbers[0])
-    if case.kind == "strided":
-        return past & ((query - key) % case.numbers[0] == 0)
-    size, width, groups = case.numbers
-    last = size - head % groups * width
-    return past & ((query // size == key // size) | ((key % size >= last - width) & (key % size < last)))
+def at_context(attn_mode: str, time: int) -> Case:
+    """Two heads of 64 over `time` positions, a key of CONTEXTS, whose root is the window, stride or chunk."""
+    blocksize = 8 if attn_mode == "fixed" else 32
+    return Case(f"{attn_mode} {time}", 1, 2, time, 64, attn_mode, blocksize, CONTEXTS[time], 2, 1)
+
+
+class _Masks:
+    """The mask callback of heads whose patterns take turns, as `build_blocks` wants it."""
+
+    def __init__(self, tables: Sequence[BlockTable]):
+        self.tables = tables
+        self.distinct_heads = len(tables)
+
+    def batch(self, blk_shape, head, query, key, blk):
+        return self.tables[head % len(self.tables)].masks(query, key)
+
+    def representative(self, head, query, key):
+        return self.tables[head % len(self.tables)].representative(query, key)
 
 
 def blocks(case: Case) -> Blocks:
-    """Block lists and masks. Every pattern here is the causal triangle inside a few kinds of blocks."""
-    bs, rows = case.bs, case.time // case.bs
-    heads = case.numbers[2] if case.kind == "fixed" else 1
-    i, j = np.arange(rows)[:, None], np.arange(rows)[None, :]
-    if case.kind == "local":
-        layout = (i >= j) & ((i - j) * bs - (bs - 1) < case.numbers[0])
-    elif case.kind == "strided":
-        run = case.time // case.numbers[0]  # rows of a residue class, side by side in the plan's order
-        layout = (i >= j) & (i * bs // run == j * bs // run)
-    else:
-        layout = np.stack([sees(case, head, i * bs, j * bs) for head in range(heads)])
-
-    def callback(blk_shape, head, query, key, blk):
-        return callback.batch(blk_shape, [head], np.array([query]), np.array([key]), [blk])[0]
-
-    def batch(blk_shape, head, query, key, blk):
-        distance = (query - key)[:, None, None] * bs + np.arange(bs)[:, None] - np.arange(bs)
-        return (distance >= 0) & (distance < (case.numbers[0] if case.kind == "local" else case.time))
-
-    callback.batch = batch
-    callback.representative = lambda head, query, key: (query - key, np.zeros_like(key))
-    callback.distinct_heads = 1
-    return build_blocks(
-        layout if layout.ndim == 3 else layout[None].repeat(case.heads, 0)[: case.heads], bs, callback, None
-    )
+    """Active blocks and their masks, in the plan's row order."""
+    tables = [BlockTable(pattern, case.blocksize) for pattern in _patterns(case)]
+    distinct = [table.layout(case.time // case.blocksize).toarray() for table in tables]
+    layout = distinct[0] if len(distinct) == 1 else np.stack([distinct[h % len(distinct)] for h in range(case.heads)])
+    return build_blocks(layout, case.blocksize, _Masks(tables), case.heads)
 
 
-def plan(case: Case, tiles_by_query: tuple[int, int], tiles_by_key: tuple[int, int], made: Blocks) -> Plan:
-    """The plan of all the case's heads."""
-    repeats = case.heads // len(made.head_index)
-    made = replace(made, head_index=np.tile(made.head_index, repeats))
-    return make_plan(made, case.order, case.heads, tiles_by_query, tiles_by_key)
+def _patterns(case: Case) -> list[Pattern]:
+    """What each distinct head sees in the plan's one pass."""
+    passes = [mode.passes(case.time) for mode in head_modes(heads=case.heads, **case.pattern)]
+    (order,) = {order for ((_, order),) in passes}
+    assert order == case.residues
+    return [pattern for ((pattern, _),) in passes]
 
 
-def visible_elements(case: Case) -> int:
-    """Elements of the score matrices that are seen, over batch and heads."""
-    n, heads = case.time, case.heads
-    if case.kind == "all":
-        one = [n * (n + 1) // 2]
-    elif case.kind == "local":
-        window = case.numbers[0]
-        one = [n * window - window * (window - 1) // 2]
-    elif case.kind == "strided":
-        stride = case.numbers[0]
-        run = n // stride
-        one = [stride * run * (run + 1) // 2]
-    else:
-        size, width, groups = case.numbers
-        chunks = n // size
-        earlier = chunks * (chunks - 1) // 2 * size * width
-        one = [chunks * size * (size + 1) // 2 + earlier] * groups
-    return case.batch * heads * sum(one) // len(one)
+def plan(case: Case, by_query: Tiles, by_key: Tiles, made: Blocks | None = None) -> Plan:
+    return make_plan(made or blocks(case), case.residues, case.heads, by_query, by_key)
+
+
+def work(made: Blocks) -> float:
+    """Keys that a query sees, the mean over rows and heads."""
+    seen = made.masks.sum((1, 2))
+    pairs = [seen[made.heads[number].mask].sum() for number in made.head_index]
+    return float(np.mean(pairs)) / made.query_time
+
+
+def shorter(case: Case, time: int) -> Case:
+    """The same pattern over fewer positions, for trying a script."""
+    return replace(case, name=f"{case.name}, {time} positions", batch=1, time=time)

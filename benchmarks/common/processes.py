@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,18 @@ def together(commands: dict[str, list], timeout: float, at_once: int = 64) -> No
         list(pool.map(run, commands, commands.values()))
 
 
+def records(script: Path, *arguments: str, without: tuple[str, ...] = ()) -> list[dict]:
+    """The JSON that a measuring script writes into the file it gets as its last argument; what it prints goes through.
+
+    without: environment variables that it must not see, such as those that bring TensorFlow's libraries.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        subprocess.run([sys.executable, str(script), *arguments, str(out)], env=environment, check=True)
+        return json.loads(out.read_text())
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """One process of this machine at a time."""
@@ -44,9 +57,11 @@ def alone() -> Iterator[None]:
 
 
 def add(path: Path, record: dict) -> None:
+    """Appends a record; whole, whoever else appends."""
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read(path: Path) -> list[dict]:
+    """What `add` wrote, none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,41 @@
+"""Where a measurement was made, in the words that go into its record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+
+def processor() -> str:
+    """The CPU's name; where the system does not tell it, its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def card() -> str:
+    """What TensorFlow computes on: the first GPU's name, or "CPU"."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"
+
+
+def card_and_versions() -> str:
+    """The card, its driver and the versions, as far as this environment shows them; imports none of them."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+        parts = [name, f"driver {driver}"]
+    except (OSError, subprocess.CalledProcessError):
+        parts = [f"{processor()}, {os.cpu_count()} cores"]
+    for package in ("tensorflow", "triton", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            parts.append(f"{package} {metadata.version(package)}")
+    return ", ".join(parts)
