@@ -1,18 +1,21 @@
 """What is measured: cases as `attention_impl` names them, their predicates, blocks and plans.
 
-NumPy and the planner only: processes that hold PyTorch or Triton import it too (after `without_tensorflow`).
+The planner is imported where it is used: with TensorFlow around it or, after `without_tensorflow`, without is the
+process's choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blocksparse.layout import Blocks, build_blocks
-from blocksparse.plan import Plan, make_plan
-from patterns import BlockTable, Pattern, head_modes
+if TYPE_CHECKING:
+    from blocksparse.layout import Blocks
+    from blocksparse.plan import Plan
+    from patterns import BlockTable, Pattern
 
 Tiles = tuple[int, int]  # rows of a row tile, columns of a column tile
 
@@ -63,6 +66,8 @@ class Case:
 
     def sees(self, head: int) -> Callable:
         """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""
+        from patterns import head_modes
+
         modes = head_modes(heads=self.heads, **self.pattern)
         return modes[head % len(modes)].pattern().sees
 
@@ -121,6 +126,9 @@ class _Masks:
 
 def blocks(case: Case) -> Blocks:
     """Active blocks and their masks, in the plan's row order."""
+    from blocksparse.layout import build_blocks
+    from patterns import BlockTable
+
     tables = [BlockTable(pattern, case.blocksize) for pattern in _patterns(case)]
     distinct = [table.layout(case.time // case.blocksize).toarray() for table in tables]
     layout = distinct[0] if len(distinct) == 1 else np.stack([distinct[h % len(distinct)] for h in range(case.heads)])
@@ -129,6 +137,8 @@ def blocks(case: Case) -> Blocks:
 
 def _patterns(case: Case) -> list[Pattern]:
     """What each distinct head sees in the plan's one pass."""
+    from patterns import head_modes
+
     passes = [mode.passes(case.time) for mode in head_modes(heads=case.heads, **case.pattern)]
     (order,) = {order for ((_, order),) in passes}
     assert order == case.residues
@@ -136,6 +146,8 @@ def _patterns(case: Case) -> list[Pattern]:
 
 
 def plan(case: Case, by_query: Tiles, by_key: Tiles, made: Blocks | None = None) -> Plan:
+    from blocksparse.plan import make_plan
+
     return make_plan(made or blocks(case), case.residues, case.heads, by_query, by_key)
 
 
@@ -146,6 +158,6 @@ def work(made: Blocks) -> float:
     return float(np.mean(pairs)) / made.query_time
 
 
-def shorter(case: Case, time: int) -> Case:
-    """The same pattern over fewer positions, for trying a script."""
-    return replace(case, name=f"{case.name}, {time} positions", batch=1, time=time)
+def over(case: Case, time: int) -> Case:
+    """The same pattern over another number of positions."""
+    return replace(case, time=time)
