@@ -1,33 +1,28 @@
-"""This library's GPU attention beside its peers: the table, the JSON and the plot.
+"""This library's GPU attention beside its peers: the table and the JSON.
 
-    python benchmarks/attention_gpu.py [--out results/attention_gpu.json] [--plot FILE.png]
-    python benchmarks/attention_gpu.py --tune [--capability 90]      writes blocksparse/gpu/tables/sm_<capability>.json
-    python benchmarks/attention_gpu.py --from A.json B.json ...      table, JSON and plot of measurements already made
+    python benchmarks/attention/gpu.py [--out benchmarks/results/attention_gpu.json]
+    python benchmarks/attention/gpu.py --from A.json B.json ...      of measurements already made
 
 The library runs through TensorFlow and the peers through PyTorch, each in a process of its own, on one card, one after
-the other: medians of device time, the cache flushed before every run, each checked against float32 before it is timed.
+the other: medians of device time, the cache flushed before every run, each checked against float64 before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from importlib import metadata
 from pathlib import Path
 
-import without_tensorflow  # noqa: F401  first
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import without_tensorflow  # noqa: F401  first
 
-import gpu_cases  # isort: skip
-import gpu_tuning  # isort: skip
-from blocksparse.gpu import tuning  # isort: skip
+from benchmarks.common import cases, machine, processes  # isort: skip
+from blocksparse.gpu import tiles  # isort: skip
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
 BYTES_PER_MS = 3.0e9  # a large device-to-device copy on the H100, bytes read plus bytes written
 FLOPS_PER_MS = 790e9  # an 8192-cube fp16 product on it
 EXPONENTIALS_PER_MS = 132 * 16 * 1.755e6  # multiprocessors x exp2 a clock x kHz
@@ -45,12 +40,11 @@ ASKED = {
     "cifar all": (1.2, 1.2),
     "imagenet64 all": (1.2, 1.2),
 }
-PEERS = {"flex": "FlexAttention", "cudnn": "cuDNN", "fa4": "FlashAttention-4"}  # in the picture
 # The dense peers of `all`; the backward pass here is deterministic, so is theirs.
 DENSE = {"forward": ("cudnn", "fa4"), "backward": ("cudnn deterministic", "fa4 deterministic")}
 
 
-def floors(case: gpu_cases.Case) -> tuple[float, float]:
+def floors(case: cases.Case) -> tuple[float, float]:
     """Milliseconds that no kernel of this method beats, forward and backward.
 
     The largest of bytes moved once, matrix products over every element of a visited tile (2 forward; 7 in the two
@@ -71,13 +65,14 @@ def floors(case: gpu_cases.Case) -> tuple[float, float]:
 
 
 @functools.cache
-def plan_of(case: gpu_cases.Case):
-    work = gpu_cases.visible_elements(case) / (case.batch * case.heads * case.time)
-    choice = tuning.choose("float16", case.dim, case.dim, case.bs, work, 90, case.order != 1)
-    return gpu_cases.plan(case, *choice, gpu_cases.blocks(case))
+def plan_of(case: cases.Case):
+    made = cases.blocks(case)
+    residues = case.residues != 1
+    choice = tiles.choose("float16", case.dim, case.dim, case.blocksize, cases.work(made), 90, residues)
+    return cases.plan(case, *choice, made)
 
 
-def elements(case: gpu_cases.Case, side) -> int:
+def elements(case: cases.Case, side) -> int:
     """Score elements in the tiles that one side of the plan visits, over batch and heads."""
     distinct = len(side.head_tiles) - 1
     return case.batch * case.heads * len(side.columns) * side.row_tile * side.column_tile // distinct
@@ -89,7 +84,7 @@ def table(rows: list[dict]) -> list[dict]:
     dense_ratio, for `all`: over the faster of cuDNN and FlashAttention-4, both deterministic in the backward pass.
     """
     entries = []
-    for case in gpu_cases.CASES:
+    for case in cases.GPU:
         if case.name not in ASKED or not (mine := ours(rows, case.name)):
             continue
         for step, floor, asked in zip(("forward", "backward"), floors(case), ASKED[case.name], strict=True):
@@ -99,7 +94,7 @@ def table(rows: list[dict]) -> list[dict]:
             entry = dict(case=case.name, step=step, ms=ms, floor=floor, flex_ratio=ratio, asked=asked)
             entry |= dict(met=(ratio or 0) >= asked or ms <= 1.33 * floor, peers=peers)
             entries.append(
-                entry | (dict(dense_ratio=min(dense) / ms) if dense and case.kind == "all" else {})
+                entry | (dict(dense_ratio=min(dense) / ms) if dense and case.attn_mode == "all" else {})
             )
     return entries
 
@@ -125,18 +120,18 @@ def best(rows: list[dict], case: str, step: str) -> dict[str, float]:
 def growth(rows: list[dict]) -> list[dict]:
     """65,536 positions over 16,384: the ratio of times, and what is allowed: 1.15 times that of elements or bytes."""
     entries = []
-    cases = {case.name: case for case in gpu_cases.CASES}
+    named = {case.name: case for case in cases.GPU}
     for kind in ("fixed", "local", "strided"):
         short, long = f"audio16k {kind}", f"audio {kind}"
         if not (ours(rows, short) and ours(rows, long)):
             continue
-        plans = [plan_of(cases[name]) for name in (short, long)]
+        plans = [plan_of(named[name]) for name in (short, long)]
         visited = [
-            (elements(cases[long], getattr(plans[1], side)), elements(cases[short], getattr(plans[0], side)))
+            (elements(named[long], getattr(plans[1], side)), elements(named[short], getattr(plans[0], side)))
             for side in ("by_query", "by_key")
         ]
         most = 1.15 * max(
-            cases[long].time / cases[short].time, sum(x for x, _ in visited) / sum(y for _, y in visited)
+            named[long].time / named[short].time, sum(x for x, _ in visited) / sum(y for _, y in visited)
         )
         ratios = [ours(rows, long)[step] / ours(rows, short)[step] for step in ("forward_ms", "backward_ms")]
         entries.append(dict(case=long, forward=ratios[0], backward=ratios[1], allowed=most))
@@ -184,86 +179,23 @@ def show(entries: list[dict], rows: list[dict]) -> None:
             print(f"{row['case']}, {row['peer']} {row.get('option', '')}: {row['error'][:100]}")
 
 
-def plot(entries: list[dict], file: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 1, figsize=(11, 8), sharex=True)
-    names = dict.fromkeys(entry["case"] for entry in entries)
-    for axis, step in zip(axes, ("forward", "backward"), strict=True):
-        chosen = {entry["case"]: entry for entry in entries if entry["step"] == step}
-        series = {"this library": [chosen[name]["ms"] for name in names]}
-        for peer, label in PEERS.items():
-            if any(peer in entry["peers"] for entry in entries):
-                series[label] = [chosen[name]["peers"].get(peer, float("nan")) for name in names]
-        for number, (label, values) in enumerate(series.items()):
-            axis.bar([i + 0.18 * number for i in range(len(names))], values, 0.17, label=label)
-        for number, name in enumerate(names):
-            floor = chosen[name]["floor"]
-            axis.plot([number - 0.1, number + 0.1], [floor, floor], "k", label="" if number else "floor")
-        axis.set_yscale("log")
-        axis.set_ylabel(f"{step}, ms")
-        axis.set_xticks([i + 0.27 for i in range(len(names))], names, rotation=20, ha="right")
-    axes[0].legend(loc="upper center")
-    figure.tight_layout()
-    figure.savefig(file)
-
-
-def run(script: str, *arguments: str, without: tuple[str, ...] = ()) -> list[dict]:
-    """The JSON that one of the measuring scripts writes; what it prints goes through."""
-    environment = {name: value for name, value in os.environ.items() if name not in without}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        subprocess.run(
-            [sys.executable, str(HERE / script), *arguments, str(out)], env=environment, check=True
-        )
-        return json.loads(out.read_text())
-
-
-def machine() -> str:
-    """The card and the versions, as far as this environment shows them."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        parts = [subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]]
-    except (OSError, subprocess.CalledProcessError):
-        parts = []
-    for package in ("tensorflow", "triton", "torch"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            parts.append(f"{package} {metadata.version(package)}")
-    return ", ".join(parts)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default=str(HERE / "results" / "attention_gpu.json"))
-    parser.add_argument("--plot", help="file for the picture")
-    parser.add_argument(
-        "--tune", action="store_true", help="time the tuning grid and write the table of tiles"
-    )
-    parser.add_argument("--capability", type=int, default=90, help="whose table --tune writes")
-    parser.add_argument("--from", dest="files", nargs="+", default=[], help="measurements already made")
-    parser.add_argument("--machine", default=machine(), help="where they were made")
+    parser.add_argument("--out", type=Path, default=RESULTS / "attention_gpu.json")
+    parser.add_argument("--from", dest="files", type=Path, nargs="+", default=[], help="measurements already made")
+    parser.add_argument("--machine", help="where they were made; this machine by default")
     args = parser.parse_args()
-    if args.tune:
-        rows = [
-            row for file in args.files for row in json.loads(Path(file).read_text())
-        ] or gpu_tuning.measure(run)
-        gpu_tuning.write(rows, tuning.FOLDER / f"sm_{args.capability}.json")
-        return
-    rows = [row for file in args.files for row in json.loads(Path(file).read_text())]
+    rows = [row for file in args.files for row in json.loads(file.read_text())]
     if not rows:
-        rows = run("attention_gpu_tensorflow.py")
-        rows += run("attention_gpu_peers.py", without=("LD_LIBRARY_PATH", "PYTHONPATH"))
+        rows = processes.records(HERE / "through_tensorflow.py")
+        rows += processes.records(HERE / "peers.py", without=processes.TENSORFLOWS)
     entries = table(rows)
     show(entries, rows)
-    results = dict(machine=args.machine, table=entries, growth=growth(rows), rows=rows)
-    Path(args.out).write_text(json.dumps(results, indent=1))
-    if args.plot:
-        plot(entries, args.plot)
+    where = args.machine or machine.card_and_versions()
+    results = dict(machine=where, table=entries, growth=growth(rows), rows=rows)
+    args.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

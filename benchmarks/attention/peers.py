@@ -1,45 +1,46 @@
 """Times PyTorch's attentions on the GPU benchmark's cases; processes without TensorFlow.
 
-    python benchmarks/attention_gpu_peers.py OUT.json [--start FILE] [--cases NAME ...] [--peers NAME ...]
+    python benchmarks/attention/peers.py OUT.json [--start FILE] [--cases NAME ...] [--peers NAME ...]
 
 FlexAttention (compiled; blocks of 128 and 64; strided gets inputs already transposed) on every pattern; on causal
 attention also scaled_dot_product_attention's cuDNN and flash kernels and, where it is installed, FlashAttention-4 (on
 local windows too), with their deterministic backward passes. Each gets its inputs contiguous, in the layout it likes.
-They compile and are checked against float32 side by side, in many processes; then one at a time is timed with events
+They compile and are checked against float64 side by side, in many processes; then one at a time is timed with events
 while all others sleep. --start: timing waits until FILE exists, and what is not ready by then is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
-import math
 import os
+import sys
 import time
 from multiprocessing import connection, get_context
 from pathlib import Path
 
-import without_tensorflow  # noqa: F401  first
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import without_tensorflow  # noqa: F401  first
 
-import gpu_cases  # isort: skip
+from benchmarks.common import cases, timing, truth  # isort: skip
 
 REPEATS = 20
 PATIENCE = 600  # seconds to compile and check
-TOLERANCE = 2e-2
 FLUSHES = 16  # of 256 MB: 1.4 ms, in which the host queues the step, whatever Python does meanwhile
 
 
-def processes(cases, peers):
+def processes(names, peers):
     """The jobs (case, peer, option) of each process; the option is a block size, or whether to be deterministic."""
-    for case in gpu_cases.CASES:
-        if case.name.startswith("audio") or (cases and case.name not in cases):
+    for case in cases.GPU:
+        if case.name.startswith("audio") or (names and case.name not in names):
             continue  # audio is asked for only as the ratio of two sizes of this library
         groups = [[("flex", 128)], [("flex", 64)]]
-        if case.kind == "all":
+        if case.attn_mode == "all":
             groups.append([(peer, option) for peer in ("cudnn", "flash") for option in (False, True)])
-        if case.kind in ("all", "local") and importlib.util.find_spec("flash_attn") is not None:
-            groups.append([("fa4", option) for option in ((False, True) if case.kind == "all" else (False,))])
+        if case.attn_mode in ("all", "local") and importlib.util.find_spec("flash_attn") is not None:
+            groups.append([("fa4", option) for option in ((False, True) if case.attn_mode == "all" else (False,))])
         for group in groups:
             chosen = [(case, peer, option) for peer, option in group if not peers or peer in peers]
             if chosen:
@@ -48,15 +49,15 @@ def processes(cases, peers):
 
 def mask_of(case):
     """mask_mod, of integers only; strided in transposed order, where it is block-diagonal."""
-    if case.kind == "all":
+    if case.attn_mode == "all":
         return lambda b, h, q, k: q >= k
-    if case.kind == "local":
-        window = case.numbers[0]
+    if case.attn_mode == "local":
+        window = case.local_attn_ctx
         return lambda b, h, q, k: (q >= k) & (q - k < window)
-    if case.kind == "strided":
-        run = case.time // case.numbers[0]
+    if case.attn_mode == "strided":
+        run = case.time // case.local_attn_ctx
         return lambda b, h, q, k: (q >= k) & (q // run == k // run)
-    size, width, groups = case.numbers
+    size, width, groups = case.local_attn_ctx, case.width, case.num_verts
 
     def fixed(b, h, q, k):
         last = size - h % groups * width
@@ -69,7 +70,7 @@ def block_mask(torch, case, block, device="cuda"):
     """create_block_mask's result, some rows at a time: whole it needs gigabytes, or minutes of compilation."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    heads = torch.arange(case.heads if case.kind == "fixed" else 1, device=device)[:, None, None]
+    heads = torch.arange(case.heads if case.attn_mode == "fixed" else 1, device=device)[:, None, None]
     columns = torch.arange(case.time, device=device)
     counts = []
     for rows in columns.split(8 * block):
@@ -117,7 +118,7 @@ def dense(torch, peer):
 def flash_attention_4(case, deterministic):
     from flash_attn.cute import flash_attn_func
 
-    window = (case.numbers[0] - 1, 0) if case.kind == "local" else (None, None)
+    window = (case.local_attn_ctx - 1, 0) if case.attn_mode == "local" else (None, None)
 
     def attend(q, k, v):
         out = flash_attn_func(q, k, v, causal=True, window_size=window, deterministic=deterministic)
@@ -133,21 +134,13 @@ def attention_of(torch, case, peer, option):
     return flash_attention_4(case, option) if peer == "fa4" else dense(torch, peer)
 
 
-def relative_error(torch, case, got, q, k, v, dout):
-    """The largest relative error of out, dq, dk, dv on the last head of the last batch row, against float32."""
-    q, k, v, dout = (x.float() for x in (q, k, v, dout))
-    head, rows = torch.tensor(case.heads - 1), torch.arange(case.time, device="cuda")
-    out, dq, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
-    for part in rows.split(2048):
-        seen = mask_of(case)(0, head, part[:, None], rows[None])
-        p = (q[part] @ k.T / math.sqrt(case.dim)).masked_fill(~seen, -math.inf).softmax(1)
-        out.append(p @ v)
-        ds = p * (dout[part] @ v.T - (out[-1] * dout[part]).sum(1, keepdim=True)) / math.sqrt(case.dim)
-        dq.append(ds @ k)
-        dk += ds.T @ q[part]
-        dv += p.T @ dout[part]
-    truth = torch.cat(out), torch.cat(dq), dk, dv
-    return max(((x.float() - t).norm() / t.norm()).item() for x, t in zip(got, truth, strict=True))
+def relative_error(torch, case, got, *inputs):
+    """The largest relative error of out, dq, dk, dv on the last head of the last batch row."""
+    head, position = torch.tensor(case.heads - 1), torch.arange(case.time, device="cuda")
+    sees = functools.partial(mask_of(case), 0, head)  # what FlexAttention was given; for strided in that order
+    want = truth.attention(torch, sees, position, *(x.double() for x in inputs))
+    names = "out", "dq", "dk", "dv"
+    return truth.relative_error(torch, {name: x.double() for name, x in zip(names, got, strict=True)}, want)
 
 
 def prepare(torch, case, peer, option):
@@ -169,25 +162,15 @@ def prepare(torch, case, peer, option):
         one_head = [x[last] for x in (out, *backward(), *inputs, dout)]
         error = relative_error(torch, case, one_head[:4], *one_head[4:])
     torch.cuda.empty_cache()
-    return (
-        error,
-        lambda: attention(*inputs),
-        backward,
-    )  # as in training: the forward pass keeps what backward needs
+    return error, lambda: attention(*inputs), backward  # as in training: forward keeps what backward needs
 
 
 def median_ms(torch, step, scratch):
-    times = []
-    for _ in range(REPEATS + 3):
+    def flush():
         for _ in range(FLUSHES):
             scratch.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        times.append((start, end))
-    torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in times[3:])[REPEATS // 2]
+
+    return timing.median(timing.events(torch, step, REPEATS, flush, warm_up=3))
 
 
 def work(jobs, pipe):
@@ -203,7 +186,7 @@ def work(jobs, pipe):
         row, began = dict(case=case.name, peer=peer, option=option), time.monotonic()
         try:
             row["relative_error"], *steps[peer, option] = prepare(torch, case, peer, option)
-            if not row["relative_error"] < TOLERANCE:
+            if not row["relative_error"] < truth.TOLERANCE["float16"]:
                 row["error"] = "wrong answer, not timed"
         except Exception as error:  # a peer that cannot run a case is a result
             row["error"] = f"{type(error).__name__}: {error}"[:600]

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+TENSORFLOWS = ("LD_LIBRARY_PATH", "PYTHONPATH")  # where TensorFlow's CUDA may be; PyTorch brings another one
+
 
 def together(commands: dict[str, list], timeout: float, at_once: int = 64) -> None:
     """Runs Python commands by name, `at_once` of them at a time and in their order, for `timeout` seconds at most; the
@@ -39,7 +41,7 @@ def together(commands: dict[str, list], timeout: float, at_once: int = 64) -> No
 def records(script: Path, *arguments: str, without: tuple[str, ...] = ()) -> list[dict]:
     """The JSON that a measuring script writes into the file it gets as its last argument; what it prints goes through.
 
-    without: environment variables that it must not see, such as those that bring TensorFlow's libraries.
+    without: environment variables that it must not see.
     """
     environment = {name: value for name, value in os.environ.items() if name not in without}
     with tempfile.TemporaryDirectory() as folder:
