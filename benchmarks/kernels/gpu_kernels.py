@@ -1,15 +1,16 @@
-"""Times the kernels alone, on PyTorch's memory: the tuning tool behind attention_gpu.py --tune.
+"""Times the kernels alone, on PyTorch's memory: what gpu_tuning.py asks.
 
-    python benchmarks/gpu_kernels.py VARIANTS.json OUT.json      (on the GPU machine, without TensorFlow)
+    python benchmarks/kernels/gpu_kernels.py VARIANTS.json OUT.json      (on the GPU machine, without TensorFlow)
 
 VARIANTS.json is a list of {case, kernel, by_query, by_key}, with {warps, stages, maxnreg, split, heaviest_first,
-roles, dtype} where they differ from the table. Each is compiled (all cores), checked against a float32 reference on
-two (batch, head) pairs, and timed with events, the cache flushed before every run. Plans come from the engine's
+roles, dtype} where they differ from the table. Each is compiled (all cores), checked against float64 on two
+(batch, head) pairs, and timed with events, the cache flushed before every run. Plans come from the engine's
 planner, launches from the manifest.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import math
@@ -21,14 +22,16 @@ from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import without_tensorflow  # noqa: F401  first
-
-import gpu_cases  # isort: skip
 import numpy as np
 
-from blocksparse.gpu import manifest
-from blocksparse.gpu.tuning import Launch
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import without_tensorflow  # noqa: F401  first
 
+from benchmarks.common import cases, timing, truth  # isort: skip
+from blocksparse.gpu import manifest  # isort: skip
+from blocksparse.gpu.tiles import Launch  # isort: skip
+
+REPEATS = 15
 KERNELS = {
     "forward": ("forward", 0),
     "dq": ("backward", 0),
@@ -111,18 +114,8 @@ class Driver:
         return launch
 
 
-def bench(torch, step, flush, repeats):
-    """Median milliseconds of `step` on the device; the flush before it also hides the time to launch it."""
-    times = []
-    for _ in range(repeats + 2):
-        flush()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        times.append((start, end))
-    torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in times[2:])[repeats // 2]
+def milliseconds(torch, step, flush, repeats=REPEATS):
+    return timing.median(timing.events(torch, step, repeats, flush, warm_up=2))
 
 
 class Problem:
@@ -143,50 +136,27 @@ class Problem:
         self.data |= {name: torch.empty(rows, device="cuda") for name in ("lse", "delta")}
         self.data["dlse"] = torch.randn(rows, device="cuda") * 0.1
         self.scale = case.dim**-0.5
-        self.pairs = [(0, 0), (case.batch - 1, min(case.heads - 1, 3))]
-        self.truth = self.reference()
+        self.truth = {pair: self.truth_of(*pair) for pair in ((0, 0), (case.batch - 1, min(case.heads - 1, 3)))}
 
-    def reference(self):
-        """Every result on a few (batch, head) pairs, in blocks of queries, float32."""
-        torch, case, d = self.torch, self.case, self.case.dim
-        truth = {}
-        for b, h in self.pairs:
-            q, k, v, g = (
-                self.data[name][b, :, h * d : (h + 1) * d].float() for name in ("q", "k", "v", "dout")
-            )
-            dlse, key = self.data["dlse"][b, h], torch.arange(case.time, device="cuda")[None]
-            parts = {name: [] for name in ("out", "lse", "delta", "dq")}
-            dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-            for start in range(0, case.time, 2048):
-                rows = slice(start, min(start + 2048, case.time))
-                query = torch.arange(case.time, device="cuda")[rows, None]
-                s = (self.scale * q[rows] @ k.T).masked_fill(~gpu_cases.sees(case, h, query, key), -math.inf)
-                lse = s.logsumexp(1)
-                p = (s - lse[:, None]).exp()
-                out = p @ v
-                delta = (out * g[rows]).sum(1) - dlse[rows]
-                ds = p * (g[rows] @ v.T - delta[:, None])
-                dk += self.scale * ds.T @ q[rows]
-                dv += p.T @ g[rows]
-                for name, part in dict(out=out, lse=lse, delta=delta, dq=self.scale * ds @ k).items():
-                    parts[name].append(part)
-            truth[b, h] = {name: torch.cat(part) for name, part in parts.items()} | dict(dk=dk, dv=dv)
-        return truth
+    def head_of(self, tensor, batch, head):
+        """One (batch, head) pair of a tensor, [time, head_dim] or [time], in float64."""
+        by_heads = tensor.shape[1:] == (self.case.heads, self.case.time)
+        columns = slice(head * self.case.dim, (head + 1) * self.case.dim)
+        return (tensor[batch, head] if by_heads else tensor[batch, :, columns]).double()
+
+    def truth_of(self, batch, head):
+        """Every result of one pair."""
+        position = self.torch.arange(self.case.time, device="cuda")
+        inputs = (self.head_of(self.data[name], batch, head) for name in ("q", "k", "v", "dout", "dlse"))
+        return truth.attention(self.torch, self.case.sees(head), position, *inputs)
 
     def error(self, kernel):
         """The largest relative error of a kernel's results."""
-        worst, d = 0.0, self.case.dim
-        for (b, h), truth in self.truth.items():
-            for name in RESULTS[kernel]:
-                tensor = self.data[name]
-                got = (
-                    tensor[b, h]
-                    if tensor.dim() == 3 and name in ("lse", "delta")
-                    else tensor[b, :, h * d : (h + 1) * d]
-                )
-                error = ((got.float() - truth[name]).norm() / truth[name].norm()).item()
-                worst = max(worst, error if math.isfinite(error) else math.inf)
-        return worst
+        errors = []
+        for pair, want in self.truth.items():
+            got = {name: self.head_of(self.data[name], *pair) for name in RESULTS[kernel]}
+            errors.append(truth.relative_error(self.torch, got, want))
+        return max(errors)
 
     def arguments(self, launch, plan, values):
         pointers = {name: tensor.data_ptr() for name, tensor in self.data.items()} | plan
@@ -231,7 +201,7 @@ def key_of(case, plan, dtype):
         case.dim,
         case.dim,
         *sides,
-        permuted=case.order != 1,
+        permuted=case.residues != 1,
         wide=False,
         shared=len(plan.by_query.head_tiles) == 2,
         long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
@@ -240,105 +210,155 @@ def key_of(case, plan, dtype):
     )
 
 
-def main(variants_file, out_file, repeats=15):
-    clock = time.time()
-    order = list(KERNELS)  # each pass takes what the one before it left
-    variants = json.loads(Path(variants_file).read_text())
-    variants.sort(key=lambda v: (v["case"], v.get("dtype", "f16"), order.index(v["kernel"])))
-    cases = {case.name: case for case in gpu_cases.CASES}
-    plans, blocks = {}, {}
+def read(file):
+    """The variants, each pass after the one whose results it takes."""
+    order = list(KERNELS)
+    variants = json.loads(file.read_text())
+    return sorted(variants, key=lambda v: (v["case"], v.get("dtype", "f16"), order.index(v["kernel"])))
+
+
+def plans_of(variants):
+    """{(case name, sides): plan}, and the key of each variant's plan in it."""
+    named = {case.name: case for case in cases.GPU}
+    plans, blocks, keys = {}, {}, []
     for variant in variants:
         name, sides = variant["case"], (tuple(variant["by_query"]), tuple(variant["by_key"]))
         if name not in blocks:
-            blocks[name] = gpu_cases.blocks(cases[name])
+            blocks[name] = cases.blocks(named[name])
         if (name, sides) not in plans:
-            plans[name, sides] = gpu_cases.plan(cases[name], *sides, blocks[name])
-        variant["plan"] = (name, sides)
+            plans[name, sides] = cases.plan(named[name], *sides, blocks[name])
+        keys.append((name, sides))
+    return plans, keys
+
+
+class Bench:
+    """The card, and what is on it of the case that is being timed."""
+
+    def __init__(self, torch):
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.cuda.init()
+        self.torch, self.driver = torch, Driver()
+        self.stream = torch.cuda.current_stream().cuda_stream
+        self.scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+        self.problem, self.uploaded = None, {}
+
+    def flush(self):
+        for _ in range(3):
+            self.scratch.zero_()
+
+    def turn_to(self, case, dtype):
+        if self.problem is None or (self.problem.case, self.problem.dtype) != (case, dtype):
+            self.problem, self.uploaded = None, {}  # frees the last one's memory first
+            self.problem = Problem(self.torch, case, dtype)
+
+    def values(self, header):
+        """What the manifest's expressions are made of."""
+        case, scale = self.problem.case, self.problem.scale
+        properties = self.torch.cuda.get_device_properties(0)
+        return header | dict(
+            batch=case.batch,
+            heads=case.heads,
+            query_time=case.time,
+            key_time=case.time,
+            scale=scale,
+            scale_log2=scale * math.log2(math.e),
+            multiprocessors=properties.multi_processor_count,
+        )
+
+    def measure(self, kernel, launch, binary, key, plan):
+        """What a row gets; raises RuntimeError where the driver refuses. binary: as compile_one made it."""
+        cubin, symbol, warps, shared = binary
+        if key not in self.uploaded:
+            self.uploaded[key] = upload(self.torch, plan)
+        pointers, _, header = self.uploaded[key]
+        values = self.values(header)
+        function, registers, local = self.driver.load(cubin, symbol, shared)
+        grid = [number(size, values) for size in launch.grid]
+        arguments = list(self.problem.arguments(launch, pointers, values))
+        step = self.driver.launcher(function, grid, warps, shared, arguments, self.stream)
+        for name in RESULTS[kernel]:
+            self.problem.data[name].fill_(math.nan)
+        step()
+        self.torch.cuda.synchronize()
+        error = self.problem.error(kernel)
+        ms = round(milliseconds(self.torch, step, self.flush), 4)
+        return dict(ms=ms, relative_error=error, registers=registers, local=local, shared=shared)
+
+
+def launching(variant, launch):
+    """How a variant was launched, the table's choices included."""
+    options, constants = launch.options, launch.constexprs
+    return dict(
+        warps=options["num_warps"],
+        stages=options["num_stages"],
+        maxnreg=options["maxnreg"] or 0,
+        split=constants.get("SPLIT", False),
+        heaviest_first=constants["HEAVIEST_FIRST"],
+        roles=constants.get("COLUMNS"),
+        programs=variant.get("programs"),
+    )
+
+
+def line(row, how):
+    """A row as it is printed."""
+    dtype = row.get("dtype", "f16")
+    tile = row["by_key" if row["kernel"] == "dkv" else "by_query"]
+    words = " ".join(f"{name} {value}" for name, value in how.items())
+    used = f"registers {row['registers']} local {row['local']} shared {row['shared'] >> 10}K"
+    wrong = "" if row["relative_error"] < truth.TOLERANCE["float16"] else f"  WRONG {row['relative_error']:.2g}"
+    return f"{row['case']:19} {dtype} {row['kernel']:7} {tile} {words} {used} {row['ms']:.4f} ms{wrong}"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    clock = time.time()
+    named, variants = {case.name: case for case in cases.GPU}, read(args.variants)
+    plans, keys = plans_of(variants)
     print(f"{len(plans)} plans {time.time() - clock:.1f} s", flush=True)
-    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
     launches = [
-        launch_of(v, key_of(cases[v["case"]], plans[v["plan"]], v.get("dtype", "f16"))) for v in variants
+        launch_of(variant, key_of(named[variant["case"]], plans[key], variant.get("dtype", "f16")))
+        for variant, key in zip(variants, keys, strict=True)
     ]
+    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
     distinct = {str(launch): launch for launch in launches}
     compiled = {text: pool.submit(compile_one, launch, 90) for text, launch in distinct.items()}
 
     import torch
 
-    torch.devices.cuda.matmul.allow_tf32 = False
-    torch.cuda.init()
-    scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    driver, stream, rows, problem, uploaded = Driver(), torch.cuda.current_stream().cuda_stream, [], None, {}
-
-    def flush():
-        for _ in range(3):
-            scratch.zero_()
-
+    bench, rows = Bench(torch), []
     print(f"copy: {ceiling_copy(torch):.2f} TB/s, product: {ceiling_product(torch):.0f} TFLOP/s", flush=True)
-    for variant, launch in zip(variants, launches, strict=True):
-        case, dtype = cases[variant["case"]], variant.get("dtype", "f16")
-        if problem is None or (problem.case, problem.dtype) != (case, dtype):
-            problem, uploaded = None, {}
-            problem = Problem(torch, case, dtype)
-        result = compiled[str(launch)].result()
-        row = {name: value for name, value in variant.items() if name != "plan"}
-        rows.append(row)
-        if isinstance(result, str):
-            row["error"] = result
-            print(case.name, variant["kernel"], "does not compile:", result[-120:], flush=True)
-            continue
-        cubin, symbol, warps, shared = result
+    for variant, key, launch in zip(variants, keys, launches, strict=True):
+        rows.append(dict(variant))
+        bench.turn_to(named[variant["case"]], variant.get("dtype", "f16"))
+        binary = compiled[str(launch)].result()
         try:
-            if variant["plan"] not in uploaded:
-                uploaded[variant["plan"]] = upload(torch, plans[variant["plan"]])
-            pointers, _, header = uploaded[variant["plan"]]
-            values = header | dict(
-                batch=case.batch, heads=case.heads, query_time=case.time, key_time=case.time
-            )
-            values |= dict(scale=problem.scale, scale_log2=problem.scale * math.log2(math.e))
-            values["multiprocessors"] = torch.cuda.get_device_properties(0).multi_processor_count
-            function, registers, local = driver.load(cubin, symbol, shared)
-            grid = [number(size, values) for size in launch.grid]
-            arguments = list(problem.arguments(launch, pointers, values))
-            step = driver.launcher(function, grid, warps, shared, arguments, stream)
-            for name in RESULTS[variant["kernel"]]:
-                problem.data[name].fill_(math.nan)
-            step()
-            torch.cuda.synchronize()
-            error = problem.error(variant["kernel"])
-            ms = bench(torch, step, flush, repeats)
-        except RuntimeError as problem_text:
-            row["error"] = str(problem_text)
-            print(case.name, variant["kernel"], "does not run:", problem_text, flush=True)
-            continue
-        row |= dict(ms=round(ms, 4), relative_error=error, registers=registers, local=local, shared=shared)
-        options, constants = launch.options, launch.constexprs
-        row |= dict(warps=options["num_warps"], stages=options["num_stages"], maxnreg=options["maxnreg"] or 0)
-        row |= dict(split=constants.get("SPLIT", False), heaviest_first=constants["HEAVIEST_FIRST"])
-        row |= dict(roles=constants.get("COLUMNS"), programs=variant.get("programs"))
-        how = " ".join(
-            f"{name} {row[name]}"
-            for name in ("warps", "stages", "maxnreg", "split", "heaviest_first", "roles", "programs")
-        )
-        used = f"registers {registers} local {local} shared {shared >> 10}K"
-        wrong = "" if error < 2e-2 else f"  WRONG {error:.2g}"
-        tile = variant["by_key" if variant["kernel"] == "dkv" else "by_query"]
-        print(
-            f"{case.name:19} {dtype} {variant['kernel']:7} {tile} {how} {used} {ms:.4f} ms{wrong}", flush=True
-        )
-        Path(out_file).write_text(json.dumps(rows, indent=0))
+            if isinstance(binary, str):
+                raise RuntimeError(f"does not compile: {binary}")
+            how = launching(variant, launch)
+            rows[-1] |= bench.measure(variant["kernel"], launch, binary, key, plans[key]) | how
+            print(line(rows[-1], how), flush=True)
+        except RuntimeError as error:
+            rows[-1]["error"] = str(error)
+            print(variant["case"], variant["kernel"], error, flush=True)
+        args.out.write_text(json.dumps(rows, indent=0))
     print(f"{time.time() - clock:.0f} s in all")
 
 
 def ceiling_copy(torch):
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
-    return 8 * source.numel() / bench(torch, lambda: target.copy_(source), lambda: None, 5) / 1e9
+    return 8 * source.numel() / milliseconds(torch, lambda: target.copy_(source), lambda: None, 5) / 1e9
 
 
 def ceiling_product(torch):
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
-    return 2 * 8192**3 / bench(torch, lambda: a @ b, lambda: None, 5) / 1e9
+    return 2 * 8192**3 / milliseconds(torch, lambda: a @ b, lambda: None, 5) / 1e9
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

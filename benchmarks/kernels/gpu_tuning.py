@@ -1,12 +1,27 @@
-"""The tuning grid, and the table of tiles that its measurements make."""
+"""Times the grid of tiles and launches, and writes the table that the library chooses from.
+
+    python benchmarks/kernels/gpu_tuning.py [--capability 90]                      measures, then writes the table
+    python benchmarks/kernels/gpu_tuning.py --from benchmarks/results/attention_gpu_kernels.json     of rows measured
+
+The table is blocksparse/gpu/tables/sm_<capability>.json.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import without_tensorflow  # noqa: F401  first
+
+from benchmarks.common import processes, truth  # isort: skip
+from blocksparse.gpu import tiles as library_tiles  # isort: skip
+
+HERE = Path(__file__).resolve().parent
 # Cases that decide each (padded head dim, most columns a row sees on average) of the table; those of 64, whose plans
 # are closed, for reordered attention only.
 DECIDES = {
@@ -58,12 +73,12 @@ def grid() -> list[dict]:
     return variants
 
 
-def measure(run) -> list[dict]:
-    """Times the grid on this machine's GPU; `run` starts a script and returns its JSON."""
+def measure() -> list[dict]:
+    """Times the grid on this machine's GPU."""
     with tempfile.TemporaryDirectory() as folder:
         variants = Path(folder) / "variants.json"
         variants.write_text(json.dumps(grid()))
-        return run("gpu_kernels.py", str(variants), without=("LD_LIBRARY_PATH", "PYTHONPATH"))
+        return processes.records(HERE / "gpu_kernels.py", str(variants), without=processes.TENSORFLOWS)
 
 
 def write(rows: list[dict], file: Path) -> None:
