@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from blocksparse.layout import Blocks
-    from blocksparse.plan import Plan
-    from patterns import BlockTable, Pattern
+    from blocksparse.plan import Blocks, Plan
+    from blocksparse.plan.block_table import BlockTable
+    from blocksparse.plan.modes import Mode
 
 Tiles = tuple[int, int]  # rows of a row tile, columns of a column tile
 
@@ -66,9 +66,7 @@ class Case:
 
     def sees(self, head: int) -> Callable:
         """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""
-        from patterns import head_modes
-
-        modes = head_modes(heads=self.heads, **self.pattern)
+        modes = _modes(self)
         return modes[head % len(modes)].pattern().sees
 
 
@@ -110,6 +108,13 @@ def at_context(attn_mode: str, time: int) -> Case:
     return Case(f"{attn_mode} {time}", 1, 2, time, 64, attn_mode, blocksize, CONTEXTS[time], 2, 1)
 
 
+def _modes(case: Case) -> tuple[Mode, ...]:
+    """What head h does, at h % len(result)."""
+    from blocksparse.plan.modes import head_modes
+
+    return head_modes(heads=case.heads, **case.pattern)
+
+
 class _Masks:
     """The mask callback of heads whose patterns take turns, as `build_blocks` wants it."""
 
@@ -126,23 +131,13 @@ class _Masks:
 
 def blocks(case: Case) -> Blocks:
     """Active blocks and their masks, in the plan's row order."""
-    from blocksparse.layout import build_blocks
-    from patterns import BlockTable
+    from blocksparse.plan import build_blocks
+    from blocksparse.plan.block_table import BlockTable
 
-    tables = [BlockTable(pattern, case.blocksize) for pattern in _patterns(case)]
-    distinct = [table.layout(case.time // case.blocksize).toarray() for table in tables]
-    layout = distinct[0] if len(distinct) == 1 else np.stack([distinct[h % len(distinct)] for h in range(case.heads)])
-    return build_blocks(layout, case.blocksize, _Masks(tables), case.heads)
-
-
-def _patterns(case: Case) -> list[Pattern]:
-    """What each distinct head sees in the plan's one pass."""
-    from patterns import head_modes
-
-    passes = [mode.passes(case.time) for mode in head_modes(heads=case.heads, **case.pattern)]
-    (order,) = {order for ((_, order),) in passes}
-    assert order == case.residues
-    return [pattern for ((pattern, _),) in passes]
+    tables = [BlockTable(mode.one_pass(case.time), case.blocksize) for mode in _modes(case)]
+    distinct = [table.layout(case.time // case.blocksize) for table in tables]
+    layouts = distinct if len(distinct) == 1 else [distinct[head % len(distinct)] for head in range(case.heads)]
+    return build_blocks(layouts, case.blocksize, _Masks(tables), case.heads)
 
 
 def plan(case: Case, by_query: Tiles, by_key: Tiles, made: Blocks | None = None) -> Plan:
