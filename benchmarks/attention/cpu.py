@@ -96,14 +96,16 @@ class Torch:
 
 
 def measure(sides: dict, rounds: int) -> dict:
-    """{name: {step: median milliseconds}} of {name: Side or Torch}. Sides take turns of three runs or more and 0.2 s or more, after two
-    that warm up.
+    """{name: {step: median milliseconds}} of {name: Side or Torch}. Sides take turns of three runs or more and
+    0.2 s or more, after two that warm up.
     """
     times: dict = {name: {"forward": [], "backward": []} for name in sides}
     for step in ("forward", "backward"):
         for name, side in list(sides.items()) * rounds:
             times[name][step] += turn(lambda side=side, step=step: 1e3 * side.seconds(step))
-    return {name: {step: timing.median(some) for step, some in steps.items()} for name, steps in times.items()}
+    return {
+        name: {step: timing.median(some) for step, some in steps.items()} for name, steps in times.items()
+    }
 
 
 def turn(run) -> list[float]:
@@ -192,7 +194,9 @@ def scale(rounds: int, time: int = 4096) -> dict:
         if case.name not in ("local 128", "fixed 128, c=32"):
             continue
         sizes = [cases.over(case, n) for n in (time, 4 * time)]
-        small, large = measure({each.time: Side(blocksparse_attention_impl, each) for each in sizes}, rounds).values()
+        small, large = measure(
+            {each.time: Side(blocksparse_attention_impl, each) for each in sizes}, rounds
+        ).values()
         work = elements(sizes[1]) / elements(sizes[0])
         ratios = {step: large[step] / small[step] for step in small}
         result["length"].append({"case": case.name, **ratios, "work": max(work, 4.0)})

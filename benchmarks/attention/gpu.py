@@ -184,7 +184,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "attention_gpu.json")
-    parser.add_argument("--from", dest="files", type=Path, nargs="+", default=[], help="measurements already made")
+    parser.add_argument(
+        "--from", dest="files", type=Path, nargs="+", default=[], help="measurements already made"
+    )
     parser.add_argument("--machine", help="where they were made; this machine by default")
     args = parser.parse_args()
     rows = [row for file in args.files for row in json.loads(file.read_text())]

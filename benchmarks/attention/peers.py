@@ -40,7 +40,9 @@ def processes(names, peers):
         if case.attn_mode == "all":
             groups.append([(peer, option) for peer in ("cudnn", "flash") for option in (False, True)])
         if case.attn_mode in ("all", "local") and importlib.util.find_spec("flash_attn") is not None:
-            groups.append([("fa4", option) for option in ((False, True) if case.attn_mode == "all" else (False,))])
+            groups.append(
+                [("fa4", option) for option in ((False, True) if case.attn_mode == "all" else (False,))]
+            )
         for group in groups:
             chosen = [(case, peer, option) for peer, option in group if not peers or peer in peers]
             if chosen:
@@ -137,7 +139,9 @@ def attention_of(torch, case, peer, option):
 def relative_error(torch, case, got, *inputs):
     """The largest relative error of out, dq, dk, dv on the last head of the last batch row."""
     head, position = torch.tensor(case.heads - 1), torch.arange(case.time, device="cuda")
-    sees = functools.partial(mask_of(case), 0, head)  # what FlexAttention was given; for strided in that order
+    sees = functools.partial(
+        mask_of(case), 0, head
+    )  # what FlexAttention was given; for strided in that order
     want = truth.attention(torch, sees, position, *(x.double() for x in inputs))
     names = "out", "dq", "dk", "dv"
     return truth.relative_error(torch, {name: x.double() for name, x in zip(names, got, strict=True)}, want)

@@ -136,7 +136,9 @@ def blocks(case: Case) -> Blocks:
 
     tables = [BlockTable(mode.one_pass(case.time), case.blocksize) for mode in _modes(case)]
     distinct = [table.layout(case.time // case.blocksize) for table in tables]
-    layouts = distinct if len(distinct) == 1 else [distinct[head % len(distinct)] for head in range(case.heads)]
+    layouts = (
+        distinct if len(distinct) == 1 else [distinct[head % len(distinct)] for head in range(case.heads)]
+    )
     return build_blocks(layouts, case.blocksize, _Masks(tables), case.heads)
 
 

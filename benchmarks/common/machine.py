@@ -31,7 +31,11 @@ def card_and_versions() -> str:
     """The card, its driver and the versions, as far as this environment shows them; imports none of them."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+        name, driver = (
+            subprocess.run(query, capture_output=True, text=True, check=True)
+            .stdout.splitlines()[0]
+            .split(", ")
+        )
         parts = [name, f"driver {driver}"]
     except (OSError, subprocess.CalledProcessError):
         parts = [f"{processor()}, {os.cpu_count()} cores"]

@@ -11,7 +11,6 @@ planner, launches from the manifest.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -22,14 +21,14 @@ from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import cases, timing, truth  # isort: skip
 from blocksparse.gpu import manifest  # isort: skip
 from blocksparse.gpu.tiles import Launch  # isort: skip
+from benchmarks.kernels.driver import Driver  # isort: skip
+from benchmarks.kernels.problem import RESULTS, Problem, number, upload  # isort: skip
 
 REPEATS = 15
 KERNELS = {
@@ -38,13 +37,6 @@ KERNELS = {
     "dkv": ("backward", 1),
     "closed": ("forward", 0),  # this and the next where the plan is closed
     "whole": ("backward", 0),
-}
-RESULTS = {
-    "forward": ("out", "lse"),
-    "closed": ("out", "lse"),
-    "dq": ("dq", "delta"),
-    "dkv": ("dk", "dv"),
-    "whole": ("dq", "dk", "dv"),
 }
 
 
@@ -70,127 +62,8 @@ def compile_one(launch: manifest.Launch, capability: int):
     return compiled.asm["cubin"], compiled.metadata.name, kernels.warps(compiled), compiled.metadata.shared
 
 
-class Driver:
-    """The five driver calls a launch needs."""
-
-    def __init__(self):
-        self.cuda = ctypes.CDLL("libcuda.so.1")
-
-    def call(self, name, *args):
-        status = getattr(self.cuda, name)(*args)
-        if status:
-            raise RuntimeError(f"{name} failed with {status}")
-
-    def load(self, cubin, symbol, shared):
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self.call("cuModuleLoadData", ctypes.byref(module), cubin)
-        self.call("cuModuleGetFunction", ctypes.byref(function), module, symbol.encode())
-        if shared > 48 << 10:
-            self.call("cuFuncSetAttribute", function, 8, shared)
-        registers, local = ctypes.c_int(), ctypes.c_int()
-        self.call("cuFuncGetAttribute", ctypes.byref(registers), 4, function)
-        self.call("cuFuncGetAttribute", ctypes.byref(local), 3, function)
-        return function, registers.value, local.value
-
-    def launcher(self, function, grid, warps, shared, arguments, stream):
-        boxed = [*arguments, ctypes.c_void_p(0), ctypes.c_void_p(0)]
-        pointers = (ctypes.c_void_p * len(boxed))(*[ctypes.addressof(box) for box in boxed])
-
-        def launch():
-            self.call(
-                "cuLaunchKernel",
-                function,
-                *grid,
-                32 * warps,
-                1,
-                1,
-                shared,
-                ctypes.c_void_p(stream),
-                pointers,
-                None,
-            )
-
-        launch.keep = boxed
-        return launch
-
-
 def milliseconds(torch, step, flush, repeats=REPEATS):
     return timing.median(timing.events(torch, step, repeats, flush, warm_up=2))
-
-
-class Problem:
-    """Tensors, plans and reference of one (case, dtype)."""
-
-    def __init__(self, torch, case, dtype):
-        self.torch, self.case, self.dtype = torch, case, dtype
-        torch.manual_seed(0)
-        kind = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "tf32": torch.float32}[
-            dtype
-        ]
-        shape = (case.batch, case.time, case.heads * case.dim)
-        self.data = {name: torch.randn(shape, device="cuda").to(kind) for name in ("q", "k", "v", "dout")}
-        self.data |= {
-            name: torch.empty(shape, device="cuda", dtype=kind) for name in ("out", "dq", "dk", "dv")
-        }
-        rows = (case.batch, case.heads, case.time)
-        self.data |= {name: torch.empty(rows, device="cuda") for name in ("lse", "delta")}
-        self.data["dlse"] = torch.randn(rows, device="cuda") * 0.1
-        self.scale = case.dim**-0.5
-        self.truth = {pair: self.truth_of(*pair) for pair in ((0, 0), (case.batch - 1, min(case.heads - 1, 3)))}
-
-    def head_of(self, tensor, batch, head):
-        """One (batch, head) pair of a tensor, [time, head_dim] or [time], in float64."""
-        by_heads = tensor.shape[1:] == (self.case.heads, self.case.time)
-        columns = slice(head * self.case.dim, (head + 1) * self.case.dim)
-        return (tensor[batch, head] if by_heads else tensor[batch, :, columns]).double()
-
-    def truth_of(self, batch, head):
-        """Every result of one pair."""
-        position = self.torch.arange(self.case.time, device="cuda")
-        inputs = (self.head_of(self.data[name], batch, head) for name in ("q", "k", "v", "dout", "dlse"))
-        return truth.attention(self.torch, self.case.sees(head), position, *inputs)
-
-    def error(self, kernel):
-        """The largest relative error of a kernel's results."""
-        errors = []
-        for pair, want in self.truth.items():
-            got = {name: self.head_of(self.data[name], *pair) for name in RESULTS[kernel]}
-            errors.append(truth.relative_error(self.torch, got, want))
-        return max(errors)
-
-    def arguments(self, launch, plan, values):
-        pointers = {name: tensor.data_ptr() for name, tensor in self.data.items()} | plan
-        for word in launch.args:
-            kind, what = word.split(":")
-            if kind == "p":
-                yield ctypes.c_void_p(pointers[what])
-            elif kind == "f":
-                yield ctypes.c_float(values[what])
-            else:
-                yield ctypes.c_int(number(what, values))
-
-
-def number(expression, values):
-    return eval(expression.replace("q.", "q_").replace("k.", "k_"), {}, values)
-
-
-PLAN_FIELDS = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
-
-
-def upload(torch, plan):
-    """({name: pointer}, tensors to keep alive, header values)"""
-    keep = {"head_index": plan.head_index, "order": plan.residues}
-    for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
-        keep |= {f"{side}.{name}": getattr(tiles, name) for name in PLAN_FIELDS}
-    keep = {
-        name: torch.from_numpy(np.ascontiguousarray(a).view(np.int32).reshape(-1).copy()).cuda()
-        for name, a in keep.items()
-    }
-    values = dict(
-        q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()),
-        k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()),
-    )
-    return {name: t.data_ptr() if t.numel() else 0 for name, t in keep.items()}, keep, values
 
 
 def key_of(case, plan, dtype):
@@ -305,7 +178,9 @@ def line(row, how):
     tile = row["by_key" if row["kernel"] == "dkv" else "by_query"]
     words = " ".join(f"{name} {value}" for name, value in how.items())
     used = f"registers {row['registers']} local {row['local']} shared {row['shared'] >> 10}K"
-    wrong = "" if row["relative_error"] < truth.TOLERANCE["float16"] else f"  WRONG {row['relative_error']:.2g}"
+    wrong = (
+        "" if row["relative_error"] < truth.TOLERANCE["float16"] else f"  WRONG {row['relative_error']:.2g}"
+    )
     return f"{row['case']:19} {dtype} {row['kernel']:7} {tile} {words} {used} {row['ms']:.4f} ms{wrong}"
 
 

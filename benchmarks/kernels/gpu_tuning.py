@@ -85,8 +85,20 @@ def write(rows: list[dict], file: Path) -> None:
     """The table: per kind of attention the tiles with the least total time, and for them each kernel's best launch;
     first with warp roles where they win, then without, for whoever cannot compile them.
     """
-    rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < 2e-2]
+    right = truth.TOLERANCE["float16"]
+    rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < right]
     plain = [row for row in rows if not row.get("roles")]
+    tiles, users = choose_tiles(rows, plain)
+    lists = dict(tiles=sorted(tiles, key=place), launches=choose_launches(rows, plain, users))
+    parts = [
+        f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
+        for name, some in lists.items()
+    ]
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]:
+    """The rows of tiles, and {(dim, kernel, M, N, long, roles): cases} of the launches that they need."""
     tiles, users = [*UNMEASURED], {}
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
@@ -104,22 +116,21 @@ def write(rows: list[dict], file: Path) -> None:
             for kernel, case in itertools.product(kernels, cases):
                 tile = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
                 users.setdefault((dim, kernel, *tile, case in LONG, bool(roles)), []).append(case)
+    return tiles, users
+
+
+def choose_launches(rows: list[dict], plain: list[dict], users: dict) -> list[dict]:
+    """The best launch of each user of choose_tiles."""
     launches = {}
     for (dim, kernel, m, n, long, roles), cases in users.items():
-        best = common(
-            rows if roles else plain, cases, kernel, "by_key" if kernel == "dkv" else "by_query", (m, n)
-        )
+        side = "by_key" if kernel == "dkv" else "by_query"
+        best = common(rows if roles else plain, cases, kernel, side, (m, n))
         name = dict(kernel=(NAMES | CLOSED)[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
         how = dict(warps=best["warps"], stages=best["stages"], registers=best.get("maxnreg") or None)
         how |= dict(split=best["split"], heaviest_first=best["heaviest_first"])
         how |= {name: best[name] for name in ("roles", "programs") if best.get(name)}
         launches.setdefault(tuple(name.values()), name | how)
-    lists = dict(tiles=sorted(tiles, key=place), launches=list(launches.values()))
-    parts = [
-        f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
-        for name, some in lists.items()
-    ]
-    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    return list(launches.values())
 
 
 def place(row: dict) -> tuple:
@@ -174,3 +185,21 @@ def common(rows, cases, kernel, side, tile) -> dict:
         return sum(how not in found for found in measured), product
 
     return known[min(sorted(known, key=str), key=cost)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--from", dest="files", type=Path, nargs="+", default=[], help="rows already measured"
+    )
+    parser.add_argument("--capability", type=int, default=90, help="ten times that of the GPU they are of")
+    parser.add_argument("--out", type=Path, help="the table; the library's own by default")
+    args = parser.parse_args()
+    rows = [row for file in args.files for row in json.loads(file.read_text())]
+    write(rows or measure(), args.out or library_tiles.FOLDER / f"sm_{args.capability}.json")
+
+
+if __name__ == "__main__":
+    main()
