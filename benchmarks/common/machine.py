@@ -27,6 +27,13 @@ def card() -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"
 
 
+def record() -> dict:
+    """What a result of TensorFlow says of where it was made."""
+    import tensorflow as tf
+
+    return {"device": card(), "cpu": processor(), "cores": os.cpu_count(), "tensorflow": tf.__version__}
+
+
 def card_and_versions() -> str:
     """The card, its driver and the versions, as far as this environment shows them; imports none of them."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

@@ -1,7 +1,7 @@
 """Memory for attention in the backward pass of a 64-layer, 4-head model, as in OpenAI's post of 23 April 2019.
 
-    python benchmarks/model_memory.py               # computed
-    python benchmarks/model_memory.py --measure     # and, on a GPU, the peak of both passes, activations included
+    python benchmarks/model/memory.py               # computed
+    python benchmarks/model/memory.py --measure     # and, on a GPU, the peak of both passes, activations included
 
 Stored: every layer's n x n weights of every head in float32. Recomputed: one layer's at a time. Fused, as here: no
 weights at all, only the log-sum-exp of each row.
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-from processes import add, alone, read, together
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common.processes import add, alone, read, together
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -1,6 +1,6 @@
 """Table 2's quality side in small: one model, data, number of steps, with dense, fixed and strided attention.
 
-    python benchmarks/model_quality.py --out benchmarks/model_quality      # writes .json and .png
+    python benchmarks/model/quality.py --out benchmarks/results/model_quality.json
 
 Bits per byte on held-out text with averaged weights, several seeds each. Paper, full size: 1.00, 0.99 and 1.13. The
 model is enwik8's at half the width and a fifth of the layers; the paper's 5,000 steps of warm-up become an eighth of
@@ -19,17 +19,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from processes import add, read, together
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import examples  # noqa: F401  first
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from benchmarks.common import machine, timing  # isort: skip
+from benchmarks.common.processes import add, read, together  # isort: skip
+from sparse_transformer import config  # isort: skip
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-import config
-import matplotlib
-import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PATTERNS = {"dense": ("all",), "fixed": ("fixed",), "strided": ("local+strided",)}
 
@@ -57,19 +55,17 @@ def settings_of(args, name: str, seed: int) -> config.Config:
 
 def train(args, name: str) -> Iterator[dict]:
     """Of each seed the curve, its result and its seconds a step, all from one compiled step."""
-    import data
-    import flat
     import keras
     import tensorflow as tf
-    from evaluate import mean_bits, set_weights
-    from sparse_transformer import SparseTransformer
-    from trainer import Trainer
+    from sparse_transformer import batches, data, flat
+    from sparse_transformer.evaluation import mean_bits, set_weights
+    from sparse_transformer.model import SparseTransformer
+    from sparse_transformer.trainer import Trainer
 
     settings = settings_of(args, name, 0)
     trainer = Trainer(settings, tf.distribute.get_strategy())
     start = {path: variable.numpy() for path, variable in trainer.variables.items()}
     source, held_out = data.load(settings), data.load(settings, split="valid")
-    gpus = tf.config.list_physical_devices("GPU")
     for seed in range(args.seeds):
         keras.utils.set_random_seed(seed)
         with tf.device("CPU"):
@@ -78,7 +74,7 @@ def train(args, name: str) -> Iterator[dict]:
             variable.assign(weights.get(path, start[path]))
         curve, seconds = [], []
         for step in range(settings.steps):
-            tokens = tf.constant(data.batch_at(source, step, settings.batch, seed))
+            tokens = tf.constant(batches.batch_at(source, step, settings.batch, seed))
             began = time.perf_counter()
             bits, _ = trainer.step(tokens, tf.constant(step, tf.int64))
             curve.append(round(float(bits), 4))
@@ -89,11 +85,8 @@ def train(args, name: str) -> Iterator[dict]:
             "seed": seed,
             "bits": round(mean_bits(trainer.model, held_out, limit=64, batch=8), 4),
             "parameters": trainer.model.count_params(),
-            "seconds_per_step": round(float(np.median(seconds)), 4),
-            "device": tf.config.experimental.get_device_details(gpus[0]).get("device_name")
-            if gpus
-            else "CPU",
-            "tensorflow": tf.__version__,
+            "seconds_per_step": round(timing.median(seconds), 4),
+            **machine.record(),
             "python": platform.python_version(),
             "curve": curve,
         }
@@ -104,21 +97,8 @@ def report(results: dict) -> str:
     for name, runs in results.items():
         bits = [run["bits"] for run in runs.values()]
         if bits:
-            lines.append(f"| {name} | {', '.join(f'{b:.3f}' for b in bits)} | {np.mean(bits):.3f} |")
+            lines.append(f"| {name} | {', '.join(f'{b:.3f}' for b in bits)} | {sum(bits) / len(bits):.3f} |")
     return "\n".join(lines)
-
-
-def plot(results: dict, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for number, (name, runs) in enumerate(results.items()):
-        for run in runs.values():
-            mean = np.convolve(run["curve"], np.ones(10) / 10, mode="valid")
-            axes.plot(np.arange(9, 9 + len(mean)), mean, color=f"C{number}", alpha=0.7)
-        axes.plot([], [], color=f"C{number}", label=name)
-    axes.set(xlabel="step", ylabel="training bits per byte (mean of 10 steps)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def main() -> None:
@@ -131,7 +111,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=36000, help="seconds until what still runs is stopped")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one", metavar="PATTERN", help="one pattern, all seeds")
-    parser.add_argument("--out", type=Path, default=Path("model_quality"))
+    parser.add_argument("--out", type=Path, default=Path("model_quality.json"))
     args = parser.parse_args()
     lines = args.out.with_suffix(".jsonl")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +135,9 @@ def main() -> None:
         results[run.pop("name")][run.pop("seed")] = run
     settings = {**asdict(settings_of(args, "dense", 0)), "data": "Python standard library's source"}
     settings = {k: v for k, v in settings.items() if k not in ("name", "seed", "layer_modes")}
-    args.out.with_suffix(".json").write_text(json.dumps({"settings": settings, "results": results}) + "\n")
+    args.out.write_text(json.dumps({"settings": settings, "results": results}) + "\n")
     lines.unlink(missing_ok=True)
     print(report(results))
-    plot(results, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

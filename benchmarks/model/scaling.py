@@ -1,6 +1,6 @@
 """Two GPUs of one machine against one: the same training steps, and what examples/train.py does when a worker dies.
 
-    python benchmarks/model_scaling.py --out benchmarks/model_scaling.json
+    python benchmarks/model/scaling.py --out benchmarks/results/model_scaling.json
 
 enwik8 with 8 of its 30 layers and 16 windows a step: one GPU; MirroredStrategy in one process; two worker processes of
 a GPU each under MultiWorkerMirroredStrategy and NCCL. All three start together, wait after their second step, and take
@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import examples, timing
+
 WAYS = {"one GPU": ["0"], "MirroredStrategy": ["0,1"], "MultiWorkerMirroredStrategy": ["0", "1"]}
 WARM = 2  # steps before the timed ones
 
@@ -61,20 +62,19 @@ def log(folder: Path) -> str:
 
 def work(folder: Path, args) -> None:
     """One worker's steps; the chief's folder gets `ready` after the first ones, waits for `go`, gets `result`."""
-    import config
-    import data
     import tensorflow as tf
-    from trainer import Trainer, make_strategy
-    from watchdog import Watchdog
+    from sparse_transformer import batches, config, data
+    from sparse_transformer.trainer import Trainer, make_strategy
+    from sparse_transformer.watchdog import Watchdog
 
     watchdog = Watchdog()
     settings = config.load("enwik8").override(args.override)
     strategy = make_strategy()
     trainer = Trainer(settings, strategy)
     source = data.load(settings)
-    batches = iter(
+    drawn = iter(
         strategy.distribute_datasets_from_function(
-            lambda context: data.pipeline(source, settings, 0, context)
+            lambda context: batches.pipeline(source, settings, 0, context)
         )
     )
     rows = []
@@ -85,7 +85,7 @@ def work(folder: Path, args) -> None:
                 time.sleep(0.01)
         watchdog.entered(step + 1)
         began = time.perf_counter()
-        bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
+        bits, norm = map(float, trainer.step(next(drawn), tf.constant(step, tf.int64)))
         rows.append({"bits": bits, "gradient_norm": norm, "seconds": time.perf_counter() - began})
     if watchdog.own == 0:
         (folder / "result").write_text(json.dumps(rows))
@@ -109,13 +109,13 @@ def result(way: str, folder: Path, children: list[subprocess.Popen]) -> dict:
         "status": status,
         "bits": [row["bits"] for row in rows],
         "gradient_norm": [row["gradient_norm"] for row in rows],
-        "seconds": float(np.median([row["seconds"] for row in rows[WARM:]])) if rows else None,
+        "seconds": timing.median([row["seconds"] for row in rows[WARM:]]) if rows else None,
     }
 
 
 def killed_worker(folder: Path, args) -> dict:
     """What the surviving worker says, and how long after the other's death it ends."""
-    command = [EXAMPLES / "train.py", "enwik8", "--steps", 100_000, "--out", folder]
+    command = [examples.FOLDER / "train.py", "enwik8", "--steps", 100_000, "--out", folder]
     for override in (*args.override, "layers=1", "checkpoint_every=2"):
         command += ["--override", override]
     children = start(command, WAYS["MultiWorkerMirroredStrategy"], folder, args.patience)

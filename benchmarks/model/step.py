@@ -1,9 +1,9 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model_step.py enwik8 cifar10 --out model_step.jsonl
-    python benchmarks/model_step.py audio --steps 1 --out model_step.jsonl
-    python benchmarks/model_step.py longest --out model_step.jsonl
-    python benchmarks/model_step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
+    python benchmarks/model/step.py enwik8 cifar10 --out model_step.jsonl
+    python benchmarks/model/step.py audio --steps 1 --out model_step.jsonl
+    python benchmarks/model/step.py longest --out model_step.jsonl
+    python benchmarks/model/step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
 
 Float16 with recomputation as in the configurations, on random bytes. Each row is a process of its own; they build their
 graphs side by side and take turns on the GPU, from their first step on. What does not fit is tried with a tenth less.
@@ -19,9 +19,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from processes import add, alone, read, together
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import examples  # noqa: F401  first
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from benchmarks.common import machine, timing  # isort: skip
+from benchmarks.common.processes import add, alone, read, together  # isort: skip
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
@@ -46,7 +49,7 @@ class Steps:
     def __init__(self, settings):
         import numpy as np
         import tensorflow as tf
-        from trainer import Trainer
+        from sparse_transformer.trainer import Trainer
 
         self.settings, self.np, self.tf = settings, np, tf
         began = time.perf_counter()
@@ -72,20 +75,18 @@ class Steps:
             if not np.isfinite(float(bits)):  # float() waits for the device
                 sys.exit(f"the loss of step {number} is {float(bits)}; nothing is reported")
             times.append(time.perf_counter() - began)
-        gpu = self.gpus and tf.config.experimental.get_device_details(self.gpus[0]).get("device_name")
         return {
             "config": self.settings.name,
             "positions": self.settings.n_ctx,
             "parameters": self.trainer.model.count_params(),
             "batch": batch,
-            "seconds": round(float(np.median(times[1:] or times)), 4),
+            "seconds": round(timing.median(times[1:] or times), 4),
             "seconds_first": round(times[0], 2),
             "build_seconds": self.build_seconds,
             "peak_gb": self.peak(),
             "deterministic": os.environ.get("TF_DETERMINISTIC_OPS") == "1",
             "xla": self.settings.xla,
-            "device": gpu or "CPU",
-            "tensorflow": tf.__version__,
+            **machine.record(),
         }
 
     def peak(self) -> float:
@@ -111,7 +112,7 @@ class Steps:
 
 
 def one(name: str, batches: list[int], args) -> None:
-    import config
+    from sparse_transformer import config
 
     settings = replace(config.load(name), batch=1).override(args.override)
     steps = Steps(settings)
