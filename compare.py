@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from blocksparse.fused.op import kernel_name
+from blocksparse.ops import kernel_name
+from blocksparse.plan import pictures
 from blocksparse.plan.modes import head_modes
-from blocksparse.plan.patterns import Pattern, causal, chunk, local, strided, summary
 
 DTYPES = {"fp32": tf.float32, "fp16": tf.float16, "bf16": tf.bfloat16}
 WIDTHS = {
@@ -157,7 +157,7 @@ def _tolerance(dtype: tf.DType) -> float:
 def _milliseconds(step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 3) -> float:
     """Median time of a step that has run before: the GPU's own where it runs there, else the clock's."""
     if kernel_name() == "gpu":
-        from blocksparse.native.timing import device_ms
+        from blocksparse.gpu.timing import device_ms
 
         return device_ms(step, tuple(inputs))
     times = []
@@ -199,58 +199,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-# The connectivity, as Figure 3 of the paper draws it
-
-UNATTENDED, DENSE, FIRST, SECOND, QUERY = range(5)
-COLOURS = ("#d8d8d8", "#a0bee9", "#769edc", "#d9e7fb", "#437bdb")
-
-
 def draw_connectivity(path: str) -> None:
-    """Draw Figure 3: what each head reads for a pixel of a 6 x 6 image, above 16 outputs by 16 inputs.
+    """Draw the paper's Figure 3 into a file.
 
     Raises ImportError without matplotlib, naming what to install; ValueError for a format it cannot write.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        figure = pictures.figure_3()
     except ImportError as error:
         raise ImportError("--plot needs matplotlib: pip install 'sparse_attention[plot]'") from error
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 6, height_ratios=(1, 2))
-    titles = ("(a) Transformer", "(b) Sparse Transformer (strided)", "(c) Sparse Transformer (fixed)")
-    for column, (title, heads) in zip((0, 2, 4), zip(titles, (_dense, _strided, _fixed))):
-        both = slice(column, column + 2)
-        tops = [both] if heads is _dense else [column, column + 1]
-        for place, head in zip(tops, heads(6)):
-            pixels = _picture([head], np.array(27), np.arange(36))
-            _paint(figure.add_subplot(grid[0, place]), pixels.reshape(6, 6))
-        rows, below = np.arange(16), figure.add_subplot(grid[1, both])
-        _paint(below, _picture(heads(4), rows[:, None], rows))
-        below.set_xlabel(title)
     figure.savefig(path, dpi=200)
-
-
-def _dense(length: int) -> list[tuple[Pattern, int]]:
-    return [(causal, DENSE)]
-
-
-def _strided(length: int) -> list[tuple[Pattern, int]]:
-    return [(causal & local(length), FIRST), (causal & strided(length), SECOND)]
-
-
-def _fixed(length: int) -> list[tuple[Pattern, int]]:
-    return [(causal & chunk(length), FIRST), (causal & summary(length, length - 1, length), SECOND)]
-
-
-def _picture(heads: Sequence[tuple[Pattern, int]], query: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The colour number of every (query, key); where both heads look, that of the first."""
-    seen = [key == query, *(pattern.sees(query, key) for pattern, _ in heads)]
-    return np.select(seen, [QUERY, *(colour for _, colour in heads)], UNATTENDED)
-
-
-def _paint(axes, picture: np.ndarray) -> None:
-    colours = np.array([[int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)] for colour in COLOURS])
-    axes.pcolormesh(colours[picture], edgecolors="#808080", linewidth=0.4)
-    axes.set(aspect="equal", xticks=[], yticks=[])
-    axes.invert_yaxis()

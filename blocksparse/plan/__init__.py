@@ -5,6 +5,7 @@ block_table.py          a pattern's active blocks and masks, without looking at 
 blocks.py               a layout and a mask callback, read: lists of blocks and their distinct masks
 tiling.py, plan.py      lists of blocks -> row tiles and column tiles
 blob.py                 the plan as one vector of int32, which is what kernels read
+pictures.py             who sees whom, drawn (matplotlib, imported when called)
 rectangles.py           lists of blocks -> rectangles, for the plain TensorFlow path
 checks.py               what several callers refuse, worded once
 """
