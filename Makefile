@@ -1,6 +1,7 @@
 # make demo    see it work: the table of attention.py, then small models trained on real bytes
 # make test    the test suite
 # make lint    format, lint and types
+# make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
 # make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test gpu-test lint format types compile-all clean
+.PHONY: demo test pictures gpu-test lint format types compile-all clean
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -20,6 +21,10 @@ demo: .venv/examples.installed
 
 test: .venv/test.installed
 	$(RUN) -m pytest -c tests/pytest.ini tests -n 2 --dist worksteal --durations 25
+
+pictures: .venv/examples.installed
+	$(RUN) examples/plot.py modes --out docs/patterns.png
+	$(RUN) benchmarks/pictures.py
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sparse_attention
-from blocksparse.plan import modes, patterns
+from blocksparse.plan import modes, patterns, pictures
 from sparse_attention import attention, compare, recompute, utils
 
 ROOT = Path(__file__).parents[2]
@@ -163,16 +163,34 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch):
 
 
 def test_the_figure_has_the_papers_cells():
-    i = np.arange(16)
     below = np.tri(16, k=-1, dtype=bool)
-    for heads, counts in (
-        (compare._dense, [120, 0, 0]),
-        (compare._strided, [0, 42, 24]),
-        (compare._fixed, [0, 24, 24]),
-    ):
-        picture = compare._picture(heads(4), i[:, None], i)
-        assert (picture.diagonal() == compare.QUERY).all()
-        assert [
-            (picture[below] == kind).sum() for kind in (compare.DENSE, compare.FIRST, compare.SECOND)
-        ] == counts
-        assert (picture[~below & ~np.eye(16, dtype=bool)] == compare.UNATTENDED).all()
+    kinds = (pictures.EVERY_HEAD, pictures.FIRST, pictures.SECOND)
+    for modes, counts in zip(pictures.FIGURE_3.values(), ([120, 0, 0], [0, 42, 24], [0, 24, 24]), strict=True):
+        picture = pictures.cells(modes, 16, 4)
+        assert (picture.diagonal() == pictures.QUERY).all()
+        assert [(picture[below] == kind).sum() for kind in kinds] == counts
+        assert (picture[~below & ~np.eye(16, dtype=bool)] == pictures.UNSEEN).all()
+
+
+def test_every_mode_is_drawn_as_the_table_says(tmp_path):
+    i, j = np.arange(12)[:, None], np.arange(12)
+    past, chunk, strided = j <= i, i // 4 == j // 4, (i - j) % 4 == 0
+    heads = {
+        "all": (past, past),
+        "local": (i - j < 4, i - j < 4),
+        "strided": (strided, strided),
+        "chunk": (chunk, chunk),
+        "summary": (j % 4 == 3, j % 4 == 2),
+        "fixed": (chunk | (j % 4 == 3), chunk | (j % 4 == 2)),
+        "local+strided": ((i - j < 4) | strided, (i - j < 4) | strided),
+        ("local", "strided"): (i - j < 4, strided),
+    }
+    assert list(heads) == list(pictures.MODES)
+    for mode, (first, second) in heads.items():
+        picture = pictures.two_heads(mode, 12, 4)
+        np.testing.assert_array_equal(picture == pictures.FUTURE, ~past)
+        for seen, own in ((first, pictures.FIRST), (second, pictures.SECOND)):
+            np.testing.assert_array_equal(np.isin(picture, (own, pictures.EVERY_HEAD)), seen & past)
+    figure = pictures.every_mode(12, 4)
+    figure.savefig(tmp_path / "modes.png")
+    assert len(figure.axes) == len(pictures.MODES) and len(figure.legends) == 1
