@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from blocksparse.ops import kernel_name
+from blocksparse.fused.op import kernel_name
 from blocksparse.plan import pictures
 from blocksparse.plan.modes import head_modes
 
@@ -157,7 +157,7 @@ def _tolerance(dtype: tf.DType) -> float:
 def _milliseconds(step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 3) -> float:
     """Median time of a step that has run before: the GPU's own where it runs there, else the clock's."""
     if kernel_name() == "gpu":
-        from blocksparse.gpu.timing import device_ms
+        from blocksparse.native.timing import device_ms
 
         return device_ms(step, tuple(inputs))
     times = []

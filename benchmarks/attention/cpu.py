@@ -228,10 +228,10 @@ def main() -> None:
 
     import tensorflow as tf
 
-    from blocksparse import ops
+    from blocksparse.fused.op import kernel_name
 
-    if ops.kernel_name() != "cpu":
-        sys.exit(f"this measures the CPU kernels; here attention runs on {ops.kernel_name()}")
+    if kernel_name() != "cpu":
+        sys.exit(f"this measures the CPU kernels; here attention runs on {kernel_name()}")
     megabytes = memory_of_a_long_sequence()
     torch = Torch(args.torch, cases.CPU[0]) if args.torch else None
     where = {

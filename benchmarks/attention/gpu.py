@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import cases, machine, processes  # isort: skip
-from blocksparse.gpu import tiles  # isort: skip
+from blocksparse.gpu import tuning  # isort: skip
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -68,7 +68,7 @@ def floors(case: cases.Case) -> tuple[float, float]:
 def plan_of(case: cases.Case):
     made = cases.blocks(case)
     residues = case.residues != 1
-    choice = tiles.choose("float16", case.dim, case.dim, case.blocksize, cases.work(made), 90, residues)
+    choice = tuning.choose("float16", case.dim, case.dim, case.blocksize, cases.work(made), 90, residues)
     return cases.plan(case, *choice, made)
 
 

@@ -23,8 +23,8 @@ import tensorflow.experimental.numpy as tnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import cases, timing, truth
 from blocksparse import BlocksparseTransformer
-from blocksparse.gpu.timing import device_ms
-from blocksparse.ops import kernel_name
+from blocksparse.fused.op import kernel_name
+from blocksparse.native.timing import device_ms
 from sparse_attention import attention_impl, blocksparse_attention_impl, get_blocksparse_obj
 
 OTHER_DTYPES = ("enwik8 fixed c32", "enwik8 local", "cifar strided")

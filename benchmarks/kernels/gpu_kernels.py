@@ -26,7 +26,7 @@ from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import cases, timing, truth  # isort: skip
 from blocksparse.gpu import manifest  # isort: skip
-from blocksparse.gpu.tiles import Launch  # isort: skip
+from blocksparse.gpu.tuning import Launch  # isort: skip
 from benchmarks.kernels.driver import Driver  # isort: skip
 from benchmarks.kernels.problem import RESULTS, Problem, number, upload  # isort: skip
 

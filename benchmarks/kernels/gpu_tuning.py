@@ -3,7 +3,7 @@
     python benchmarks/kernels/gpu_tuning.py [--capability 90]                      measures, then writes the table
     python benchmarks/kernels/gpu_tuning.py --from benchmarks/results/attention_gpu_kernels.json     of rows measured
 
-The table is blocksparse/gpu/tables/sm_<capability>.json.
+The table is blocksparse/gpu/tuned/sm_<capability>.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import processes, truth  # isort: skip
-from blocksparse.gpu import tiles as library_tiles  # isort: skip
+from blocksparse.gpu import tuning  # isort: skip
 
 HERE = Path(__file__).resolve().parent
 # Cases that decide each (padded head dim, most columns a row sees on average) of the table; those of 64, whose plans
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the table; the library's own by default")
     args = parser.parse_args()
     rows = [row for file in args.files for row in json.loads(file.read_text())]
-    write(rows or measure(), args.out or library_tiles.FOLDER / f"sm_{args.capability}.json")
+    write(rows or measure(), args.out or tuning.FOLDER / f"sm_{args.capability}.json")
 
 
 if __name__ == "__main__":
