@@ -1,0 +1,148 @@
+"""Every benchmark is a command that explains itself anywhere; the smallest cases of those that need no GPU run."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+COMMANDS = sorted(
+    str(path.relative_to(BENCHMARKS))
+    for path in BENCHMARKS.rglob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
+
+
+def python(*words, cwd=ROOT):
+    """A process of its own, far from this one's modules; its output."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def program(text):
+    """Runs a program that may import `benchmarks`."""
+    return python("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(text))
+
+
+def test_the_readme_lists_every_command():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert len(COMMANDS) == 13
+    for name in COMMANDS:
+        assert f"[{name}]({name})" in text
+    for result in (BENCHMARKS / "results").iterdir():
+        assert f"(results/{result.name})" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name, tmp_path):
+    text = python(BENCHMARKS / name, "--help", cwd=tmp_path)
+    assert f"python benchmarks/{name}" in text and "usage:" in text
+
+
+def test_attention_on_a_cpu_is_checked_and_timed():
+    program("""
+        from sparse_attention import blocksparse_attention_impl
+        from benchmarks.attention import cpu
+        from benchmarks.common import cases
+
+        chosen = [cases.over(case, 128) for case in cases.CPU if case.attn_mode != "strided"]
+        for row in cpu.compare(None, 1, chosen):
+            assert row["error"] < 1e-5 and row["this forward"] > 0 and row["dense backward"] > 0, row
+        assert len(cpu.scale(1, 128)["length"]) == 2
+
+        def wrong(*inputs, **pattern):
+            return blocksparse_attention_impl(*inputs, **pattern) * 1.001
+
+        try:
+            cpu.check(cpu.Side(wrong, chosen[0]))
+        except SystemExit as stopped:
+            assert "all: wrong by 0.001, relatively; nothing was timed" == str(stopped), stopped
+        else:
+            raise AssertionError("a wrong result was let through")
+    """)
+
+
+def test_attention_through_tensorflow_is_checked_in_every_dtype():
+    program("""
+        from benchmarks.attention import through_tensorflow
+        from benchmarks.common import cases
+
+        through_tensorflow.device_ms = lambda step, inputs, prepare=None: 1.0
+        for case in (cases.over(case, 1024) for case in cases.GPU if case.name in ("enwik8 fixed c32", "cifar local")):
+            for dtype in ("float16", "bfloat16", "float32"):
+                row = through_tensorflow.sparse(case, dtype)
+                assert row["forward_ms"] == 1.0 and row["relative_error"] > 0, row
+            row = through_tensorflow.measured(case, lambda q, k, v: 1.1 * v + 0 * (q + k), "float16")
+            assert row["error"] == "wrong answer, not timed" and "forward_ms" not in row, row
+    """)
+
+
+def test_without_tensorflow_plans_tables_and_predicates_are_the_committed_ones(tmp_path):
+    program(f"""
+        import json, sys
+        from pathlib import Path
+        import numpy as np
+        from benchmarks.attention import gpu, peers
+        from benchmarks.common import cases
+        from benchmarks.kernels import gpu_tuning
+        from blocksparse.gpu import tuning
+
+        committed = json.loads((gpu.RESULTS / "attention_gpu.json").read_text())
+        made = gpu.table(committed["rows"])
+        for entry, known in zip(made, committed["table"], strict=True):
+            for name in ("case", "step", "ms", "peers", "flex_ratio"):
+                assert entry[name] == known[name], (entry, known)
+            assert 0 < entry["floor"] < entry["ms"]
+
+        rows = json.loads((gpu.RESULTS / "attention_gpu_kernels.json").read_text())
+        gpu_tuning.write(rows, Path({str(tmp_path)!r}) / "table.json")
+        assert (Path({str(tmp_path)!r}) / "table.json").read_text() == (tuning.FOLDER / "sm_90.json").read_text()
+
+        query, key = np.arange(768)[:, None], np.arange(768)
+        for case in cases.GPU:
+            row = np.arange(768) if case.residues == 1 else None
+            if row is None:  # FlexAttention gets residue classes one after the other
+                case = cases.over(case, 768)
+                row = np.arange(768) % (768 // case.residues) * case.residues + np.arange(768) // (768 // case.residues)
+            for head in (0, case.heads - 1):
+                given = peers.mask_of(case)(0, head, query, key)
+                np.testing.assert_array_equal(given, case.sees(head)(row[:, None], row))
+        assert "tensorflow" not in sys.modules
+    """)
+
+
+def test_time_over_context(tmp_path):
+    out = tmp_path / "context.json"
+    python(
+        BENCHMARKS / "model/context.py",
+        "--longest",
+        1024,
+        "--longest-dense",
+        1024,
+        "--repeats",
+        1,
+        "--out",
+        out,
+    )
+    record = json.loads(out.read_text())
+    assert record["milliseconds"].keys() == {"all", "strided", "local", "fixed"} and record["cores"] > 0
+
+
+def test_memory_by_the_formula(tmp_path):
+    lines = python(BENCHMARKS / "model/memory.py", cwd=tmp_path).splitlines()
+    assert lines[2] == "| 1,024 text tokens | 1.1 GB | 1.0 GB | 16.8 MB | 16 MB | 1.0 MB |"
+
+
+def test_pictures_are_drawn_from_what_is_committed(tmp_path):
+    python(BENCHMARKS / "pictures.py", "--out", tmp_path)
+    committed = {path.name for path in (BENCHMARKS / "results").glob("*.png")}
+    assert {path.name for path in tmp_path.iterdir()} == committed
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
