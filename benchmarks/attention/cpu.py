@@ -13,7 +13,6 @@ import argparse
 import functools
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -158,12 +157,12 @@ def memory_of_a_long_sequence() -> float:
     from sparse_attention import blocksparse_attention_impl
 
     q, k, v, dout = (tf.random.stateless_normal((1, 65536, 64), (s, 0)) for s in range(4))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = machine.peak_memory()
     with tf.GradientTape() as tape:
         tape.watch((q, k, v))
         out = blocksparse_attention_impl(q, k, v, 1, "local", 128)
     tape.gradient(out, (q, k, v), dout)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return (machine.peak_memory() - before) / 1e6
 
 
 def compare(torch: Torch | None, rounds: int, chosen: Sequence[cases.Case] = cases.CPU) -> list[dict]:

@@ -19,6 +19,12 @@ def processor() -> str:
     return platform.machine()
 
 
+def peak_memory() -> int:
+    """Bytes, the most that this process has held. Not ru_maxrss: a child's begins at what its parent held."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
 def card() -> str:
     """What TensorFlow computes on: the first GPU's name, or "CPU"."""
     import tensorflow as tf

@@ -57,6 +57,7 @@ def test_attention_on_a_cpu_is_checked_and_timed():
         for row in cpu.compare(None, 1, chosen):
             assert row["error"] < 1e-5 and row["this forward"] > 0 and row["dense backward"] > 0, row
         assert len(cpu.scale(1, 128)["length"]) == 2
+        assert cpu.memory_of_a_long_sequence() > 16  # the output alone
 
         def wrong(*inputs, **pattern):
             return blocksparse_attention_impl(*inputs, **pattern) * 1.001
