@@ -120,6 +120,29 @@ def test_without_tensorflow_plans_tables_and_predicates_are_the_committed_ones(t
     """)
 
 
+def test_a_variant_of_a_kernel_compiles_without_a_gpu():
+    program("""
+        from benchmarks.kernels import gpu_kernels
+        from benchmarks.common import cases
+
+        sides = dict(by_query=(32, 32), by_key=(32, 32))
+        variants = [
+            dict(case="cifar strided", kernel="closed", warps=2, stages=1, maxnreg=0, **sides),
+            dict(case="cifar strided", kernel="nonsense", warps=2, stages=1, **sides),
+        ]
+        plans, keys = gpu_kernels.plans_of(variants)
+        assert len(plans) == 1 and keys[0] == keys[1]
+        (case,) = (case for case in cases.GPU if case.name == "cifar strided")
+        launch = gpu_kernels.launch_of(variants[0], gpu_kernels.key_of(case, plans[keys[0]], "f16"))
+        assert launch.function == "attention_closed_forward" and launch.options["num_warps"] == 2
+        cubin, symbol, warps, shared = gpu_kernels.compile_one(launch, 90)
+        assert cubin[:4] == b"\\x7fELF" and symbol == launch.function and warps == 2
+        how = gpu_kernels.launching(variants[0], launch)
+        row = variants[0] | dict(ms=0.05, relative_error=3.0, registers=9, local=0, shared=shared) | how
+        assert gpu_kernels.line(row, how).endswith("0.0500 ms  WRONG 3")
+    """)
+
+
 def test_time_over_context(tmp_path):
     out = tmp_path / "context.json"
     python(
