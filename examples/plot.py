@@ -1,5 +1,6 @@
 """Pictures: who sees whom, what a trained model looks at, how runs compare.
 
+python examples/plot.py modes                                                # who sees whom, for every attn_mode
 python examples/plot.py connectivity --out connectivity.png                  # the paper's Figure 3
 python examples/plot.py attention runs/cifar10_small --layers 0 3 --position 1500    # as in its Figure 2
 python examples/plot.py curves runs/enwik8 runs/enwik8_dense                 # training curves
@@ -16,6 +17,7 @@ from sparse_transformer import command
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("modes", help="which keys each query sees, for every attn_mode")
     kinds.add_parser("connectivity", help="the paper's Figure 3")
     maps = kinds.add_parser("attention", help="attention maps of a run over an image")
     maps.add_argument("run", type=Path)
@@ -33,10 +35,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        from blocksparse.plan import pictures as patterns
         from sparse_transformer import pictures
 
-        if args.kind == "connectivity":
-            figure = pictures.connectivity()
+        if args.kind == "modes":
+            figure = patterns.every_mode()
+        elif args.kind == "connectivity":
+            figure = patterns.figure_3()
         elif args.kind == "attention":
             figure = pictures.attention(args.run, args.layers, args.position, args.data)
         else:

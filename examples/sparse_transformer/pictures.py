@@ -1,4 +1,4 @@
-"""Pictures: who sees whom, what a trained model looks at, how runs compare."""
+"""Pictures: what a trained model looks at, how runs compare."""
 
 from __future__ import annotations
 
@@ -11,55 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from matplotlib.colors import ListedColormap
 
 from blocksparse.plan.modes import head_modes
 
 from . import data
 from .evaluation import load_model
-
-# The paper's Figure 3: unattended, both heads or dense, first head, second head, the query itself.
-COLOURS = ListedColormap(
-    np.array([(216, 216, 216), (160, 190, 233), (118, 158, 220), (217, 231, 251), (67, 122, 219)]) / 255
-)
-FIGURE_3 = {"Transformer": ("all", "all"), "Sparse Transformer (strided)": ("local", "strided"),
-            "Sparse Transformer (fixed)": ("chunk", "summary")}  # fmt: skip
-
-
-def mask(mode: str, n: int, length: int) -> np.ndarray:
-    """Boolean [n, n] of one head; the fixed pattern's summary is the last column of each chunk (c = 1)."""
-    (only,) = head_modes(mode, 1, length, blocksize=1, num_verts=1, vertsize=1)
-    return only.pattern().sees(np.arange(n)[:, None], np.arange(n))
-
-
-def colours(modes: tuple[str, str], n: int, length: int) -> np.ndarray:
-    """[n, n] numbers of COLOURS; a key that both heads see is the first one's."""
-    first, second = (mask(mode, n, length) for mode in modes)
-    picture = np.where(first, 1 if modes[0] == modes[1] else 2, np.where(second, 3, 0))
-    np.fill_diagonal(picture, 4)
-    return picture
-
-
-def grid(axes, picture: np.ndarray) -> None:
-    height, width = picture.shape
-    axes.pcolormesh(picture, cmap=COLOURS, vmin=0, vmax=4, edgecolors="0.6", linewidth=0.4)
-    axes.set(aspect="equal", xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-
-
-def connectivity() -> plt.Figure:
-    """Figure 3: above, what the heads read for one pixel of a 6x6 image; below, 16 outputs over 16 inputs."""
-    figure = plt.figure(figsize=(11, 5.5))
-    rows = figure.add_gridspec(2, 6, height_ratios=(1, 2))
-    for column, (name, modes) in enumerate(FIGURE_3.items()):
-        for head in (0, 1):
-            row = colours((modes[head], modes[head]), 36, 6)[27].reshape(6, 6)  # the query at row 4, column 3
-            if modes[0] != modes[1]:
-                row = np.where(row == 1, 2 + head, row)
-            grid(figure.add_subplot(rows[0, 2 * column + head]), row)
-        axes = figure.add_subplot(rows[1, 2 * column : 2 * column + 2])
-        grid(axes, colours(modes, 16, 4))
-        axes.set_title(name, y=-0.14, fontsize=10)
-    return figure
 
 
 def attention_weights(model, tokens: np.ndarray, layer: int, position: int) -> np.ndarray:

@@ -163,12 +163,14 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch):
 
 
 def test_the_figure_has_the_papers_cells():
+    """Cells of 16 outputs by 16 inputs, l = 4, of each kind; below the diagonal alone those that heads see."""
     below = np.tri(16, k=-1, dtype=bool)
-    kinds = (pictures.EVERY_HEAD, pictures.FIRST, pictures.SECOND)
-    for modes, counts in zip(pictures.FIGURE_3.values(), ([120, 0, 0], [0, 42, 24], [0, 24, 24]), strict=True):
+    kinds = (pictures.UNSEEN, pictures.EVERY_HEAD, pictures.FIRST, pictures.SECOND, pictures.QUERY)
+    counts = ([120, 120, 0, 0, 16], [174, 0, 42, 24, 16], [192, 0, 24, 24, 16])
+    for modes, wanted in zip(pictures.FIGURE_3.values(), counts, strict=True):
         picture = pictures.cells(modes, 16, 4)
         assert (picture.diagonal() == pictures.QUERY).all()
-        assert [(picture[below] == kind).sum() for kind in kinds] == counts
+        assert [(picture == kind).sum() for kind in kinds] == wanted
         assert (picture[~below & ~np.eye(16, dtype=bool)] == pictures.UNSEEN).all()
 
 

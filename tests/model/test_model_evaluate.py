@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import plot
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sparse_transformer import config, data
-from sparse_transformer import pictures as plot
+from sparse_transformer import config, data, pictures
 from sparse_transformer.evaluation import mean_bits, windows
 from sparse_transformer.generation import read_prompt, write
 from sparse_transformer.model import SparseTransformer
@@ -77,25 +77,18 @@ def test_prompts(tmp_path):
         read_prompt(replace(TEXT, data="audio"), "none.wav", 1)
 
 
-def test_figure_3_has_the_papers_counts():
-    """Cells below the diagonal (16 outputs, l = 4): dense 120; strided 42 and 24; fixed 24 and 24."""
-    counts = {
-        name: np.bincount(plot.colours(modes, 16, 4).ravel(), minlength=5).tolist()
-        for name, modes in plot.FIGURE_3.items()
-    }
-    assert counts == {
-        "Transformer": [120, 120, 0, 0, 16],
-        "Sparse Transformer (strided)": [174, 0, 42, 24, 16],
-        "Sparse Transformer (fixed)": [192, 0, 24, 24, 16],
-    }
-    plt.close(plot.connectivity())
+@pytest.mark.parametrize("kind", ["modes", "connectivity"])
+def test_who_sees_whom_is_drawn(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["plot.py", kind, "--out", str(tmp_path / "picture.png")])
+    plot.main()
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_attention_maps_are_the_layers_own_weights():
     settings = replace(config.load("cifar10_small"), layers=2, width=32, layer_modes=("local+strided",))
     model = SparseTransformer(settings)
     tokens = np.random.default_rng(0).integers(0, 256, settings.n_ctx).astype(np.int32)
-    weights = plot.attention_weights(model, tokens, layer=1, position=1000)
+    weights = pictures.attention_weights(model, tokens, layer=1, position=1000)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
     seen = np.flatnonzero(weights[0])
     assert seen.max() == 1000 and len(seen) == 96 + 1000 // 96
@@ -109,8 +102,8 @@ def test_attention_maps_are_the_layers_own_weights():
 
 def test_curves_of_runs(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,bits,gradient_norm,seconds\n0,8.0,1,1\n1,7.0,1,1\n")
-    figure = plot.curves([tmp_path], smooth=2)
+    figure = pictures.curves([tmp_path], smooth=2)
     assert figure.axes[0].lines[0].get_ydata().tolist() == [7.5]
     plt.close(figure)
     with pytest.raises(ValueError, match=r"metrics\.csv does not exist"):
-        plot.curves([tmp_path / "none"], smooth=1)
+        pictures.curves([tmp_path / "none"], smooth=1)
