@@ -35,8 +35,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
-        from blocksparse.plan import pictures as patterns
         from sparse_transformer import pictures
+
+        from blocksparse.plan import pictures as patterns
 
         if args.kind == "modes":
             figure = patterns.every_mode()

@@ -167,8 +167,8 @@ def test_the_figure_has_the_papers_cells():
     below = np.tri(16, k=-1, dtype=bool)
     kinds = (pictures.UNSEEN, pictures.EVERY_HEAD, pictures.FIRST, pictures.SECOND, pictures.QUERY)
     counts = ([120, 120, 0, 0, 16], [174, 0, 42, 24, 16], [192, 0, 24, 24, 16])
-    for modes, wanted in zip(pictures.FIGURE_3.values(), counts, strict=True):
-        picture = pictures.cells(modes, 16, 4)
+    for drawn, wanted in zip(pictures.FIGURE_3.values(), counts, strict=True):
+        picture = pictures.cells(drawn, 16, 4)
         assert (picture.diagonal() == pictures.QUERY).all()
         assert [(picture == kind).sum() for kind in kinds] == wanted
         assert (picture[~below & ~np.eye(16, dtype=bool)] == pictures.UNSEEN).all()
