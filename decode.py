@@ -86,8 +86,9 @@ class DecodeStep(tf.Module):
         it with InvalidArgumentError. Code compiled by XLA cannot stop: there a position out of range gives NaN. In no
         case does it change the caches.
 
-    A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints. A new sequence just starts at position 0 again; `reset` forgets what the caches hold. Softmax and sums run in
-    float32; a query that sees no key gives zeros.
+    A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints. A new
+    sequence just starts at position 0 again; `reset` forgets what the caches hold. Softmax and sums run in float32; a
+    query that sees no key gives zeros.
     """
 
     def __init__(

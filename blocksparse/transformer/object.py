@@ -64,15 +64,14 @@ class BlocksparseTransformer(LookupTables):
     masked_softmax_grad_test = oracles.masked_softmax_grad_test
 
     @do_not_convert
-    def attention(
-        self, q, k, v, scale: float | None = None, order: int | Sequence[int] = 1, with_lse: bool = False
-    ):
+    def attention(self, q, k, v, scale=None, order: int | Sequence[int] = 1, with_lse: bool = False):
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
         q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
         v: [batch, key_time, heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in
         float32.
-        scale: 1 / sqrt(head_dim) by default.
+        scale: 1 / sqrt(head_dim) by default; a number, or a scalar tensor or variable, which gets its gradient (it then
+            multiplies q, rounded once to q's dtype).
         order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s),
             so that s = stride makes the rows of one residue class neighbours without moving any tensor.
         with_lse: also return the log of each row's sum of exp(scale q k^T).
@@ -91,9 +90,8 @@ class BlocksparseTransformer(LookupTables):
             )
         order = self._check_order(order)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
-        if not isinstance(scale, (int, float, np.number)):
-            raise TypeError(f"scale is {scale!r}; it has to be a Python number")
-        out, lse = self._attention(q, k, v, float(scale), order)
+        q, scale = _scaled(q, scale)
+        out, lse = self._attention(tf.cast(q, k.dtype), k, v, scale, order)
         return (out, lse) if with_lse else out
 
     @do_not_convert
@@ -132,9 +130,10 @@ class BlocksparseTransformer(LookupTables):
             return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
 
     @do_not_convert
-    def masked_softmax(self, x, scale: float = 1.0, autoregress_at_key=None, dtype=None):
+    def masked_softmax(self, x, scale=1.0, autoregress_at_key=None, dtype=None):
         """Softmax of scale * x along each query's visible keys; 0 where invisible, and in rows that see nothing.
 
+        scale: a number, or a scalar tensor or variable, which gets its gradient.
         autoregress_at_key: a key number or a scalar integer tensor: keys from there on are also invisible to
             the queries before them; below it the mask alone decides. Raises ValueError without a
             mask_callback.
@@ -142,15 +141,19 @@ class BlocksparseTransformer(LookupTables):
         """
         if autoregress_at_key is not None and not self.has_mask:
             raise ValueError("autoregress_at_key needs a BlocksparseTransformer with a mask_callback")
-        x = self._matrix("x", x)
         visible = self._visible(self._check_key(autoregress_at_key)) if self.has_mask else None
-        return self._products.softmax(x, scale, visible, tf.as_dtype(dtype or self.softmax_dtype or x.dtype))
+        return self._softmax(x, scale, visible, dtype)
 
     @do_not_convert
-    def softmax(self, x, scale: float = 1.0, dtype=None):
+    def softmax(self, x, scale=1.0, dtype=None):
         """masked_softmax without the mask: every key of an active block is visible."""
+        return self._softmax(x, scale, None, dtype)
+
+    def _softmax(self, x, scale, visible, dtype):
         x = self._matrix("x", x)
-        return self._products.softmax(x, scale, None, tf.as_dtype(dtype or self.softmax_dtype or x.dtype))
+        dtype = tf.as_dtype(dtype or self.softmax_dtype or x.dtype)
+        x, scale = _scaled(x, scale)
+        return self._products.softmax(x, scale, visible, dtype)
 
     @cached_property
     def _products(self) -> BlockProducts:
@@ -206,6 +209,21 @@ class BlocksparseTransformer(LookupTables):
         if static is not None and not 0 <= static <= last:
             raise ValueError(f"autoregress_at_key={static} is no key; it has to be 0 to {last}")
         return tf.cast(key, tf.int32) if tf.is_tensor(key) else key
+
+
+def _scaled(x: tf.Tensor, scale) -> tuple[tf.Tensor, float]:
+    """x and a number whose product is scale * x: a scale that is no number is multiplied in, to get its gradient."""
+    if isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool):
+        return x, float(scale)
+    if not tf.is_tensor(scale) and not isinstance(scale, (tf.Variable, np.ndarray)):
+        raise TypeError(f"scale is {scale!r}; it has to be a number, or a scalar tensor or variable")
+    factor = tf.convert_to_tensor(scale)
+    if not factor.dtype.is_floating or factor.shape.rank not in (0, None):
+        came = f"{factor.dtype.name} of shape {factor.shape}"
+        raise ValueError(
+            f"scale is {came}; it has to be a number, or a scalar tensor or variable of a float dtype"
+        )
+    return tf.cast(x, tf.float32) * tf.reshape(tf.cast(factor, tf.float32), []), 1.0
 
 
 def _float_tensor(name: str, x):

@@ -212,7 +212,21 @@ W = np.zeros((2, 2, 6, 8, 8), np.float32)
             ValueError,
             r"order has 3 numbers; give one, or one for each of 2",
         ),
-        (lambda b: b.attention(X, X, X, scale="x"), TypeError, "scale is 'x'; it has to be a Python number"),
+        (
+            lambda b: b.attention(X, X, X, scale="x"),
+            TypeError,
+            "scale is 'x'; it has to be a number, or a scalar",
+        ),
+        (
+            lambda b: b.attention(X, X, X, scale=tf.ones(2)),
+            ValueError,
+            r"scale is float32 of shape \(2,\); it has to",
+        ),
+        (
+            lambda b: b.softmax(b.nt_op(X, X), scale=tf.constant(2)),
+            ValueError,
+            r"scale is int32 of shape \(\)",
+        ),
         (lambda b: b.query_key_op(X, X[..., :8]), ValueError, "a has 16, b has 8 as its width"),
         (
             lambda b: b.weight_value_op(W[:, :1], X),
@@ -241,6 +255,44 @@ W = np.zeros((2, 2, 6, 8, 8), np.float32)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call(make())
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", ["tensor", "variable"])
+def test_a_learned_scale_gets_its_gradient(kind, graph):
+    """d loss / d scale, of all three functions that take one, is what multiplying it in by hand gives."""
+    bst = make(callback=causal)
+    random = np.random.default_rng(0)
+    q, k, v = (tf.constant(random.standard_normal((2, 24, 8)), tf.float32) for _ in "qkv")
+    ways = {
+        "masked_softmax": lambda s: bst.weight_value_op(
+            bst.masked_softmax(bst.query_key_op(q, k), scale=s), v
+        ),
+        "softmax": lambda s: bst.weight_value_op(bst.softmax(bst.query_key_op(q, k), scale=s), v),
+        "attention": lambda s: bst.attention(q, k, v, scale=s),
+    }
+    by_hand = dict(
+        ways,
+        masked_softmax=lambda s: bst.weight_value_op(bst.masked_softmax(bst.query_key_op(q * s, k)), v),
+        softmax=lambda s: bst.weight_value_op(bst.softmax(bst.query_key_op(q * s, k)), v),
+        attention=lambda s: bst.attention(q * s, k, v, scale=1.0),
+    )
+
+    def derivative(way, given):
+        learned = tf.Variable(0.3)
+
+        def step():
+            with tf.GradientTape() as tape:
+                scale = learned if given == "variable" else tf.exp(tf.math.log(learned))
+                loss = tf.reduce_sum(way(scale) ** 2)
+            return loss, tape.gradient(loss, learned)
+
+        return (tf.function(step) if graph else step)()
+
+    for name, way in ways.items():
+        got, want = derivative(way, kind), derivative(by_hand[name], "tensor")
+        np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
+        assert abs(got[1]) > 1e-3
 
 
 def test_unknown_time_is_refused_with_the_repair():
