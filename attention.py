@@ -17,7 +17,7 @@ from blocksparse.plan.block_table import BlockTable
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
 from blocksparse.plan.patterns import Pattern, causal, nothing
-from blocksparse.tensors import do_not_convert
+from blocksparse.tensors import TensorLike, do_not_convert
 
 if __package__:
     from .recompute import recomputable
@@ -32,9 +32,9 @@ _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get sci
 
 @do_not_convert
 def attention_impl(
-    q,
-    k,
-    v,
+    q: TensorLike,
+    k: TensorLike,
+    v: TensorLike,
     heads: int,
     attn_mode: str | Sequence[str],
     local_attn_ctx: int | None = None,
@@ -56,9 +56,9 @@ def attention_impl(
 
 @do_not_convert
 def blocksparse_attention_impl(
-    q,
-    k,
-    v,
+    q: TensorLike,
+    k: TensorLike,
+    v: TensorLike,
     heads: int,
     attn_mode: str | Sequence[str],
     local_attn_ctx: int | None = None,
@@ -106,7 +106,7 @@ def blocksparse_attention_impl(
 
 @do_not_convert
 def get_attn_mask(
-    n,
+    n: TensorLike,
     attn_mode: str | Sequence[str],
     local_attn_ctx: int | None = None,
     blocksize: int = 32,
@@ -242,10 +242,10 @@ class _Callback:
         self.patterns = patterns
         self.distinct_heads = len(patterns)
 
-    def __call__(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
+    def __call__(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
         return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
 
-    def batch(self, blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
+    def batch(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
         pattern = self.patterns[head_idx % len(self.patterns)]
         return BlockTable(pattern, blk_shape[0]).masks(qry_idx, key_idx)
 

@@ -18,7 +18,7 @@ from tensorflow.python.ops import control_flow_util
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import TABLE, Cache, Mode, head_modes
 from blocksparse.plan.patterns import Pattern
-from blocksparse.tensors import do_not_convert
+from blocksparse.tensors import TensorLike, do_not_convert
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class DecodeStep(tf.Module):
             cache.assign(tf.zeros_like(cache))
 
     @do_not_convert
-    def __call__(self, q, k, v, position) -> tf.Tensor:
+    def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k = self._rows("q", q, self.key_width), self._rows("k", k, self.key_width)
         v = self._rows("v", v, self.value_width)
         position, valid = self._position(position)
@@ -149,7 +149,7 @@ class DecodeStep(tf.Module):
         out = tf.gather(tf.concat(outs, axis=0), self._groups.order)  # [heads, batch, value_dim]
         return tf.reshape(tf.transpose(out, [1, 0, 2]), [self.batch, self.value_width])
 
-    def _rows(self, name: str, x, width: int) -> tf.Tensor:
+    def _rows(self, name: str, x: TensorLike, width: int) -> tf.Tensor:
         """[batch, width] -> float32 [heads, batch, width / heads]"""
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
@@ -165,7 +165,7 @@ class DecodeStep(tf.Module):
         )
         return tf.transpose(x, [1, 0, 2])
 
-    def _position(self, position) -> tuple[tf.Tensor, tf.Tensor]:
+    def _position(self, position: TensorLike) -> tuple[tf.Tensor, tf.Tensor]:
         """The position as an int32 scalar, and whether there is such a one."""
         x = tf.convert_to_tensor(position)
         if not x.dtype.is_integer or isinstance(position, bool):

@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -25,7 +25,7 @@ def multiply(x: TensorLike, y: TensorLike, name: str | None = None) -> tf.Tensor
     return _binary(tf.multiply, x, y, name or "Mul")
 
 
-def _binary(op, x: TensorLike, y: TensorLike, name: str) -> tf.Tensor:
+def _binary(op: Callable, x: TensorLike, y: TensorLike, name: str) -> tf.Tensor:
     with tf.name_scope(name):
         x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
         if x.dtype == y.dtype:

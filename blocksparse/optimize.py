@@ -103,7 +103,9 @@ class _Optimizer(tf.compat.v1.train.Optimizer):
     def _apply_sparse_duplicate_indices(self, grad: tf.IndexedSlices, var: tf.Variable) -> tf.Operation:
         return self._apply_dense(tf.convert_to_tensor(grad), var)
 
-    def _resource_apply_sparse_duplicate_indices(self, grad, handle, indices) -> tf.Operation:
+    def _resource_apply_sparse_duplicate_indices(
+        self, grad: tf.Tensor, handle: tf.Tensor, indices: tf.Tensor
+    ) -> tf.Operation:
         slices = tf.IndexedSlices(grad, indices, tf.shape(handle))
         return self._apply_dense(tf.convert_to_tensor(slices), handle)
 

@@ -72,7 +72,9 @@ def _begin(logfile: str) -> Path | None:
     return path
 
 
-def _log(x, step, sat_val: float, ftz_val: float, freq: int, path: Path | None, name: str) -> tf.Tensor:
+def _log(
+    x: TensorLike, step: TensorLike, sat_val: float, ftz_val: float, freq: int, path: Path | None, name: str
+) -> tf.Tensor:
     if not freq or path is None:
         return tf.identity(x)
     largest: list[float] = []

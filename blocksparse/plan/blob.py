@@ -145,10 +145,10 @@ def _check_side(name: str, side: TilePlan, rows: int, columns: int) -> None:
     _require(in_table, f"{name}.mask", f"below {len(side.masks)}, and 0 where full")
 
 
-def _within(numbers: np.ndarray, limit) -> bool:
+def _within(numbers: np.ndarray, limit: int | np.ndarray) -> bool:
     return bool(np.all((numbers >= 0) & (numbers < limit)))
 
 
-def _require(holds: bool, field: str, wanted: str) -> None:
+def _require(holds: bool | np.bool_, field: str, wanted: str) -> None:
     if not holds:
         raise ValueError(f"the plan is damaged: {field} has to be {wanted}")

@@ -28,14 +28,14 @@ class BlockTable:
             -(pattern.reach + blocksize - 1) // blocksize
         )  # first block diagonal wholly beyond the reach
 
-    def representative(self, query, key) -> tuple[np.ndarray, np.ndarray]:
+    def representative(self, query: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Block numbers, arrays -> those of the block with the same mask that stands for all its kind."""
         gap = np.asarray(query) - key
         gap = np.where(gap < self.near, gap, self.near + (gap - self.near) % self.period)
         key = (query - gap) % self.shift
         return key + gap, key
 
-    def masks(self, query, key) -> np.ndarray:
+    def masks(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
         """Block numbers, arrays [n] -> bool [n, blocksize, blocksize]."""
         inside = np.arange(self.blocksize, dtype=np.int32)
         i = np.asarray(query, np.int32)[:, None, None] * self.blocksize + inside[:, None]

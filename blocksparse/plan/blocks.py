@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -44,7 +45,7 @@ class Blocks:
 
 
 def build_blocks(
-    layout, block_size: int, mask_callback: Callable | None = None, heads: int | None = None
+    layout: Any, block_size: int, mask_callback: Callable | None = None, heads: int | None = None
 ) -> Blocks:
     """Read a layout and evaluate its masks.
 
@@ -90,7 +91,7 @@ def build_blocks(
     return Blocks(block_size, query_blocks, key_blocks, tuple(distinct), head_index, table.masks(), lut_heads)
 
 
-def _read(layout) -> np.ndarray | list:
+def _read(layout: Any) -> np.ndarray | list:
     """A layout as an array of 2 or 3 dimensions, or a list of sparse matrices of one shape."""
     if sparse.issparse(layout):
         layout = [layout]
@@ -120,10 +121,11 @@ def _coordinates(layout: np.ndarray | list) -> list[tuple[np.ndarray, np.ndarray
         }  # a matrix given for many heads is read once
         return [read[id(head)] for head in layout]
     heads = layout.reshape((-1, *layout.shape[-2:]))
-    return [tuple(index.astype(np.int32) for index in np.nonzero(head)) for head in heads]
+    found = [np.nonzero(head) for head in heads]
+    return [(query.astype(np.int32), key.astype(np.int32)) for query, key in found]
 
 
-def _sorted_nonzero(matrix) -> tuple[np.ndarray, np.ndarray]:
+def _sorted_nonzero(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     matrix = sparse.csr_matrix(matrix)
     matrix.sum_duplicates()  # also sorts each row by column
     if not matrix.data.all():
@@ -144,7 +146,7 @@ def _check_heads(heads: int | None, layout: np.ndarray | list, lut_heads: int) -
 
 
 def _evaluate(
-    callback, table: _MaskTable, head: int, query: np.ndarray, key: np.ndarray, key_blocks: int
+    callback: Any, table: _MaskTable, head: int, query: np.ndarray, key: np.ndarray, key_blocks: int
 ) -> np.ndarray:
     """Mask number of each block: the callback once a block, or once a representative where it names them."""
     index = np.arange(len(query))
@@ -157,7 +159,9 @@ def _evaluate(
     return _numbers(callback, table, head, query[first], key[first], index[first])[inverse]
 
 
-def _numbers(callback, table: _MaskTable, head: int, query, key, index) -> np.ndarray:
+def _numbers(
+    callback: Any, table: _MaskTable, head: int, query: np.ndarray, key: np.ndarray, index: np.ndarray
+) -> np.ndarray:
     shape = (table.block_size, table.block_size)
     batch = getattr(callback, "batch", None)
     if batch is None:
@@ -185,7 +189,7 @@ class _MaskTable:
         self._masks: list[np.ndarray] = []
         self.number(np.ones((block_size, block_size), bool), (0, 0, 0))
 
-    def number(self, mask, block) -> int:
+    def number(self, mask: Any, block: tuple) -> int:
         shape = (self.block_size, self.block_size)
         if getattr(mask, "dtype", None) != np.bool_ or mask.shape != shape:
             came = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
-def check_positive(name: str, size) -> None:
+def check_positive(name: str, size: Any) -> None:
     """Raises TypeError or ValueError where size is no positive int."""
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
         raise TypeError(f"{name} is {size!r}; it has to be a positive int")

@@ -6,10 +6,11 @@ Needs matplotlib, which nothing else in this package imports.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .modes import head_modes
+from .modes import Mode, head_modes
 
 # What a cell of a picture says, and its colour: Figure 3's blues.
 UNSEEN, EVERY_HEAD, FIRST, SECOND, QUERY, FUTURE = range(6)
@@ -48,7 +49,7 @@ _PANEL_COLOURS = {
 }
 
 
-def figure_3():
+def figure_3() -> Any:
     """The paper's Figure 3: above, what the heads read for one pixel of a 6 x 6 image; below, 16 outputs by 16 inputs.
 
     Returns a matplotlib Figure. Raises ImportError without matplotlib.
@@ -81,7 +82,7 @@ def cells(modes: Sequence[str], n: int, length: int, only: int | None = None) ->
     return picture
 
 
-def every_mode(n: int = 24, length: int = 6):
+def every_mode(n: int = 24, length: int = 6) -> Any:
     """One panel for each of MODES: n queries by n keys, two heads, local_attn_ctx = length, one column a group.
 
     Returns a matplotlib Figure. Raises ImportError without matplotlib.
@@ -125,11 +126,11 @@ def two_heads(mode: str | Sequence[str], n: int, length: int) -> np.ndarray:
     return np.select(chosen, [FUTURE, EVERY_HEAD, FIRST, SECOND], UNSEEN)
 
 
-def _seen(mode, n: int) -> np.ndarray:
+def _seen(mode: Mode, n: int) -> np.ndarray:
     return mode.pattern().sees(np.arange(n)[:, None], np.arange(n))
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -138,7 +139,7 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _paint(axes, picture: np.ndarray, colours: Sequence[str]) -> None:
+def _paint(axes: Any, picture: np.ndarray, colours: Sequence[str]) -> None:
     table = np.array([[int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)] for colour in colours])
     axes.pcolormesh(table[picture], edgecolors="#808080", linewidth=0.4)
     axes.set(aspect="equal", xticks=[], yticks=[], ylim=(len(picture), 0))

@@ -66,15 +66,15 @@ def make_plan(
         if len(tiles) != 2 or not set(tiles) <= set(TILES):
             raise ValueError(f"{name}={tiles}; it has to be two of {TILES}")
     head_index = np.broadcast_to(blocks.head_index, heads or len(blocks.head_index))
-    residues = np.broadcast_to(np.asarray(residues, np.int32), head_index.shape)
-    check_residues(residues, blocks.query_time, blocks.key_time, blocks.block_size)
+    classes = np.broadcast_to(np.asarray(residues, np.int32), head_index.shape)
+    check_residues(classes, blocks.query_time, blocks.key_time, blocks.block_size)
     by_query = plan_side(
         list(blocks.heads), blocks.masks, blocks.query_blocks, blocks.key_blocks, *tiles_by_query
     )
     turned = [HeadBlocks(query=head.key, key=head.query, mask=head.mask) for head in blocks.heads]
     turned_masks = blocks.masks.transpose(0, 2, 1)
     by_key = plan_side(turned, turned_masks, blocks.key_blocks, blocks.query_blocks, *tiles_by_key)
-    return Plan(blocks.query_time, blocks.key_time, head_index, residues, by_query, by_key)
+    return Plan(blocks.query_time, blocks.key_time, head_index, classes, by_query, by_key)
 
 
 def check_residues(residues: np.ndarray, query_time: int, key_time: int, unit: int) -> None:

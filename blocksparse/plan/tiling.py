@@ -53,12 +53,18 @@ def plan_side(
     patterns, pattern = _distinct_rows(pattern_of[masked])
     mask = np.zeros(order.total, np.int64)
     mask[masked] = pattern
-    arrays = (
-        tiles.head_tiles, _repeat_first(tiles.rows[order.heaviest]), tiles.count[order.heaviest] * granule,
-        order.offset, order.full[order.heaviest], _repeat_first(gathered), mask,
-    )  # fmt: skip
+    arrays = dict(
+        head_tiles=tiles.head_tiles,
+        rows=_repeat_first(tiles.rows[order.heaviest]),
+        row_count=tiles.count[order.heaviest] * granule,
+        offset=order.offset,
+        full=order.full[order.heaviest],
+        columns=_repeat_first(gathered),
+        mask=mask,
+    )
+    words = {name: array.astype(np.int32) for name, array in arrays.items()}
     bits = _pack_masks(patterns, kinds, masks, row_tile, column_tile)
-    return TilePlan(row_tile, column_tile, granule, *(array.astype(np.int32) for array in arrays), bits)
+    return TilePlan(row_tile, column_tile, granule, masks=bits, **words)
 
 
 class _Entries(NamedTuple):
@@ -79,7 +85,7 @@ def _cut(heads: list[HeadBlocks], masks: np.ndarray, largest: int) -> tuple[list
     kinds = np.unpackbits(kinds, axis=1).astype(bool)
     order = np.argsort(~kinds.all(1), kind="stable")  # number 0 sees everything, as before
     number = np.argsort(order)[number].reshape(-1, parts * parts)
-    seen = kinds[order].any(1)
+    seen: np.ndarray = np.any(kinds[order], axis=1)
     y, x = np.divmod(np.arange(parts * parts), parts)
     entries = []
     for head in heads:
@@ -90,7 +96,9 @@ def _cut(heads: list[HeadBlocks], masks: np.ndarray, largest: int) -> tuple[list
     return entries, kinds[order].reshape(-1, size, size), parts
 
 
-def _arrange(row, column, rows: int, columns: int, slots: int, lanes: int) -> tuple[int, np.ndarray]:
+def _arrange(
+    row: np.ndarray, column: np.ndarray, rows: int, columns: int, slots: int, lanes: int
+) -> tuple[int, np.ndarray]:
     """(rows in a tile, place of each row) that visit the fewest column tiles; a row tile itself counts as half of one.
 
     Rows stay in order, or the few heavy ones (summary columns that every later query sees) come first, side
@@ -236,7 +244,9 @@ def _distinct_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[first], number
 
 
-def _pack_masks(patterns, strips, masks: np.ndarray, row_tile: int, column_tile: int) -> np.ndarray:
+def _pack_masks(
+    patterns: np.ndarray, strips: np.ndarray, masks: np.ndarray, row_tile: int, column_tile: int
+) -> np.ndarray:
     """Bit masks of column tiles: `patterns` lists the strips of each, `strips` the blocks of each strip."""
     masks = np.concatenate([masks, np.zeros_like(masks[:1])])  # _EMPTY, the last
     strips = np.concatenate([strips, np.full_like(strips, _EMPTY, shape=(1, strips.shape[1]))])

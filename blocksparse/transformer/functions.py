@@ -38,7 +38,9 @@ def masked_top_k_softmax(
     return _softmax_among(largest if visible is None else largest & visible, scores, x.dtype)
 
 
-def _scores(x, mask, scale) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
+def _scores(
+    x: TensorLike, mask: TensorLike | None, scale: TensorLike
+) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """x; the visible entries (None: all); float32 scores, the lowest number where invisible."""
     x = tf.convert_to_tensor(x)
     scores = as_float32(x) * as_float32(scale)

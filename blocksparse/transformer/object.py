@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ from ..fused.op import Attention
 from ..plan import build_blocks
 from ..plan.checks import check_heads
 from ..plan.plan import check_residues
-from ..tensors import as_bool, do_not_convert
+from ..tensors import TensorLike, as_bool, do_not_convert
 from . import oracles
 from .lookup import LookupTables
 from .steps import BlockProducts
@@ -39,7 +40,7 @@ class BlocksparseTransformer(LookupTables):
     @do_not_convert
     def __init__(
         self,
-        layout,
+        layout: Any,
         block_size: int = 64,
         heads: int | None = None,
         mask_callback: Callable | None = None,
@@ -64,7 +65,15 @@ class BlocksparseTransformer(LookupTables):
     masked_softmax_grad_test = oracles.masked_softmax_grad_test
 
     @do_not_convert
-    def attention(self, q, k, v, scale=None, order: int | Sequence[int] = 1, with_lse: bool = False):
+    def attention(
+        self,
+        q: TensorLike,
+        k: TensorLike,
+        v: TensorLike,
+        scale: TensorLike | None = None,
+        order: int | Sequence[int] = 1,
+        with_lse: bool = False,
+    ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
         q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
@@ -95,18 +104,22 @@ class BlocksparseTransformer(LookupTables):
         return (out, lse) if with_lse else out
 
     @do_not_convert
-    def query_key_op(self, q, k, name: str | None = None, bench: int = 0):
+    def query_key_op(
+        self, q: TensorLike, k: TensorLike, name: str | None = None, bench: int = 0
+    ) -> tf.Tensor:
         """nt_op, after which softmax returns q's dtype."""
         self.softmax_dtype = tf.convert_to_tensor(q).dtype.base_dtype
         return self.nt_op(q, k, name)
 
     @do_not_convert
-    def weight_value_op(self, w, v, name: str | None = None, bench: int = 0):
+    def weight_value_op(
+        self, w: TensorLike, v: TensorLike, name: str | None = None, bench: int = 0
+    ) -> tf.Tensor:
         """nn_op."""
         return self.nn_op(w, v, name)
 
     @do_not_convert
-    def nt_op(self, a, b, name: str | None = None, bench: int = 0):
+    def nt_op(self, a: TensorLike, b: TensorLike, name: str | None = None, bench: int = 0) -> tf.Tensor:
         """a_q b_k^T for each block, float32; a is [batch, query_time, heads * d], b over key_time.
 
         `bench` is taken in these operations for the sake of programs that give it.
@@ -118,19 +131,25 @@ class BlocksparseTransformer(LookupTables):
             return self._products.nt(a, b)
 
     @do_not_convert
-    def nn_op(self, a, b, name: str | None = None, bench: int = 0):
+    def nn_op(self, a: TensorLike, b: TensorLike, name: str | None = None, bench: int = 0) -> tf.Tensor:
         """sum_k a_qk b_k, [batch, query_time, heads * d], of a block-sparse a and b over key_time."""
         with tf.name_scope(name or "nn_op"):
             return self._products.nn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_k))
 
     @do_not_convert
-    def tn_op(self, a, b, name: str | None = None, bench: int = 0):
+    def tn_op(self, a: TensorLike, b: TensorLike, name: str | None = None, bench: int = 0) -> tf.Tensor:
         """sum_q a_qk^T b_q, [batch, key_time, heads * d], of a block-sparse a and b over query_time."""
         with tf.name_scope(name or "tn_op"):
             return self._products.tn(self._matrix("a", a), self._operand("b", b, self.ctx_blks_q))
 
     @do_not_convert
-    def masked_softmax(self, x, scale=1.0, autoregress_at_key=None, dtype=None):
+    def masked_softmax(
+        self,
+        x: TensorLike,
+        scale: TensorLike = 1.0,
+        autoregress_at_key: TensorLike | None = None,
+        dtype: tf.DType | str | None = None,
+    ) -> tf.Tensor:
         """Softmax of scale * x along each query's visible keys; 0 where invisible, and in rows that see nothing.
 
         scale: a number, or a scalar tensor or variable, which gets its gradient.
@@ -145,7 +164,9 @@ class BlocksparseTransformer(LookupTables):
         return self._softmax(x, scale, visible, dtype)
 
     @do_not_convert
-    def softmax(self, x, scale=1.0, dtype=None):
+    def softmax(
+        self, x: TensorLike, scale: TensorLike = 1.0, dtype: tf.DType | str | None = None
+    ) -> tf.Tensor:
         """masked_softmax without the mask: every key of an active block is visible."""
         return self._softmax(x, scale, None, dtype)
 
@@ -172,7 +193,7 @@ class BlocksparseTransformer(LookupTables):
         query, key = map(tf.constant, self.positions)
         return seen & ((key < autoregress_at_key) | (key <= query))
 
-    def _operand(self, name: str, x, blocks: int):
+    def _operand(self, name: str, x: TensorLike, blocks: int) -> tf.Tensor:
         """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""
         x, time = _float_tensor(name, x), blocks * self.blk_size
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
@@ -184,7 +205,7 @@ class BlocksparseTransformer(LookupTables):
         check_heads(self.heads, f"the width of {name}", shape[2])
         return x
 
-    def _matrix(self, name: str, x):
+    def _matrix(self, name: str, x: TensorLike) -> tf.Tensor:
         """x as a block-sparse matrix."""
         x, shape = _float_tensor(name, x), (self.heads, self.blocks, *self.blk_shape)
         if not x.shape[1:].is_compatible_with(shape) or x.shape.rank is None:
@@ -193,7 +214,7 @@ class BlocksparseTransformer(LookupTables):
             )
         return x
 
-    def _check_order(self, order) -> tuple[int, ...]:
+    def _check_order(self, order: int | Sequence[int]) -> tuple[int, ...]:
         """One number for each head."""
         numbers = np.asarray(order, np.int32)
         if numbers.shape not in ((), (self.heads,)):
@@ -211,7 +232,7 @@ class BlocksparseTransformer(LookupTables):
         return tf.cast(key, tf.int32) if tf.is_tensor(key) else key
 
 
-def _scaled(x: tf.Tensor, scale) -> tuple[tf.Tensor, float]:
+def _scaled(x: tf.Tensor, scale: TensorLike) -> tuple[tf.Tensor, float]:
     """x and a number whose product is scale * x: a scale that is no number is multiplied in, to get its gradient."""
     if isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool):
         return x, float(scale)
@@ -226,14 +247,14 @@ def _scaled(x: tf.Tensor, scale) -> tuple[tf.Tensor, float]:
     return tf.cast(x, tf.float32) * tf.reshape(tf.cast(factor, tf.float32), []), 1.0
 
 
-def _float_tensor(name: str, x):
+def _float_tensor(name: str, x: TensorLike) -> tf.Tensor:
     x = tf.convert_to_tensor(x)
     if x.dtype.base_dtype not in _DTYPES:
         raise TypeError(f"{name} is {x.dtype.name}; cast it to float16, bfloat16 or float32")
     return x
 
 
-def _check_equal(what: str, axis: int, **tensors):
+def _check_equal(what: str, axis: int, **tensors: tf.Tensor) -> None:
     sizes = {name: x.shape.as_list()[axis] for name, x in tensors.items()}
     if len({size for size in sizes.values() if size is not None}) > 1:
         came = ", ".join(f"{name} has {size}" for name, size in sizes.items())

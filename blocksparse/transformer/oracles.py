@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
-def nt_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def nt_test(self: Any, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     """float32 [batch, heads, blocks, bs, bs]: A_q B_k^T for each block (q, k)."""
     A, B = _blocks(self, A), _blocks(self, B)
     C = np.empty((len(A), self.heads, self.blocks, *self.blk_shape), np.float32)
@@ -14,7 +16,7 @@ def nt_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     return C
 
 
-def nn_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def nn_test(self: Any, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     """float32 [batch, query_time, heads * d]: the sum of A_qk B_k along each block row q."""
     B = _blocks(self, B)
     C = np.zeros((*B.shape[:2], self.ctx_blks_q, *B.shape[3:]), np.float32)
@@ -23,7 +25,7 @@ def nn_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     return _flat(C)
 
 
-def tn_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def tn_test(self: Any, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     """float32 [batch, key_time, heads * d]: the sum of A_qk^T B_q along each block column k."""
     B = _blocks(self, B)
     C = np.zeros((*B.shape[:2], self.ctx_blks_k, *B.shape[3:]), np.float32)
@@ -33,7 +35,7 @@ def tn_test(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
 
 
 def masked_softmax_test(
-    self, x: np.ndarray, scale: float = 1.0, autoregress_at_key: int | None = None
+    self: Any, x: np.ndarray, scale: float = 1.0, autoregress_at_key: int | None = None
 ) -> np.ndarray:
     """Softmax of scale * x along each query's visible keys, shaped as x; 0 where invisible."""
     y = np.zeros_like(x)
@@ -54,7 +56,7 @@ def masked_softmax_test(
     return y
 
 
-def masked_softmax_grad_test(self, dy: np.ndarray, y: np.ndarray, scale: float = 1.0) -> np.ndarray:
+def masked_softmax_grad_test(self: Any, dy: np.ndarray, y: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """The gradient of softmax(scale * x) for its output y and that output's gradient dy."""
     dx = np.zeros_like(dy)
     for head, rows in _rows(self):
@@ -78,7 +80,7 @@ def _rows(self):
                 yield head, rows
 
 
-def _blocks(self, x: np.ndarray) -> np.ndarray:
+def _blocks(self: Any, x: np.ndarray) -> np.ndarray:
     """[batch, time, heads * d] -> [batch, heads, time / bs, bs, d]"""
     return x.reshape(len(x), -1, self.blk_size, self.heads, x.shape[2] // self.heads).transpose(0, 3, 1, 2, 4)
 
