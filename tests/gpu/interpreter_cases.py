@@ -230,7 +230,11 @@ def run(key, buffers, values, split):
             )
         grid = tuple(eval_(size, values) for size in launch.grid)
         constexprs = launch.constexprs if split is None else launch.constexprs | dict(SPLIT=split)
-        getattr(kernels, launch.function)[grid](*arguments, **constexprs)
+        names = [name for name, kind in launch.signature.items() if kind != "constexpr"]
+        kernel = getattr(kernels, launch.function)
+        kernel[grid](
+            **kernels.grouped(kernel.arg_names, dict(zip(names, arguments, strict=True)), constexprs)
+        )
 
 
 def eval_(expression, values):

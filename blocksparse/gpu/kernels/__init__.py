@@ -6,6 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .arguments import grouped, source_parts
 from .backward import attention_key_gradient, attention_query_gradient
 from .closed import attention_closed_forward, attention_whole_gradient
 from .forward import attention_forward
@@ -17,6 +18,7 @@ __all__ = [
     "attention_query_gradient",
     "attention_whole_gradient",
     "compiled",
+    "grouped",
     "warps",
 ]
 
@@ -32,11 +34,12 @@ def warps(kernel) -> int:
 
 
 def _source(launch):
-    parts = launch.signature, launch.constexprs, launch.attrs
     if launch.function in __all__:
-        return ASTSource(globals()[launch.function], *parts)
+        function = globals()[launch.function]
+        return ASTSource(function, *source_parts(function.arg_names, launch))
     from triton.experimental.gluon import GluonASTSource  # not in every Triton that compiles the others
 
     from . import roles
 
-    return GluonASTSource(getattr(roles, launch.function), *parts)
+    function = getattr(roles, launch.function)
+    return GluonASTSource(function, *source_parts(function.arg_names, launch))

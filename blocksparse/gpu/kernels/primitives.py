@@ -1,37 +1,40 @@
 """What the kernels share: where a program works, which rows it gathers, who sees whom.
 
-Letters: M rows of a row tile, N columns of a column tile; a plan row is a row in the plan's order, a tensor row one in
-memory. Tensors are [batch, time, heads * dim], so that a head's row is `dim` numbers at a stride of heads * dim.
+A plan row is a row in the plan's order, a tensor row one in memory. Tensors are [batch, time, heads * dim], so that a
+head's row is `dim` numbers at a stride of heads * dim. Letters and arguments: see the package's docstring.
 """
 
 import triton
 import triton.language as tl
 
+from .arguments import ColumnTiles
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def locate(head_index, head_tiles, heads, tiles, SHARED: tl.constexpr, HEAVIEST_FIRST: tl.constexpr):
+def locate(plan, sizes, flags):
     """This program's (batch, head, row tile, exists): heads with fewer row tiles than `tiles` have idle programs.
 
-    The heads of the same rows run side by side, since they share memory pages. Batch rows follow one another, or
-    alternate too when the heaviest row tiles of all of them, long before the light ones, are to start first.
+    Programs start in the order of their numbers. Heads vary first, since the heads of one row lie side by side in
+    memory. With HEAVIEST_FIRST batch rows vary next, so that the heaviest row tiles of all of them start before any
+    light one (a head's row tiles come heaviest first in the plan); else each batch row is finished before the next.
     """
     program = tl.program_id(0)
-    head = program % heads
-    if HEAVIEST_FIRST:
-        batches = tl.num_programs(0) // (heads * tiles)
-        batch = program // heads % batches
-        tile = program // (heads * batches)
+    head = program % sizes.heads
+    if flags.HEAVIEST_FIRST:
+        batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
+        batch = program // sizes.heads % batches
+        tile = program // (sizes.heads * batches)
     else:
-        batch = program // (heads * tiles)
-        tile = program // heads % tiles
+        batch = program // (sizes.heads * sizes.tiles)
+        tile = program // sizes.heads % sizes.tiles
     batch = batch.to(tl.int64)
-    if SHARED:  # one plan for all heads: two dependent loads fewer before the first useful one
+    if flags.SHARED:  # saves two loads that everything after them would wait for
         return batch, head, tile, True
-    plan = tl.load(head_index + head)
-    tile += tl.load(head_tiles + plan)
-    return batch, head, tile, tile < tl.load(head_tiles + plan + 1)
+    number = tl.load(plan.head_index + head)
+    tile += tl.load(plan.head_tiles + number)
+    return batch, head, tile, tile < tl.load(plan.head_tiles + number + 1)
 
 
 @triton.jit
@@ -44,129 +47,142 @@ def tensor_rows(rows, time, stride, PERMUTED: tl.constexpr):
 
 
 @triton.jit
-def gathered_rows(
-    granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr
-):
-    """Tensor rows of row or column tile j, int32 [N]: N / GRANULE runs of GRANULE plan rows; row 0 from `last` on."""
-    n = tl.arange(0, N)
-    if (
-        N // GRANULE <= 4
-    ):  # scalars: a vector of numbers would change layouts through shared memory in every iteration
-        granule = n * 0 + tl.load(granules + j * (N // GRANULE), mask=j < last, other=0)
-        for run in tl.static_range(1, N // GRANULE):
-            number = tl.load(granules + j * (N // GRANULE) + run, mask=j < last, other=0)
-            granule = tl.where(n >= run * GRANULE, number, granule)
+def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
+    """Tensor rows of row or column tile j, int32 [COUNT]: COUNT / GRANULE runs of GRANULE plan rows; row 0 from `last`
+    on.
+    """
+    n = tl.arange(0, COUNT)
+    # Up to four granule numbers are loaded one by one: as a vector they would have to be spread over the rows through
+    # shared memory, in every iteration.
+    if COUNT // flags.GRANULE <= 4:
+        granule = n * 0 + tl.load(granules + j * (COUNT // flags.GRANULE), mask=j < last, other=0)
+        for run in tl.static_range(1, COUNT // flags.GRANULE):
+            number = tl.load(granules + j * (COUNT // flags.GRANULE) + run, mask=j < last, other=0)
+            granule = tl.where(n >= run * flags.GRANULE, number, granule)
     else:
-        granule = tl.load(granules + j * (N // GRANULE) + n // GRANULE, mask=n * 0 + j < last, other=0)
-    first = tensor_rows(granule * GRANULE, time, stride, PERMUTED)
-    if PERMUTED:  # a run never crosses from one residue class into the next
-        return first + n % GRANULE * stride
-    return first + n % GRANULE
+        granule = tl.load(
+            granules + j * (COUNT // flags.GRANULE) + n // flags.GRANULE, mask=n * 0 + j < last, other=0
+        )
+    first = tensor_rows(granule * flags.GRANULE, time, stride, flags.PERMUTED)
+    # A run never crosses from one residue class into the next: the plan is checked for that.
+    if flags.PERMUTED:
+        return first + n % flags.GRANULE * stride
+    return first + n % flags.GRANULE
 
 
 @triton.jit
-def column_rows(
-    granules, j, last, time, stride, N: tl.constexpr, GRANULE: tl.constexpr, PERMUTED: tl.constexpr
-):
-    """(rows of column tile j, which of them are no padding: none from `last` on). Padding repeats the first run."""
-    rows = gathered_rows(granules, j, last, time, stride, N, GRANULE, PERMUTED)
-    n = tl.arange(0, N)
-    real = n * 0 + j < last
-    if N > GRANULE:
-        first = tl.load(granules + j * (N // GRANULE), mask=j < last, other=0)
-        run = tensor_rows(first * GRANULE, time, stride, PERMUTED) + n % GRANULE * stride
-        real = real & ((n < GRANULE) | (rows != run))
+def column_rows(tiles, j, flags):
+    """(rows of column tile j, which of them are no padding: none from the last tile on).
+
+    A short column tile repeats its first granule, and only closed kernels have to know: they store to these rows.
+    """
+    rows = gathered_rows(tiles.columns, j, tiles.count, tiles.time, tiles.stride, flags.N, flags)
+    n = tl.arange(0, flags.N)
+    real = n * 0 + j < tiles.count
+    if flags.N > flags.GRANULE:
+        first = tl.load(tiles.columns + j * (flags.N // flags.GRANULE), mask=j < tiles.count, other=0)
+        run = (
+            tensor_rows(first * flags.GRANULE, tiles.time, tiles.stride, flags.PERMUTED)
+            + n % flags.GRANULE * tiles.stride
+        )
+        real = real & ((n < flags.GRANULE) | (rows != run))
     return rows, real
 
 
 @triton.jit
-def row_tile(
-    order, head, rows, row_count, offset, full, columns, mask, tile, time, M: tl.constexpr, N: tl.constexpr,
-    GRANULE: tl.constexpr, PERMUTED: tl.constexpr, SINGLE: tl.constexpr,
-):  # fmt: skip
-    """(stride, column tiles, how many of them need no mask, own rows, which are stored, columns, mask) of `tile`."""
-    stride = tl.load(order + head) if PERMUTED else 1
-    first = tile if SINGLE else tl.load(offset + tile)
-    count = 1 if SINGLE else tl.load(offset + tile + 1) - first
-    unmasked = tl.load(full + tile)
-    stored = tl.arange(0, M) < tl.load(row_count + tile)
-    own = gathered_rows(rows, tile, tile + 1, time, stride, M, GRANULE, PERMUTED)
-    return stride, count, unmasked, own, stored, columns + first * (N // GRANULE), mask + first
+def row_tile(plan, head, tile, own_time, time, flags):
+    """(its ColumnTiles, its own rows, which of those are stored)"""
+    stride = tl.load(plan.order + head) if flags.PERMUTED else 1
+    first = tile if flags.SINGLE else tl.load(plan.offset + tile)
+    count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
+    unmasked = tl.load(plan.full + tile)
+    stored = tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
+    own = gathered_rows(plan.rows, tile, tile + 1, own_time, stride, flags.M, flags)
+    columns = plan.columns + first * (flags.N // flags.GRANULE)
+    return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, time, stride), own, stored
 
 
 @triton.jit
-def mask_words(masks, number, wanted, M: tl.constexpr, N: tl.constexpr):
+def mask_words(masks, number, wanted, flags):
     """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
-    row = tl.arange(0, M)
-    # A whole vector: the interpreter takes no scalar condition for a vector of loads.
+    row = tl.arange(0, flags.M)
+    # The interpreter takes no scalar condition for a vector of loads, so `wanted` becomes a vector.
     wanted = row * 0 + wanted != 0
-    if N <= 32:
-        low = tl.load(masks + number * M + row, mask=wanted, other=-1).to(tl.int64)
+    if flags.N <= 32:
+        low = tl.load(masks + number * flags.M + row, mask=wanted, other=-1).to(tl.int64)
         return low, low
-    words = (masks + number * (M * N // 32)).to(tl.pointer_type(tl.int64)) + row * (N // 64)
+    words = (masks + number * (flags.M * flags.N // 32)).to(tl.pointer_type(tl.int64)) + row * (flags.N // 64)
     low = tl.load(words, mask=wanted, other=-1)
-    return low, tl.load(words + 1, mask=wanted, other=-1) if N > 64 else low
+    return low, tl.load(words + 1, mask=wanted, other=-1) if flags.N > 64 else low
 
 
 @triton.jit
-def visible(low, high, M: tl.constexpr, N: tl.constexpr):
+def visible(low, high, flags):
     """bool [M, N]: bit c of row r's mask words."""
-    column = tl.arange(0, N)[None, :]
-    bits = tl.broadcast_to(low.to(tl.int32)[:, None], (M, N))
-    if N > 32:
+    column = tl.arange(0, flags.N)[None, :]
+    bits = tl.broadcast_to(low.to(tl.int32)[:, None], (flags.M, flags.N))
+    if flags.N > 32:
         bits = tl.where(column >= 32, (low >> 32).to(tl.int32)[:, None], bits)
-    if N > 64:
+    if flags.N > 64:
         bits = tl.where(column >= 64, high.to(tl.int32)[:, None], bits)
         bits = tl.where(column >= 96, (high >> 32).to(tl.int32)[:, None], bits)
     return (bits >> (column % 32)) & 1 != 0
 
 
 @triton.jit
-def addresses(pointer, rows, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
-    """Pointers [rows, PAD] into one head's rows; WIDE where a tensor passes 2^31 elements.
+def addresses(pointer, rows, heads, layout):
+    """Pointers [rows, PAD] into one head's rows.
 
-    Offsets are summed before the pointer: where layouts change, they then change half as wide numbers, and once.
+    The offsets are summed before the pointer is added: so a change of layout moves 32-bit numbers, and one tensor of
+    them, where row pointers plus columns would move 64-bit ones, twice.
     """
-    if WIDE:
+    if layout.WIDE:
         rows = rows.to(tl.int64)
-    return pointer + (rows[:, None] * (heads * DIM) + tl.arange(0, PAD)[None, :])
+    return pointer + (rows[:, None] * (heads * layout.DIM) + tl.arange(0, layout.PAD)[None, :])
 
 
 @triton.jit
-def gather(pointer, rows, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
+def inside(exists, layout):
+    """bool [rows, PAD]: which numbers of a tile are a tensor's."""
+    return exists[:, None] & (tl.arange(0, layout.PAD)[None, :] < layout.DIM)
+
+
+@triton.jit
+def gather(pointer, rows, heads, layout):
     """[N, PAD] of one head, zeros past DIM. Every row exists."""
-    where = addresses(pointer, rows, heads, DIM, PAD, WIDE)
-    if DIM == PAD:
+    where = addresses(pointer, rows, heads, layout)
+    if layout.DIM == layout.PAD:
         return tl.load(where)
-    return tl.load(where, mask=tl.arange(0, PAD)[None, :] < DIM, other=0.0)
+    return tl.load(where, mask=tl.arange(0, layout.PAD)[None, :] < layout.DIM, other=0.0)
 
 
 @triton.jit
-def load_rows(pointer, rows, exists, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
+def load_rows(pointer, rows, exists, heads, layout):
     """[M, PAD] of one head, zeros past DIM and where a row does not exist."""
-    inside = exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM)
-    return tl.load(addresses(pointer, rows, heads, DIM, PAD, WIDE), mask=inside, other=0.0)
+    wanted = inside(exists, layout)
+    return tl.load(addresses(pointer, rows, heads, layout), mask=wanted, other=0.0)
 
 
 @triton.jit
-def ask_rows(pointer, rows, exists, heads, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
-    """load_rows to be finished by `held`, once everything is asked for.
+def ask_rows(pointer, rows, exists, heads, layout):
+    """load_rows without its zeros, which `held` puts in once everything is asked for.
 
-    A tile that is loaded and multiplied goes to shared memory at once otherwise, and whatever follows waits for it.
+    A load that gives an operand of a product as it is gets written to shared memory where it stands, and the loads
+    after it are issued only when it has arrived. The select of `held` in between keeps it in registers until then.
     """
-    inside = exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM)
-    return tl.load(addresses(pointer, rows, heads, DIM, PAD, WIDE), mask=inside)
+    wanted = inside(exists, layout)
+    return tl.load(addresses(pointer, rows, heads, layout), mask=wanted)
 
 
 @triton.jit
-def held(tile, exists, DIM: tl.constexpr, PAD: tl.constexpr):
+def held(tile, exists, layout):
     """What ask_rows asked for, zeros past DIM and where a row does not exist."""
-    return tl.where(exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM), tile, 0.0)
+    return tl.where(inside(exists, layout), tile, 0.0)
 
 
 @triton.jit
-def store_rows(pointer, rows, exists, heads, tile, DIM: tl.constexpr, PAD: tl.constexpr, WIDE: tl.constexpr):
+def store_rows(pointer, rows, exists, tile, heads, layout):
     """Writes [M, PAD] to one head's rows, rounded to the tensor's dtype."""
-    inside = exists[:, None] & (tl.arange(0, PAD)[None, :] < DIM)
-    where = addresses(pointer, rows, heads, DIM, PAD, WIDE)
-    tl.store(where, tile.to(pointer.dtype.element_ty), mask=inside)
+    wanted = inside(exists, layout)
+    where = addresses(pointer, rows, heads, layout)
+    tl.store(where, tile.to(pointer.dtype.element_ty), mask=wanted)
