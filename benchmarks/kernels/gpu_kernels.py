@@ -26,6 +26,7 @@ from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import cases, timing, truth  # isort: skip
 from blocksparse.gpu import manifest  # isort: skip
+from blocksparse.gpu.key import Key, key_of  # isort: skip
 from blocksparse.gpu.tuning import Launch  # isort: skip
 from benchmarks.kernels.driver import Driver  # isort: skip
 from benchmarks.kernels.problem import RESULTS, Problem, number, upload  # isort: skip
@@ -40,7 +41,7 @@ KERNELS = {
 }
 
 
-def launch_of(variant: dict, key: manifest.Key) -> manifest.Launch:
+def launch_of(variant: dict, key: Key) -> manifest.Launch:
     """The table's launch with what the variant says instead; maxnreg 0: no limit."""
     op, index = KERNELS[variant["kernel"]]
     by_key = key.by_key if op == "backward" else None
@@ -64,23 +65,6 @@ def compile_one(launch: manifest.Launch, capability: int):
 
 def milliseconds(torch, step, flush, repeats=REPEATS):
     return timing.median(timing.events(torch, step, repeats, flush, warm_up=2))
-
-
-def key_of(case, plan, dtype):
-    sides = [(side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)]
-    return manifest.Key(
-        "backward",
-        dtype,
-        case.dim,
-        case.dim,
-        *sides,
-        permuted=case.residues != 1,
-        wide=False,
-        shared=len(plan.by_query.head_tiles) == 2,
-        long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
-        closed=plan.closed,
-        capability=90,
-    )
 
 
 def read(file):
@@ -196,7 +180,10 @@ def main():
     plans, keys = plans_of(variants)
     print(f"{len(plans)} plans {time.time() - clock:.1f} s", flush=True)
     launches = [
-        launch_of(variant, key_of(named[variant["case"]], plans[key], variant.get("dtype", "f16")))
+        launch_of(
+            variant,
+            key_of(plans[key], "backward", variant.get("dtype", "f16"), *[named[variant["case"]].dim] * 2),
+        )
         for variant, key in zip(variants, keys, strict=True)
     ]
     pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))

@@ -14,7 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import manifest  # a sibling file: run as a script, this folder is the first on sys.path
+# Run as a script, this file's folder is first on sys.path; the one above makes it a package, `gpu`, of its own. As a
+# part of blocksparse it would import that package, which imports TensorFlow.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpu import manifest  # noqa: E402
+from gpu.key import parse  # noqa: E402
 
 SCRATCH_POINTERS = 2  # Triton ends every kernel's parameters with two; the launcher passes null for both
 
@@ -48,9 +53,11 @@ def try_compile(key: str, number: int):
 
 
 def compile_launch(key: str, launch) -> tuple[bytes, str, int, int]:
-    import kernels
+    from gpu import (
+        kernels,
+    )  # Triton, and with it what an import of it may raise: that is one kernel's failure
 
-    compiled = kernels.compiled(launch, manifest.parse(key).capability)
+    compiled = kernels.compiled(launch, parse(key).capability)
     check_parameters(compiled, len(launch.args))
     return compiled.asm["cubin"], compiled.metadata.name, kernels.warps(compiled), compiled.metadata.shared
 

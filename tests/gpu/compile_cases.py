@@ -14,11 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-GPU = Path(__file__).resolve().parents[2] / "blocksparse" / "gpu"
-sys.path.insert(0, str(GPU))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "blocksparse"))  # as compile.py has it
 
-import manifest  # noqa: E402
-import tuning  # noqa: E402
+from gpu import manifest, tuning
+from gpu.key import Key, parse
 
 NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
 ARCHITECTURES = (80, 89, 90, 100, 120)
@@ -32,8 +31,8 @@ def keys(dtype, dims, block, work, capability, choice=None, **flags):
     choice = choice or tuning.choose(NAMES[dtype], *dims, block, WORK[work], capability, permuted)
     sides = [(m, n, min(block, m, n)) for m, n in choice]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=0) | flags
-    yield str(manifest.Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
-    yield str(manifest.Key("backward", dtype, *dims, *sides, **flags, capability=capability))
+    yield str(Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
+    yield str(Key("backward", dtype, *dims, *sides, **flags, capability=capability))
 
 
 def committed():
@@ -67,13 +66,13 @@ def product():
 def measure(job):
     """One line of the report."""
     key, number = job
-    import kernels
     import triton
+    from gpu import kernels
 
     launch = manifest.launches(key)[number]
     row = dict(key=key, function=launch.function)
     try:
-        compiled = kernels.compiled(launch, manifest.parse(key).capability)
+        compiled = kernels.compiled(launch, parse(key).capability)
     except Exception as error:
         return row | dict(error=f"{type(error).__name__}: {error}"[:500])
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

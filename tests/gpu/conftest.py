@@ -25,6 +25,18 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="TensorFlow sees no GPU"))
 
 
+@pytest.fixture(scope="session")
+def library():
+    """The functions of the GPU library, which needs a compiler and no GPU."""
+    from blocksparse.native import devices
+    from blocksparse.native.compiler import BuildError
+
+    try:
+        return devices.gpu_library()[1]
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def fresh_python():
     """run(program, *arguments, **environment): what a process of its own prints."""

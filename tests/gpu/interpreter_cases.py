@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -24,6 +24,7 @@ import triton.language as tl  # noqa: E402
 import triton.runtime.interpreter as interpreter  # noqa: E402
 
 from blocksparse.gpu import kernels, manifest  # noqa: E402
+from blocksparse.gpu.key import key_of  # noqa: E402
 from blocksparse.plan import build_blocks, make_plan  # noqa: E402
 
 
@@ -199,21 +200,10 @@ def oracle(case, seen, q, k, v, dout, dlse):
     return results, mask
 
 
-def keys_of(case, plan, distinct):
-    """The same key as the op makes."""
-    flags = dict(
-        permuted=bool((plan.residues != 1).any()),
-        wide=case.wide,
-        shared=distinct == 1,
-        long_rows=len(plan.by_query.columns) >= manifest.LONG * len(plan.by_query.rows),
-        closed=plan.closed,
-        capability=90,
-    )
-    sides = [(side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)]
-    parts = (case.dtype, *case.dims)
-    return manifest.Key("forward", *parts, sides[0], None, **flags), manifest.Key(
-        "backward", *parts, *sides, **flags
-    )
+def keys_of(case, plan):
+    """The forward and the backward key, as the op makes them."""
+    for op in ("forward", "backward"):
+        yield replace(key_of(plan, op, case.dtype, *case.dims, case.batch), wide=case.wide)
 
 
 def run(key, buffers, values, split):
@@ -221,7 +211,7 @@ def run(key, buffers, values, split):
     interpreter._interpreter = Guard(MEMORY, buffers)
     for name, size in manifest.temps(key):
         buffers[name] = Tensor(np.full(eval(size, {}, values), 0xFF, np.uint8), "float32")
-    for launch in manifest.launches(manifest.parse(str(key))):
+    for launch in manifest.launches(str(key)):
         arguments = []
         for word in launch.args:
             kind, what = word.split(":")
@@ -270,7 +260,7 @@ def attention(case, seen, plan, tensors, dout, dlse):
     values |= dict(scale_log2=case.scale * 1.4426950408889634)
     values |= dict(q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()))
     values |= dict(k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()))
-    for key in keys_of(case, plan, len(plan.by_query.head_tiles) - 1):
+    for key in keys_of(case, plan):
         run(key, buffers, values, case.split)
     results = {n: decode(buffers[n].array) for n in ("out", "dq", "dk", "dv")}
     return results | dict(lse=buffers["lse"].array)

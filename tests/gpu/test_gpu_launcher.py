@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from blocksparse.gpu import manifest
 from blocksparse.native import cache, cuda, devices
-from blocksparse.native.compiler import BuildError
 
 SYMBOLS = (
     "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
@@ -24,14 +23,6 @@ KEYS = [
     "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-c0-sm80",
     "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-sm90",
 ]
-
-
-@pytest.fixture(scope="module")
-def library():
-    try:
-        return devices.gpu_library()[1]
-    except BuildError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

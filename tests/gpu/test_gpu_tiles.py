@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from blocksparse.gpu import manifest, tuning
+from blocksparse.gpu.key import Key, parse
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def triton(monkeypatch, tmp_path):
 def functions(capability, by_query, by_key):
     sides = [(*tile, 32) for tile in (by_query, by_key)]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=True, closed=0, capability=capability)
-    forward = manifest.Key("forward", "f16", 64, 64, sides[0], None, **flags)
-    backward = manifest.Key("backward", "f16", 64, 64, *sides, **flags)
+    forward = Key("forward", "f16", 64, 64, sides[0], None, **flags)
+    backward = Key("backward", "f16", 64, 64, *sides, **flags)
     return [launch.function for key in (forward, backward) for launch in manifest.launches(key)]
 
 
@@ -63,9 +64,7 @@ def test_programs_walk_over_short_rows_only(triton):
     triton("3.9.0")
     for work, long_rows in ((128.0, False), (4096.0, True)):
         by_query, by_key = tuning.choose("float16", 64, 64, 32, work, 90)
-        key = manifest.parse(
-            "forward-f16-d64-v64-m{}-n{}-g32-o0-w0-s1-r{:d}-c0-sm90".format(*by_query, long_rows)
-        )
+        key = parse("forward-f16-d64-v64-m{}-n{}-g32-o0-w0-s1-r{:d}-c0-sm90".format(*by_query, long_rows))
         (forward,) = manifest.launches(key)
         count = "q.most_tiles*heads*batch"
         assert forward.args[-1] == f"i:{count}"

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_split.h"
 #include "compiler.h"
+#include "launcher.h"
 #include "manifest.h"
 
 namespace blocksparse::gpu {
@@ -50,4 +51,14 @@ extern "C" void blocksparse_gpu_folder(const char* key, char* out, int size) {
   using namespace blocksparse::gpu;
   const absl::StatusOr<std::string> folder = Compiler::global().folder(key);
   write(folder.ok() ? *folder : absl::StrCat("error: ", folder.status().message()), out, size);
+}
+
+// The key of a call on a plan in host memory; for the test that compares it with key.py's.
+extern "C" void blocksparse_gpu_key(const int32_t* plan, int reordered, int backward, const char* dtype, int64_t batch,
+                                    int head_dim, int value_dim, int capability, char* out, int size) {
+  using namespace blocksparse::gpu;
+  constexpr int kHeads = 9;
+  blocksparse::Call call{backward != 0, dtype, {batch, plan[kHeads], head_dim, value_dim, 1}};
+  call.header = plan, call.reordered = reordered != 0;
+  write(key_of(call, call.backward, capability), out, size);
 }

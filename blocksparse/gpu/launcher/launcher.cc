@@ -52,6 +52,8 @@ bool is_wide(const Call& call) {
   return call.shape.batch * time * width > INT32_MAX;
 }
 
+}  // namespace
+
 std::string key_of(const Call& call, bool backward, int capability) {
   const int32_t *q = call.header + kByQuery, *k = call.header + kByKey;
   // Rows that visit many column tiles get other tile shapes than short ones; one threshold for both passes.
@@ -64,6 +66,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
                       "-sm", capability);
 }
+
+namespace {
 
 struct Kernels {
   Manifest manifest;

@@ -10,4 +10,7 @@ namespace blocksparse::gpu {
 // shape and capability.
 absl::Status run(const Call& call, void* stream, const Allocate& allocate);
 
+// The word that names a pass's kernels; gpu/key.py describes it and makes the same.
+std::string key_of(const Call& call, bool backward, int capability);
+
 }  // namespace blocksparse::gpu
