@@ -32,7 +32,7 @@ from .ring import (
     through,
     visible,
 )
-from .walk import Shape, Walk, computing_registers, fetch_registers, find_work, next_work, overlaps
+from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
 
 
 @gluon.jit
@@ -177,22 +177,13 @@ def fetch(q, k, v, walk, q_own, own, ring, shape):
 
 
 @gluon.jit
-def attention_forward_roles(
-    q, k, v, out, lse, head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks,
-    scale_log2, heads, query_time, key_time, tiles, count,
-    HEAD_DIM: gl.constexpr, VALUE_DIM: gl.constexpr, HEAD_PAD: gl.constexpr, VALUE_PAD: gl.constexpr,
-    M: gl.constexpr, N: gl.constexpr, GRANULE: gl.constexpr, HEAVIEST_FIRST: gl.constexpr,
-    PERMUTED: gl.constexpr, SHARED: gl.constexpr, WIDE: gl.constexpr,
-    COLUMNS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, TURNS: gl.constexpr,
-):  # fmt: skip
+def attention_forward_roles(q, k, v, out, lse, plan, scale_log2, sizes, count, flags: gl.constexpr):
     """out and lse of row tiles of queries."""
-    shape = Shape(HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, COLUMNS, N, GRANULE, PERMUTED, WIDE, STAGES, TURNS,
-                  overlaps(TURNS, REGISTERS))  # fmt: skip
-    walk = Walk(head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, query_time,
-                key_time, tiles, count, SHARED, HEAVIEST_FIRST)  # fmt: skip
+    shape = make_shape(flags)
+    walk = make_walk(plan, sizes, count, sizes.query_time, sizes.key_time, flags)
     element: gl.constexpr = q.dtype.element_ty
-    q_own = make_own(element, TURNS, shape, HEAD_PAD)
-    own, ring = make_barriers(TURNS), make_ring(element, shape)
+    q_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
+    own, ring = make_barriers(flags.TURNS), make_ring(element, shape)
     gl.warp_specialize(
         [
             (attend, (0, out, lse, walk, q_own, own, ring, scale_log2, shape)),
@@ -200,5 +191,5 @@ def attention_forward_roles(
             (fetch, (q, k, v, walk, q_own, own, ring, shape)),
         ],
         [4, 4],
-        [computing_registers(REGISTERS), fetch_registers(REGISTERS)],
+        [computing_registers(flags.REGISTERS), fetch_registers(flags.REGISTERS)],
     )

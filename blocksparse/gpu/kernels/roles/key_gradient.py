@@ -27,7 +27,7 @@ from .ring import (
     through,
     visible,
 )
-from .walk import Shape, Walk, computing_registers, fetch_registers, find_work, next_work, overlaps
+from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
 
 
 @gluon.jit
@@ -184,23 +184,17 @@ def differentiate(
 
 @gluon.jit
 def attention_key_gradient_roles(
-    q, k, v, lse, dout, delta, dk, dv, head_index, order, head_tiles, rows, row_count, offset, full,
-    columns, mask, masks, scale, scale_log2, heads, query_time, key_time, tiles, count,
-    HEAD_DIM: gl.constexpr, VALUE_DIM: gl.constexpr, HEAD_PAD: gl.constexpr, VALUE_PAD: gl.constexpr,
-    M: gl.constexpr, N: gl.constexpr, GRANULE: gl.constexpr, HEAVIEST_FIRST: gl.constexpr,
-    PERMUTED: gl.constexpr, SHARED: gl.constexpr, WIDE: gl.constexpr,
-    COLUMNS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, TURNS: gl.constexpr,
-):  # fmt: skip
+    q, k, v, lse, dout, delta, dk, dv, plan, scale, scale_log2, sizes, count, flags: gl.constexpr
+):
     """dk and dv of row tiles of keys; their column tiles are queries."""
-    shape = Shape(HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, COLUMNS, N, GRANULE, PERMUTED, WIDE, STAGES, TURNS,
-                  overlaps(TURNS, REGISTERS))  # fmt: skip
-    walk = Walk(head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, key_time,
-                query_time, tiles, count, SHARED, HEAVIEST_FIRST)  # fmt: skip
+    shape = make_shape(flags)
+    walk = make_walk(plan, sizes, count, sizes.key_time, sizes.query_time, flags)
     element: gl.constexpr = q.dtype.element_ty
-    k_own, v_own = make_own(element, TURNS, shape, HEAD_PAD), make_own(element, TURNS, shape, VALUE_PAD)
-    own, ring = make_barriers(TURNS), make_ring(element, shape)
-    lse_ring = gl.allocate_shared_memory(gl.float32, [STAGES, COLUMNS], PLAIN)
-    delta_ring = gl.allocate_shared_memory(gl.float32, [STAGES, COLUMNS], PLAIN)
+    k_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
+    v_own = make_own(element, flags.TURNS, shape, shape.VALUE_PAD)
+    own, ring = make_barriers(flags.TURNS), make_ring(element, shape)
+    lse_ring = gl.allocate_shared_memory(gl.float32, [flags.STAGES, flags.COLUMNS], PLAIN)
+    delta_ring = gl.allocate_shared_memory(gl.float32, [flags.STAGES, flags.COLUMNS], PLAIN)
     statistics = (lse_ring, lse), (delta_ring, delta)
     gl.warp_specialize(
         [
@@ -215,5 +209,5 @@ def attention_key_gradient_roles(
             (fetch, (q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape)),
         ],
         [4, 4],
-        [computing_registers(REGISTERS), fetch_registers(REGISTERS)],
+        [computing_registers(flags.REGISTERS), fetch_registers(flags.REGISTERS)],
     )

@@ -40,7 +40,7 @@ from .ring import (
     through,
     visible,
 )
-from .walk import Shape, Walk, computing_registers, fetch_registers, find_work, next_work, overlaps
+from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
 
 
 @gluon.aggregate
@@ -277,27 +277,20 @@ def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2
 
 @gluon.jit
 def attention_query_gradient_roles(
-    q, k, v, out, lse, dout, dlse, delta, dq, head_index, order, head_tiles, rows, row_count, offset, full,
-    columns, mask, masks, scale, scale_log2, heads, query_time, key_time, tiles, count,
-    HEAD_DIM: gl.constexpr, VALUE_DIM: gl.constexpr, HEAD_PAD: gl.constexpr, VALUE_PAD: gl.constexpr,
-    M: gl.constexpr, N: gl.constexpr, GRANULE: gl.constexpr, HEAVIEST_FIRST: gl.constexpr,
-    PERMUTED: gl.constexpr, SHARED: gl.constexpr, WIDE: gl.constexpr,
-    COLUMNS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, TURNS: gl.constexpr,
-):  # fmt: skip
+    q, k, v, out, lse, dout, dlse, delta, dq, plan, scale, scale_log2, sizes, count, flags: gl.constexpr
+):
     """delta and dq of row tiles of queries."""
-    shape = Shape(HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, M, COLUMNS, N, GRANULE, PERMUTED, WIDE, STAGES, TURNS,
-                  overlaps(TURNS, REGISTERS))  # fmt: skip
-    walk = Walk(head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks, heads, query_time,
-                key_time, tiles, count, SHARED, HEAVIEST_FIRST)  # fmt: skip
+    shape = make_shape(flags)
+    walk = make_walk(plan, sizes, count, sizes.query_time, sizes.key_time, flags)
     element: gl.constexpr = q.dtype.element_ty
     own = Own(
-        make_own(element, TURNS, shape, HEAD_PAD),
-        make_own(element, TURNS, shape, VALUE_PAD),
-        gl.allocate_shared_memory(gl.float32, [TURNS, M], PLAIN),
-        gl.allocate_shared_memory(gl.float32, [TURNS, M], PLAIN),
-        make_own(element, 1, shape, VALUE_PAD),
+        make_own(element, flags.TURNS, shape, shape.HEAD_PAD),
+        make_own(element, flags.TURNS, shape, shape.VALUE_PAD),
+        gl.allocate_shared_memory(gl.float32, [flags.TURNS, shape.M], PLAIN),
+        gl.allocate_shared_memory(gl.float32, [flags.TURNS, shape.M], PLAIN),
+        make_own(element, 1, shape, shape.VALUE_PAD),
     )
-    inputs, outputs, ring = make_barriers(TURNS), make_barriers(1), make_ring(element, shape)
+    inputs, outputs, ring = make_barriers(flags.TURNS), make_barriers(1), make_ring(element, shape)
     poison = gl.allocate_shared_memory(gl.int32, [2, 1], PLAIN)
     gl.warp_specialize(
         [
@@ -312,7 +305,10 @@ def attention_query_gradient_roles(
             (fetch, (q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape)),
         ],
         [4, 4],
-        [computing_registers(REGISTERS, TURNS == 1), fetch_registers(REGISTERS, TURNS == 1)],
+        [
+            computing_registers(flags.REGISTERS, flags.TURNS == 1),
+            fetch_registers(flags.REGISTERS, flags.TURNS == 1),
+        ],
     )
     # A key that is NaN reaches every row of its tiles through 0 x NaN. Rare, so noticed afterwards and done again.
     if gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0) != 0:

@@ -25,8 +25,20 @@ class Shape:
 
 @gluon.constexpr_function
 def overlaps(turns, registers):
-    """Who takes one row tile and has registers for it; else the overlap is between warpgroups."""
+    """Whether a computing warpgroup runs one tile's products under the next one's exponentials.
+
+    It then holds two tiles at once and needs the registers of a program that has a multiprocessor to itself. With fewer
+    two programs share it, or one takes several row tiles, and the warpgroups run under one another's exponentials.
+    """
     return turns == 1 and registers >= 128
+
+
+@gluon.jit
+def make_shape(flags):
+    return Shape(
+        flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
+        flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS),
+    )  # fmt: skip
 
 
 @gluon.constexpr_function
@@ -62,6 +74,15 @@ class Walk:
     count: gl.tensor
     SHARED: gl.constexpr
     HEAVIEST_FIRST: gl.constexpr
+
+
+@gluon.jit
+def make_walk(plan, sizes, count, own_time, time, flags):
+    """own_time: of the tensors whose rows the row tiles are; time: of those that are gathered from."""
+    return Walk(
+        plan.head_index, plan.order, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full, plan.columns,
+        plan.mask, plan.masks, sizes.heads, own_time, time, sizes.tiles, count, flags.SHARED, flags.HEAVIEST_FIRST,
+    )  # fmt: skip
 
 
 @gluon.aggregate
