@@ -42,8 +42,8 @@ def gather_query_gradient(
         s = tl.dot(q, keys.T, input_precision=flags.PRECISION)
         dp = tl.dot(dout, values.T, input_precision=flags.PRECISION)
         p = tl.exp2(s * scale_log2 - lse[:, None])
-        # p is masked and not ds: ds is rounded to 16 bits right away, and the compiler would move its select behind the
-        # rounding, where it has to unpack pairs of numbers and pack them again.
+        # p is masked and not ds: a select in front of a rounding is moved behind it, onto packed pairs, and takes 8
+        # instructions an element in place of 3 (benchmarks/LOG.md, section 12).
         if MASKED:
             seen = visible(low, high, flags)
             p = tl.where(seen, p, 0.0)
@@ -162,8 +162,8 @@ def attention_key_gradient(
     lse += (batch * heads + head) * sizes.query_time
     delta += (batch * heads + head) * sizes.query_time
 
-    # Row numbers that are loaded ahead keep one more tile of q and dout in shared memory. At head_dim 128, with two
-    # loops (SPLIT), there would be room for one program on a multiprocessor where there are two.
+    # Row numbers that are loaded ahead keep one more tile of q and dout in shared memory. At head_dim 128 and with long
+    # rows that leaves one program on a multiprocessor in place of two (benchmarks/LOG.md, section 12).
     AHEAD: tl.constexpr = flags.QK.PAD <= 64 or not flags.SPLIT
     key_gradient = tl.zeros((flags.M, flags.QK.PAD), tl.float32)
     value_gradient = tl.zeros((flags.M, flags.VO.PAD), tl.float32)

@@ -1,6 +1,7 @@
 """Kernels for closed plans, where every key is seen in one row tile only (residue classes, chunks).
 
-All that a program needs from memory is asked for before it waits for any of it: its time is mostly one round trip.
+So one program owns the gradients of its queries and of its keys. It has few column tiles and its time is mostly waiting
+for memory: all its loads are asked for before it waits for the first (benchmarks/LOG.md, section 8).
 """
 
 import triton
@@ -21,7 +22,7 @@ from .primitives import (
 
 @triton.jit
 def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.constexpr):
-    """attention_forward for few column tiles a row tile."""
+    """out and lse of one row tile of queries."""
     batch, head, tile, exists = locate(plan, sizes, flags)
     if not exists:
         return
@@ -39,11 +40,13 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
         tiles.masks, tl.load(tiles.mask, mask=tiles.count > 0, other=0),
         (0 >= tiles.unmasked) & (tiles.count > 0), flags,
     )  # fmt: skip
-    if not flags.SINGLE:  # numbers a tile further ahead
+    if not flags.SINGLE:  # row and mask numbers of the second column tile, so that its loads wait for nothing
         next_seen, next_real = column_rows(tiles, 1, flags)
         number = tl.load(tiles.mask + 1, mask=1 < tiles.count, other=0)
 
-    tl.debug_barrier()  # or the machine code waits for the queries before it asks for the keys
+    # Keeps the loads above in front of what follows: else the machine code waits for the queries before it asks for the
+    # keys, and a program takes two round trips in place of one.
+    tl.debug_barrier()
     queries = held(queries, stored, flags.QK)
     m = tl.full((flags.M,), -float("inf"), tl.float32)
     l = tl.zeros((flags.M,), tl.float32)
@@ -64,7 +67,7 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
         s = tl.dot(queries, keys_j.T, input_precision=flags.PRECISION) * scale_log2
         s = tl.where(sees, s, -float("inf"))
         top = tl.maximum(m, tl.max(s, 1))
-        reference = tl.where(top == -float("inf"), 0.0, top)  # rows that have seen nothing yet
+        reference = tl.where(top == -float("inf"), 0.0, top)  # as in forward.py
         p = tl.exp2(s - reference[:, None])
         fade = tl.exp2(m - reference)
         l = l * fade + tl.sum(p, 1)
@@ -109,7 +112,7 @@ def attention_whole_gradient(
         tiles.masks, tl.load(tiles.mask, mask=tiles.count > 0, other=0),
         (0 >= tiles.unmasked) & (tiles.count > 0), flags,
     )  # fmt: skip
-    if not flags.SINGLE:  # numbers a tile further ahead
+    if not flags.SINGLE:  # row and mask numbers of the second column tile, so that its loads wait for nothing
         next_seen, next_real = column_rows(tiles, 1, flags)
         number = tl.load(tiles.mask + 1, mask=1 < tiles.count, other=0)
 
@@ -142,7 +145,8 @@ def attention_whole_gradient(
         store_rows(dv, here, exist, value_gradient, heads, flags.VO)
         key_gradient = tl.dot(ds.T, queries, input_precision=flags.PRECISION)
         store_rows(dk, here, exist, key_gradient * scale, heads, flags.QK)
-        # Who sees a key that is NaN or infinite has ds NaN; nobody else shall.
+        # A NaN or infinite key times the ds = 0 of a query that does not see it would be NaN; those that do see it have
+        # NaN in ds already.
         keys_j = tl.where(tl.abs(keys_j) < float("inf"), keys_j, 0.0)
         gradient = tl.dot(ds, keys_j, gradient, input_precision=flags.PRECISION)
     store_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK)

@@ -16,9 +16,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def locate(plan, sizes, flags):
     """This program's (batch, head, row tile, exists): heads with fewer row tiles than `tiles` have idle programs.
 
-    Programs start in the order of their numbers. Heads vary first, since the heads of one row lie side by side in
-    memory. With HEAVIEST_FIRST batch rows vary next, so that the heaviest row tiles of all of them start before any
-    light one (a head's row tiles come heaviest first in the plan); else each batch row is finished before the next.
+    Programs start in the order of their numbers. Heads vary fastest, since the heads of one row lie side by side in
+    memory and share its lines. With HEAVIEST_FIRST batch rows come next, so that the heaviest row tiles of all of them
+    (first in the plan) start before any light one; else a batch row is finished before the next. Measured in
+    benchmarks/LOG.md, section 3.
     """
     program = tl.program_id(0)
     head = program % sizes.heads
@@ -52,8 +53,8 @@ def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
     on.
     """
     n = tl.arange(0, COUNT)
-    # Up to four granule numbers are loaded one by one: as a vector they would have to be spread over the rows through
-    # shared memory, in every iteration.
+    # Up to four granule numbers are loaded one by one: a vector of them changes layouts through shared memory in every
+    # iteration (benchmarks/LOG.md, section 7).
     if COUNT // flags.GRANULE <= 4:
         granule = n * 0 + tl.load(granules + j * (COUNT // flags.GRANULE), mask=j < last, other=0)
         for run in tl.static_range(1, COUNT // flags.GRANULE):
@@ -134,7 +135,7 @@ def addresses(pointer, rows, heads, layout):
     """Pointers [rows, PAD] into one head's rows.
 
     The offsets are summed before the pointer is added: so a change of layout moves 32-bit numbers, and one tensor of
-    them, where row pointers plus columns would move 64-bit ones, twice.
+    them, where row pointers plus columns would move 64-bit ones, twice (benchmarks/LOG.md, section 7).
     """
     if layout.WIDE:
         rows = rows.to(tl.int64)
@@ -167,8 +168,9 @@ def load_rows(pointer, rows, exists, heads, layout):
 def ask_rows(pointer, rows, exists, heads, layout):
     """load_rows without its zeros, which `held` puts in once everything is asked for.
 
-    A load that gives an operand of a product as it is gets written to shared memory where it stands, and the loads
-    after it are issued only when it has arrived. The select of `held` in between keeps it in registers until then.
+    Where a load's result goes into a product as it is, Triton copies it to shared memory right behind the load, and the
+    loads after it are not asked for before it has come: a round trip each. The select in `held` prevents that
+    (benchmarks/LOG.md, section 8).
     """
     wanted = inside(exists, layout)
     return tl.load(addresses(pointer, rows, heads, layout), mask=wanted)

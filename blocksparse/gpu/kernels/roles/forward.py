@@ -41,7 +41,8 @@ def exponentials(s, seen, m, l, scale_log2, MASKED: gl.constexpr):
     if MASKED:
         s = gl.where(seen, s, -float("inf"))
     top = gl.maximum(m, gl.max(s, 1) * scale_log2)
-    reference = gl.where(top == -float("inf"), 0.0, top) if MASKED else top  # rows that have seen nothing yet
+    # A row that has seen nothing yet has top = -inf, and -inf - -inf would be NaN.
+    reference = gl.where(top == -float("inf"), 0.0, top) if MASKED else top
     p = gl.exp2(s * scale_log2 - reference[:, None])
     fade = gl.exp2(m - reference)
     return p, fade, top, l * fade + gl.sum(p, 1)
@@ -51,10 +52,9 @@ def exponentials(s, seen, m, l, scale_log2, MASKED: gl.constexpr):
 def absorb_in_turn(
     queries, ring, PART: gl.constexpr, first, last, m, l, acc, scale_log2, shape, MASKED: gl.constexpr
 ):
-    """Takes the tiles at places first .. last into (m, l, acc), one step after the other, but for those that these
-    rows see nothing of.
+    """Takes the tiles at places first .. last into (m, l, acc), one after the other: without shape.OVERLAP.
 
-    Few registers: two programs share a multiprocessor, and the products of one run under the other's exponentials.
+    Tiles that these 64 rows see nothing of are skipped: in a short row a quarter (benchmarks/LOG.md, section 13).
     """
     for j in range(first, last):
         stage = j % shape.STAGES
@@ -79,10 +79,11 @@ def absorb_in_turn(
 def absorb(
     queries, ring, PART: gl.constexpr, first, last, end, p, m, l, acc, scale_log2, shape, MASKED: gl.constexpr
 ):  # fmt: skip
-    """Takes tiles first .. last into (m, l); acc takes the product that the tile before each owes, meanwhile.
+    """Takes tiles first .. last into (m, l), while the product p v of the tile before each runs: with shape.OVERLAP.
 
-    Tile `first` has arrived. The next is awaited before the wait for acc: that ends a block, and so keeps the assembler
-    from waiting before the exponentials.
+    Tile `first` has arrived. The next is awaited before the wait for acc, for a reason in the assembler: it moves the
+    wait for a product up as far as it can inside a block, in front of the exponentials that it should run under. A wait
+    for a barrier is a branch and ends the block (benchmarks/LOG.md, section 9).
     """
     for j in range(first, last):
         before = (j + shape.STAGES - 1) % shape.STAGES
@@ -124,7 +125,7 @@ def absorb_overlapping(queries, ring, PART: gl.constexpr, first, full, last, m, 
 
 @gluon.jit
 def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, shape):
-    """out and lse of 64 rows of each row tile."""
+    """A computing warpgroup: out and lse of 64 rows of each row tile, the first (PART 0) or the last (PART 1)."""
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -138,10 +139,11 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
         acc = gl.zeros([64, shape.VALUE_PAD], gl.float32, accumulator(shape.VALUE_PAD))
         queries = part_of(q_own, turn, PART, own.COUNT)
         own.await_full(turn)
-        if scale_log2 < 0:  # the running maximum wants a positive scale
+        # max(s) * scale is the maximum of s * scale only for a positive scale: a negative one turns the queries' sign.
+        if scale_log2 < 0:
             queries.store(-queries.load(copied(shape.HEAD_PAD)))
             fence_async_shared()
-        # Never 0: what is masked has to stay so.
+        # Never 0: a masked score is -inf, and -inf times 0 would be NaN.
         factor = gl.maximum(gl.maximum(scale_log2, -scale_log2), 1e-37)
         if shape.OVERLAP:
             m, l, acc = absorb_overlapping(queries, ring, PART, place, full, last, m, l, acc, factor, shape)
@@ -165,6 +167,7 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
 
 @gluon.jit
 def fetch(q, k, v, walk, q_own, own, ring, shape):
+    """The fetching warpgroup: of each row tile its queries, then its column tiles of keys and values."""
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):

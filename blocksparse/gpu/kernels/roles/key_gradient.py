@@ -32,6 +32,7 @@ from .walk import computing_registers, fetch_registers, find_work, make_shape, m
 
 @gluon.jit
 def fetch(q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape):
+    """The fetching warpgroup: of each row tile its keys and values, then its column tiles of q, dout, lse and delta."""
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -48,14 +49,14 @@ def fetch(q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape):
 def products(
     s, dp, lse, delta, seen, scale_log2, shape, DTYPE: gl.constexpr, MASKED: gl.constexpr, OWED: gl.constexpr
 ):
-    """(p, ds) as operands; s and dp are in flight, OWED products after them."""
+    """(p, ds) as operands of products. s and dp are still in flight, and so are OWED products begun after them."""
     column: gl.constexpr = gl.SliceLayout(0, accumulator(shape.N))
     column_lse, column_delta = lse.load(column) * LOG2_E, delta.load(column)
     s = warpgroup_mma_wait(OWED + 1, [s])
     p = gl.exp2(s * scale_log2 - column_lse[None, :])
     dp = warpgroup_mma_wait(OWED, [dp])
     ds = p * (dp - column_delta[None, :])
-    if MASKED:  # both: a query that sees a NaN key has NaN in lse and delta
+    if MASKED:  # both, for the reason in ../backward.py: NaN in a query's lse and delta reaches all keys
         p = gl.where(seen, p, 0.0)
         ds = gl.where(seen, ds, 0.0)
     p = gl.convert_layout(p.to(DTYPE), operand(shape.VALUE_PAD))
@@ -66,8 +67,8 @@ def products(
 def gather_in_turn(
     keys, values, lse, delta, ring, PART: gl.constexpr, first, last, dk, dv, scale_log2, shape, MASKED: gl.constexpr
 ):  # fmt: skip
-    """(dk + ds q, dv + p dout) over the tiles of queries at places first .. last, but for those that see none of these
-    keys.
+    """(dk + ds q, dv + p dout) over the tiles of queries at places first .. last, one after the other; those that see
+    none of these keys are skipped.
     """
     for j in range(first, last):
         stage = j % shape.STAGES
@@ -96,7 +97,10 @@ def gather(
     keys, values, lse, delta, ring, PART: gl.constexpr, first, last, end, p, ds, dk, dv, scale_log2, shape,
     MASKED: gl.constexpr,
 ):  # fmt: skip
-    """p and ds of tiles first .. last of queries, and dv + p dout, dk + ds q of the tile before each."""
+    """p and ds of tiles first .. last of queries, and meanwhile dv + p dout, dk + ds q of the tile before each.
+
+    Built as `absorb` in forward.py, where the place of await_x is explained.
+    """
     for j in range(first, last):
         stage = j % shape.STAGES
         before = (j + shape.STAGES - 1) % shape.STAGES

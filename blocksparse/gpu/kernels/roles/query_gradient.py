@@ -45,7 +45,9 @@ from .walk import computing_registers, fetch_registers, find_work, make_shape, m
 
 @gluon.aggregate
 class Own:
-    """The row tile's own rows and sums, and their barriers; out is wanted for delta only, and so there once."""
+    """Room for row tiles' own rows and sums: for TURNS of them, but for one of `out`, which only delta needs, at the
+    start.
+    """
 
     q: gl.shared_memory_descriptor
     dout: gl.shared_memory_descriptor
@@ -56,6 +58,7 @@ class Own:
 
 @gluon.jit
 def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape):
+    """The fetching warpgroup: of each row tile its own rows and sums, then its column tiles of keys and values."""
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -77,7 +80,7 @@ def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape
 
 @gluon.jit
 def products(s, dp, lse, delta, seen, scale_log2, MASKED: gl.constexpr, OWED: gl.constexpr):
-    """ds; s and dp are in flight, OWED products after them."""
+    """ds. s and dp are still in flight, and so are OWED products begun after them."""
     s = warpgroup_mma_wait(OWED + 1, [s])
     p = gl.exp2(s * scale_log2 - lse[:, None])
     dp = warpgroup_mma_wait(OWED, [dp])
@@ -91,7 +94,9 @@ def products(s, dp, lse, delta, seen, scale_log2, MASKED: gl.constexpr, OWED: gl
 def gather_in_turn(
     queries, gradients, ring, PART: gl.constexpr, first, last, lse, delta, dq, scale_log2, shape, MASKED: gl.constexpr
 ):  # fmt: skip
-    """dq + ds k over the tiles at places first .. last, but for those that these rows see nothing of."""
+    """dq + ds k over the tiles at places first .. last, one after the other; those that these rows do not see are
+    skipped.
+    """
     for j in range(first, last):
         stage = j % shape.STAGES
         await_x(ring, j, last, shape)
@@ -116,7 +121,10 @@ def gather(
     queries, gradients, ring, PART: gl.constexpr, first, last, end, lse, delta, ds, dq, scale_log2, shape,
     MASKED: gl.constexpr,
 ):  # fmt: skip
-    """ds of tiles first .. last, and dq + ds k of the tile before each. Tile `first` of k has arrived."""
+    """ds of tiles first .. last, and meanwhile dq + ds k of the tile before each. Tile `first` of k has arrived.
+
+    Built as `absorb` in forward.py, where the place of await_x is explained.
+    """
     for j in range(first, last):
         stage = j % shape.STAGES
         before = (j + shape.STAGES - 1) % shape.STAGES
@@ -127,7 +135,7 @@ def gather(
         seen = visible(part_words(ring, stage, PART, shape), shape) if MASKED else True
         fresh = products(s, dp, lse, delta, seen, scale_log2, MASKED, 1)
         fresh = gl.convert_layout(fresh.to(ring.x.dtype), operand(shape.HEAD_PAD))
-        await_x(ring, j + 1, end, shape)  # here for the reason in forward.py
+        await_x(ring, j + 1, end, shape)
         dq, ds = warpgroup_mma_wait(0, [dq, fresh])
         release(ring, before)
     return ds, dq
@@ -165,7 +173,7 @@ def gather_overlapping(
 def differentiate(
     PART: gl.constexpr, delta, dq_out, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
 ):  # fmt: skip
-    """delta and dq of 64 queries of each row tile; poison says whether some dq holds NaN."""
+    """A computing warpgroup: delta and dq of 64 queries of each row tile; into `poison`, whether some dq holds NaN."""
     read: gl.constexpr = copied(shape.VALUE_PAD)
     place, turn, poisoned = 0, 0, 0
     work = find_work(walk, gl.program_id(0), shape)
@@ -188,7 +196,7 @@ def differentiate(
         row_delta -= part_of(own.dlse, turn, PART, inputs.COUNT).load(row_of(shape.N))
         gl.store(delta + (work.batch * walk.heads + work.head) * walk.own_time + rows, row_delta, mask=exist)
         row_lse = part_of(own.lse, turn, PART, inputs.COUNT).load(row_of(shape.N))
-        row_lse = gl.where(exist, row_lse, float("inf")) * LOG2_E  # no ds where no row is
+        row_lse = gl.where(exist, row_lse, float("inf")) * LOG2_E  # p and ds are 0 where no row is
 
         dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
         if shape.OVERLAP:
@@ -221,7 +229,10 @@ def loaded_rows(pointer, rows, time, walk, work, shape, DIM: gl.constexpr, PAD: 
 def differentiate_again(
     PART: gl.constexpr, k, v, lse, delta, dq_out, walk, work, own, ring, scale, scale_log2, shape
 ):
-    """dq of 64 queries with NaN and infinite keys silenced in its own product: who sees one has ds NaN."""
+    """dq of 64 queries, NaN and infinite keys taken as 0 in its product with ds, as FINITE does in ../backward.py.
+
+    Slow and simple, since it is rare: everything is loaded in place, by the warpgroup that is left.
+    """
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     granules = part_granules(walk, work, PART, shape, row_of(shape.N))
@@ -259,7 +270,7 @@ def differentiate_again(
 
 @gluon.jit
 def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape):
-    """All row tiles of the program, by the warpgroup that is left."""
+    """dq of all row tiles of the program once more, by the four warps that go on after warp_specialize."""
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -310,6 +321,7 @@ def attention_query_gradient_roles(
             fetch_registers(flags.REGISTERS, flags.TURNS == 1),
         ],
     )
-    # A key that is NaN reaches every row of its tiles through 0 x NaN. Rare, so noticed afterwards and done again.
+    # A NaN key makes dq NaN in all rows of its row tiles, by 0 * NaN, also in those that do not see it. Asking for it
+    # in the loop would cost every call; so a program that finds NaN in some dq computes all of its own once more.
     if gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0) != 0:
         walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape)

@@ -1,4 +1,9 @@
-"""What the kernels share: the ring of column tiles, who fills it, a row tile's own rows, rows to and from registers."""
+"""What the kernels share: the ring of column tiles, who fills it, a row tile's own rows, rows to and from registers.
+
+Barriers: an mbarrier counts arrivals and, each time all have come, changes its phase, 0 or 1. Use number u of a buffer
+(u = place // STAGES, or turn // COUNT) ends phase u & 1 of its barriers. Who waits for `full` waits for the end of
+phase u & 1; who waits for `empty`, for that of the use before, u & 1 ^ 1, which at the first use counts as over.
+"""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -41,7 +46,9 @@ def copied(pad):
 @gluon.aggregate
 class Ring:
     """STAGES column tiles in flight: rows of x and of y (keys and values, or queries and their gradients), mask words
-    (N / 32 vectors [M] a tile), barriers. Places count on from one row tile to the next.
+    (N / 32 vectors [M] a tile), barriers.
+
+    A column tile at place j is in stage j % STAGES. Places count on from one row tile of the program to the next.
     """
 
     x: gl.shared_memory_descriptor
@@ -54,7 +61,7 @@ class Ring:
 
 @gluon.aggregate
 class Barriers:
-    """Of buffers that hold what the fetching warpgroup copies for a row tile, taken in turn."""
+    """The barriers of COUNT buffers, taken in turn, for what the fetching warpgroup copies of a row tile's own rows."""
 
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
@@ -70,7 +77,7 @@ class Barriers:
 
     @gluon.jit
     def fill(self, turn):
-        """Once the copies that were asked for have come."""
+        """Arrives once the copies that this thread has asked for have come."""
         async_copy.mbarrier_arrive(self.full.index(turn % self.COUNT), increment_count=False)
 
     @gluon.jit
@@ -80,7 +87,7 @@ class Barriers:
 
 @gluon.jit
 def make_barriers(COUNT: gl.constexpr):
-    """At `full` every fetching thread arrives when its copies have, at `empty` one of each computing warpgroup."""
+    """`full` counts all 128 fetching threads, each when its copies have come; `empty` the two computing warpgroups."""
     barriers = Barriers(
         mbarrier.allocate_mbarrier(batch=COUNT), mbarrier.allocate_mbarrier(batch=COUNT), COUNT
     )
@@ -118,7 +125,7 @@ def make_own(element: gl.constexpr, COUNT: gl.constexpr, shape, PAD: gl.constexp
 
 @gluon.jit
 def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr):
-    """A warpgroup's 64 rows."""
+    """A computing warpgroup's 64 of the rows in shared memory."""
     return own.index(turn % COUNT).slice(PART * 64, 64, dim=0)
 
 
@@ -152,7 +159,9 @@ def own_rows(walk, work, shape, layout: gl.constexpr):
 
 @gluon.jit
 def part_granules(walk, work, PART: gl.constexpr, shape, layout: gl.constexpr):
-    """What part_rows makes rows of, asked for long before."""
+    """The granule number of each of a warpgroup's 64 rows: loaded at the start of a row tile, so that part_rows, at its
+    end, does not wait for memory.
+    """
     row = PART * 64 + gl.arange(0, 64, layout=layout)
     return gl.load(walk.rows + work.tile * (shape.M // shape.GRANULE) + row // shape.GRANULE)
 
@@ -225,7 +234,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
     head = work.batch * walk.time * walk.heads + work.head
     x += head * shape.HEAD_DIM
     y += head * shape.VALUE_DIM
-    # Numbers are loaded a tile ahead: no load waits for the one before it.
+    # Row and mask numbers are loaded a tile ahead: else every tile's copies would wait for the load of its numbers.
     rows = column_rows(walk, work, 0, count, shape, x_layout)
     number = mask_number(walk, work, 0, count, shape)
     if len(statistics) > 0:
@@ -256,7 +265,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
 
 @gluon.jit
 def await_x(ring, j, last, shape):
-    """Until the column tile at place j of x is there; from `last` on, at once."""
+    """Waits for x of the column tile at place j; from `last` on there is none, and it does not."""
     mbarrier.wait(ring.x_full.index(j % shape.STAGES), j // shape.STAGES & 1, pred=j < last)
 
 
@@ -272,7 +281,7 @@ def release(ring, stage):
 
 @gluon.jit
 def scores(a, b, shape):
-    """a b^T, in flight."""
+    """a b^T of a warpgroup's 64 rows, begun and not awaited."""
     zero = gl.zeros([64, shape.N], gl.float32, accumulator(shape.N))
     return warpgroup_mma(a, b.permute([1, 0]), zero, use_acc=False, is_async=True)
 
@@ -308,7 +317,11 @@ def visible(words, shape):
 
 @gluon.jit
 def through(shared, result, layout: gl.constexpr):
-    """`result` in another layout, by way of own rows that are done with."""
+    """`result` in another layout, by way of the own rows in shared memory, which are no longer needed.
+
+    In the accumulator's layout a thread has 16 bytes of a row at a time: stores from there write rows in pieces, which
+    takes up to a third more time (benchmarks/LOG.md, section 13).
+    """
     shared.store(result)
     fence_async_shared()
     return shared.load(layout)

@@ -1,4 +1,8 @@
-"""Which row tiles a program takes: one, or, where rows are short, one after the other, so that its loads never stop."""
+"""Which row tiles a program takes: one, or, where rows are short, one after the other, so that its loads never stop.
+
+A program with three column tiles would mostly wait for the chain of loads that leads to its first keys. In a walk the
+fetching warpgroup is already at the next row tile meanwhile (benchmarks/LOG.md, section 13).
+"""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -19,16 +23,17 @@ class Shape:
     PERMUTED: gl.constexpr
     WIDE: gl.constexpr
     STAGES: gl.constexpr
-    TURNS: gl.constexpr  # row tiles whose own rows there is room for: 1, or 2 where a program takes several
-    OVERLAP: gl.constexpr  # whether products run under the next tile's exponentials
+    TURNS: gl.constexpr
+    OVERLAP: gl.constexpr  # see overlaps
 
 
 @gluon.constexpr_function
 def overlaps(turns, registers):
     """Whether a computing warpgroup runs one tile's products under the next one's exponentials.
 
-    It then holds two tiles at once and needs the registers of a program that has a multiprocessor to itself. With fewer
-    two programs share it, or one takes several row tiles, and the warpgroups run under one another's exponentials.
+    It then holds two tiles' numbers at once, for which it needs many registers. With fewer, programs share a
+    multiprocessor and the products of one run under the exponentials of another; in a walk those of one warpgroup run
+    under the other's, and doing both is slower (benchmarks/LOG.md, sections 9 and 13).
     """
     return turns == 1 and registers >= 128
 
@@ -43,13 +48,16 @@ def make_shape(flags):
 
 @gluon.constexpr_function
 def fetch_registers(registers, scarce=False):
-    """What the fetching warpgroup keeps of the `registers` that it was launched with."""
+    """Registers a thread that the fetching warpgroup keeps of the `registers` that all three were launched with.
+
+    scarce: the computing ones would spill; addresses are then computed in fewer.
+    """
     return 32 if registers < 128 else 24 if scarce else 56
 
 
 @gluon.constexpr_function
 def computing_registers(registers, scarce=False):
-    """What the two computing ones may have then."""
+    """What the two computing ones get then: half of the rest each, in steps of 8, which is what the hardware gives."""
     return (3 * registers - fetch_registers(registers, scarce)) // 16 * 8
 
 
@@ -100,14 +108,18 @@ class Work:
 
     @gluon.jit
     def column_tiles(self, shape):
-        """(all, those without a mask), of shape.N columns. Late, so that nobody waits for what was loaded ahead."""
+        """(all, those without a mask), counted in tiles of shape.N columns.
+
+        Not computed in find_work: arithmetic on what was just loaded waits for it, and next_work asks for the next row
+        tile's numbers long before they are needed.
+        """
         parts: gl.constexpr = shape.TILE // shape.N
         return (self.end - self.start) * parts, self.full * parts
 
 
 @gluon.jit
 def find_work(walk, number, shape):
-    """Row tile `number`, or the last. One that a head does not have has no rows and no columns."""
+    """Row tile `number`, or the last where there are fewer. One that its head lacks has no rows and no columns."""
     number = gl.minimum(number, walk.count - 1)
     head = number % walk.heads
     batches = walk.count // (walk.heads * walk.tiles)
