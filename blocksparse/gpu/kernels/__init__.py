@@ -1,4 +1,59 @@
-"""The Triton kernels, for processes without TensorFlow. All but roles/ also run in Triton's interpreter."""
+"""The Triton kernels, for processes without TensorFlow. All but roles/ also run in Triton's interpreter.
+
+A kernel works through one side of the tile plan. Each program owns one row tile of one head and batch row, M rows whose
+results it alone writes, and visits that tile's column tiles, N rows each of the other tensors, gathered by number. Rows
+are queries and columns keys in all kernels but attention_key_gradient, where it is the other way round.
+
+Tensors, T being float16, bfloat16 or float32:
+
+    q, dq            T [batch, query_time, heads * head_dim]
+    k, dk            T [batch, key_time, heads * head_dim]
+    v, dv            T [batch, key_time, heads * value_dim]
+    out, dout        T [batch, query_time, heads * value_dim]
+    lse, dlse        float32 [batch, heads, query_time]   the natural log-sum-exp of each query's scores; its gradient
+    delta            float32 [batch, heads, query_time]   rowsum(out dout) - dlse, from the query pass to the key pass
+
+plan: the arrays of the side whose rows are owned, int32, contiguous; blocksparse/plan/tiling.py has them in full:
+
+    head_index       [heads]                the distinct head that a head is like
+    order            [heads]                s: plan row r is tensor row (r % (time / s)) * s + r // (time / s)
+    head_tiles       [distinct + 1]         where a distinct head's row tiles start
+    rows             [row tiles, M / g]     granules of g rows that a row tile holds
+    row_count        [row tiles]            rows to be stored
+    offset           [row tiles + 1]        where a row tile's column tiles start
+    full             [row tiles]            how many of these, the first ones, are seen whole and need no mask
+    columns          [column tiles, N / g]  granules that a column tile gathers
+    mask             [column tiles]         its row of masks; 0 where it needs none
+    masks            [masks, M, N / 32]     bit c % 32 of word [r, c / 32]: row r sees column c (N < 32: one word)
+
+scale and scale_log2: float32, the factor of the scores, and that times log2(e). sizes, all int32:
+
+    heads, query_time, key_time
+    tiles            most row tiles that a head has; heads with fewer have programs that end at once
+    count            (warp roles, apart from sizes) tiles * heads * batch: row tiles in all
+
+flags, fixed at compile time. From the key, which describes the call (../key.py):
+
+    QK               DIM, PAD, WIDE of rows of q and k: head_dim; the power of two from 16 on that holds it; whether a
+                     tensor has 2^31 elements or more and needs 64-bit offsets
+    VO               the same of rows of v and out, with value_dim
+    M, N, GRANULE    16 to 128, 16 to 128, and g, which divides both
+    PERMUTED         some head's order is not 1; else `order` is not read
+    SHARED           all heads have one plan: head_index and head_tiles are not read
+    SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
+    PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
+
+From the tuned tables, which say how fast it runs (../tuning.py):
+
+    HEAVIEST_FIRST   the order of programs: see primitives.locate
+    SPLIT            (plain kernels, but closed ones) column tiles without a mask in a loop of their own: pays where rows
+                     are long, costs a second start of the pipeline where they are short
+    COLUMNS          (warp roles) columns computed at a time; divides N
+    STAGES           (warp roles) column tiles in the ring; 3 or more, or a program waits for itself
+    REGISTERS        (warp roles) registers a thread at launch, before the warpgroups share them out
+    TURNS            (warp roles) row tiles whose own rows there is room for: 1 where a program takes one row tile, 2
+                     where it takes one after the other
+"""
 
 import re
 

@@ -85,10 +85,7 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
 def attention_whole_gradient(
     q, k, v, out, lse, dout, dlse, dq, dk, dv, plan, scale, scale_log2, sizes, flags: tl.constexpr
 ):
-    """dq of one row tile of queries, dk and dv of all the keys it sees: 5 products where two passes need 7.
-
-    flags.SINGLE: every row tile has one column tile, numbered as itself.
-    """
+    """dq of one row tile of queries, dk and dv of all the keys it sees: 5 products where two passes need 7."""
     batch, head, tile, exists = locate(plan, sizes, flags)
     if not exists:
         return
