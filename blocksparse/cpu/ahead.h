@@ -12,7 +12,7 @@ class Ahead {
  public:
   void clear() { runs_.clear(), rows_ = done_ = row_ = run_ = end_ = 0; }
 
-  // The first `count` rows of a tile, to be read or written. (Asking for the right to write gains nothing: measured.)
+  // The first `count` rows of a tile, to be read or written. (Prefetching for a write gained nothing when measured.)
   template <typename T>
   void add(const HeadRows<T>& tensor, Granules granules, int32_t count) {
     for (int32_t i = 0; i < count; i += granules.size) {
@@ -23,7 +23,8 @@ class Ahead {
     }
   }
 
-  // What is left of the first `part` of `parts` equal parts goes to the next `steps` calls of step.
+  // Spreads the rows of the first `part` of `parts` equal parts, as far as they are not fetched yet, over the next
+  // `steps` calls of step.
   void aim(int32_t part, int32_t parts, int32_t steps) {
     end_ = int64_t(rows_) * part / parts;
     pace_ = (end_ - done_ + steps - 1) / steps;
@@ -36,7 +37,7 @@ class Ahead {
       const char* row = run.data + row_++ * run.stride;
       for (int32_t at = 0; at < run.bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
     }
-    asm volatile("");  // GCC drops calls of what only prefetches
+    asm volatile("");  // without it GCC takes this for a function without effect and drops the calls
   }
 
  private:

@@ -6,7 +6,7 @@
 namespace blocksparse {
 namespace {
 
-constexpr int32_t kChunk = 256;  // rows in a task of the pass that adds
+constexpr int32_t kChunk = 256;  // queries in a task of add_partials
 
 template <typename T>
 class Backward {
@@ -30,7 +30,8 @@ class Backward {
     }
   }
 
-  // dq of the other queries: the partial sums, segment by segment.
+  // dq of the queries that several segments touch: their partial sums are added in the order of the segments, so that
+  // the bits do not depend on which thread was first.
   void add_partials(int64_t task) const {
     const int64_t batch_head = task / chunks();
     const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
@@ -96,7 +97,7 @@ class Backward {
     return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / (shape_.batch * shape_.heads));
   }
 
-  // Its keys' dk and dv, and its partial dq; dq itself where no other segment adds to it.
+  // dk and dv of the segment's keys and its partial dq. Queries that no other segment touches get their dq here.
   void run_segment(int64_t task, int64_t next, Work* work) const {
     const Segment& segment = segment_of(task);
     const int32_t begin = segment.query_begin, end = segment.query_end;
@@ -173,7 +174,7 @@ class Backward {
     read_rows(head.dout, queries, 0, tiles_.column_tile, work->douts, work->value_width);
   }
 
-  // These have fetched ahead what the first column tile of a segment, what a row tile, what a column tile wants.
+  // What the first row tile of a segment, a row tile, a column tile will read, to be fetched ahead.
   void fetch_segment(int64_t task, Work* work) const {
     if (task < 0 || segment_of(task).first == segment_of(task).last) return;
     const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(plan_.query_time / tiles_.granule)};

@@ -41,7 +41,7 @@ class Forward {
     HeadRows<float> lse;
   };
 
-  // An empty one past the head's last.
+  // Tasks are counted for the head that has most row tiles; where a head has fewer, the tile is empty.
   Tile tile_of(int64_t task) const {
     const int64_t batch_head = task / kRun % (shape_.batch * shape_.heads), batch = batch_head / shape_.heads;
     const int32_t head = batch_head % shape_.heads, distinct = plan_.head_index[head];

@@ -52,7 +52,7 @@ void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row
     ahead->aim(strip + 1, strips, (2 * size + head_width + value_width) / kRows);
     product<false>({q, head_width, 1}, keys_t_ + row * head_width, size, head_dim_, p, step);
     product<false>({dout, value_width, 1}, values_t_ + row * value_width, size, value_dim_, ds, step);
-    for (int32_t i = 0; i < size; i += kRows) {  // eight rows of a granule are neighbours
+    for (int32_t i = 0; i < size; i += kRows) {  // kRows plan rows of a granule are consecutive
       const float *lse = by_row.lse + rows(begin + i), *delta = by_row.delta + rows(begin + i);
       float *block = p + i * kLanes, *dblock = ds + i * kLanes;
       mask == nullptr ? differentiate<false>(seen, begin + i, lse, delta, block, dblock)
@@ -96,7 +96,7 @@ void KeyTile::add_dq_block(int32_t query, int32_t column, float* dq) {
     const Range seen = seen_[row / kLanes];
     if (query < seen.begin || query >= seen.end) continue;
     const float* ds = ds_ + (row / kLanes * tiles_.column_tile + query) * kLanes;
-    const int32_t keys = std::min(kLanes, count_ - row);  // what lies past the tile is no key
+    const int32_t keys = std::min(kLanes, count_ - row);  // past count_ stand keys of an earlier tile
     block.add({ds, kLanes, 1}, keys_ + row * head_width + column, head_width, keys);
     any = true;
   }

@@ -29,7 +29,7 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x, which GCC knows; x + 0 it has to compute
+inline Vec broadcast(float value) { return value - Vec{}; }  // GCC drops the - 0; + 0 it would compute, as -0 + 0 is +0
 
 // A NaN in `candidate` is dropped here: it reaches the result through exp2 instead, in its own lane.
 inline Vec max(Vec value, Vec candidate) { return candidate > value ? candidate : value; }

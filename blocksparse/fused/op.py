@@ -40,7 +40,7 @@ class Attention:
         self._lock = threading.RLock()
 
     def __reduce__(self):
-        return Attention, (self.blocks,)  # a copy builds its own
+        return Attention, (self.blocks,)  # a copy builds plans and tables of its own: locks cannot be copied
 
     def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
         """(out, lse); the arguments as in reference.attention, order one number a head."""
@@ -123,7 +123,10 @@ def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, r
 
 
 def _plan_tensor(plan: PackedPlan, library):
-    """The plan in the graph at hand: a constant, or above 64 MB an op that has it compressed (XLA knows no such op)."""
+    """The plan in the graph at hand: a constant, or above 64 MB an op that holds it compressed.
+
+    XLA knows that op and unpacks it when it compiles a graph; what is traced inside jit_compile gets a constant.
+    """
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly() and not in_xla:
         return library.blocksparse_plan(data=zlib.compress(plan.blob.tobytes(), 1), length=len(plan.blob))
@@ -136,7 +139,7 @@ def _plan_tensor(plan: PackedPlan, library):
         graph = tf.compat.v1.get_default_graph()
         if graph not in _graphs:
             _graphs.add(graph)
-            graph._blocksparse_plans = {}  # on the graph: a table of ours would keep it alive
+            graph._blocksparse_plans = {}  # on the graph: tensors in a table of this module would keep it alive
         if plan not in graph._blocksparse_plans:
             graph._blocksparse_plans[plan] = tf.constant(plan.blob, name="blocksparse_plan")
         return graph._blocksparse_plans[plan]

@@ -56,7 +56,9 @@ def _gradient(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
 class NoSecondDerivative(LookupError):
     """Raised where the gradient is differentiated."""
 
-    __init__ = Exception.__init__  # what AutoGraph asks for, else it raises an error of its own instead
+    # AutoGraph re-raises an error with its own notes only if its class has Exception's constructor; else it raises a
+    # StagingError in place of this one.
+    __init__ = Exception.__init__
 
 
 def refuse_second_gradient(*_):
@@ -72,7 +74,8 @@ class Tables:
 
     def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray):
         self.block_size, self.heads = blocks.block_size, len(head_index)
-        # Heads with one layout are batch rows; else all heads stand below each other in one block matrix.
+        # Heads that share one layout become further rows of the batch. Heads with layouts of their own become one block
+        # matrix, a head below the other, so that one set of rectangles serves all.
         self.fold = self.heads if len(blocks.heads) == 1 else 1
         heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
         below = [
@@ -86,7 +89,9 @@ class Tables:
         seen = blocks.masks.any((1, 2))[mask]
         query, key, mask = query[seen], key[seen], mask[seen]
         limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
-        masks = np.concatenate([blocks.masks, np.zeros_like(blocks.masks[:1])])  # the last: nobody sees it
+        masks = np.concatenate(
+            [blocks.masks, np.zeros_like(blocks.masks[:1])]
+        )  # the last: all False, for padding
         self.by_query = _Side(query, key, mask, blocks.query_blocks * len(heads), masks, limit)
         turn = np.lexsort((query, key))
         transposed = masks.transpose(0, 2, 1)
@@ -240,7 +245,8 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     delta = tf.reduce_sum(tf.cast(gradients, tf.float32) * tf.cast(outs, tf.float32), axis=-1, keepdims=True)
     delta -= tables.split_rows(dlse, tables.query_order)
     lse = tables.split_rows(tf.where(tf.equal(lse, -np.inf), 0.0, lse), tables.query_order)
-    # A query that sees a NaN or infinite key has it in p already; in the others' dq, 0 * NaN must not appear.
+    # A query that sees a NaN or infinite key has NaN in ds already. Those that do not see it have ds = 0 there, and
+    # 0 * NaN in the product with the keys would make their dq NaN too.
     finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
 
     def by_query(rows, columns, visible):

@@ -83,7 +83,8 @@ def _cut(heads: list[HeadBlocks], masks: np.ndarray, largest: int) -> tuple[list
     pieces = masks.reshape(-1, parts, size, parts, size).swapaxes(2, 3).reshape(-1, size * size)
     kinds, number = np.unique(np.packbits(pieces, axis=1), axis=0, return_inverse=True)
     kinds = np.unpackbits(kinds, axis=1).astype(bool)
-    order = np.argsort(~kinds.all(1), kind="stable")  # number 0 sees everything, as before
+    # Mask number 0 has to be the one that sees everything, as in Blocks.masks: _pack_columns looks for it.
+    order = np.argsort(~kinds.all(1), kind="stable")
     number = np.argsort(order)[number].reshape(-1, parts * parts)
     seen: np.ndarray = np.any(kinds[order], axis=1)
     y, x = np.divmod(np.arange(parts * parts), parts)
@@ -109,7 +110,7 @@ def _arrange(
     heavy = count > 4 * np.median(count)
     if heavy.any():
         places.append(np.argsort(np.argsort(~heavy, kind="stable")))
-    # Only heights above slots / 2 can win: two runs of a lower one fit in a tile and share their columns.
+    # A height of at most slots / 2 cannot win: two such tiles fit in one, which visits a column that both see once.
     heights = range(min(slots, rows), min(slots, rows) // 2, -1)
     choices = [(height, place) for place in places for height in heights]
     if len(choices) == 1:
@@ -237,7 +238,7 @@ def _distinct_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct rows of a table of integers from -1 on, and the number of each row among them."""
     number = np.zeros(len(table), np.int64)
     base = int(table.max(initial=_EMPTY)) + 2
-    for column in table.T:  # number stays below the number of rows, so that the code fits in 64 bits
+    for column in table.T:  # renumbering after each column keeps number * base inside 64 bits
         number = _compact(number * base + column + 1)[1]
     first = np.zeros(number.max(initial=-1) + 1, np.int64)
     first[number[::-1]] = np.arange(len(table))[::-1]
@@ -248,7 +249,9 @@ def _pack_masks(
     patterns: np.ndarray, strips: np.ndarray, masks: np.ndarray, row_tile: int, column_tile: int
 ) -> np.ndarray:
     """Bit masks of column tiles: `patterns` lists the strips of each, `strips` the blocks of each strip."""
-    masks = np.concatenate([masks, np.zeros_like(masks[:1])])  # _EMPTY, the last
+    masks = np.concatenate(
+        [masks, np.zeros_like(masks[:1])]
+    )  # the last one, which the index _EMPTY = -1 names
     strips = np.concatenate([strips, np.full_like(strips, _EMPTY, shape=(1, strips.shape[1]))])
     packed = np.zeros((len(patterns), row_tile, max(32, column_tile) // 8), np.uint8)
     step = max(1, _MASKS_AT_ONCE // (row_tile * column_tile))

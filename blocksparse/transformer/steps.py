@@ -15,7 +15,7 @@ import tensorflow as tf
 from ..plan.rectangles import gather_rows
 from ..tensors import as_bool
 
-_NO_LIMIT = 1 << 62  # these operations hold all scores at once anyway
+_NO_LIMIT = 1 << 62  # entries a chunk: all in one, since these operations hold all scores at once anyway
 
 
 class BlockProducts:
@@ -33,7 +33,7 @@ class BlockProducts:
         self.heads, self.block_size = heads, block_size
         self.layouts, self.blocks = query.shape
         self.query, self.key = query, key
-        below = np.arange(self.layouts)[:, None]  # heads with layouts of their own stand below each other
+        below = np.arange(self.layouts)[:, None]  # heads' layouts, one below the other, as one matrix
         self._row = (query + below * query_blocks).reshape(-1)
         self._column = (key + below * key_blocks).reshape(-1)
         self._query_blocks, self._key_blocks = query_blocks, key_blocks

@@ -70,8 +70,8 @@ ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ff
   return error.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInternal, error);
 }
 
-// Work that XLA's threads share. The caller takes part and waits only for threads that have begun: all of them may be
-// blocked in calls like this one.
+// Work that XLA's threads share. The caller works too and waits only for iterations that some thread has taken, never
+// for a thread to start: all of XLA's threads may be callers of such loops, and would wait for each other for ever.
 class SharedLoop : public std::enable_shared_from_this<SharedLoop> {
  public:
   using Body = std::function<void(int64_t, int64_t)>;
@@ -86,7 +86,7 @@ class SharedLoop : public std::enable_shared_from_this<SharedLoop> {
 
  private:
   void work() {
-    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {  // body_ is alive: the caller waits for every i taken
+    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {  // who starts late gets no i and leaves body_ alone
       body_(i, i + 1);
       std::lock_guard<std::mutex> lock(mutex_);
       if (++done_ == count_) finished_.notify_all();

@@ -46,8 +46,8 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
 From the tuned tables, which say how fast it runs (../tuning.py):
 
     HEAVIEST_FIRST   the order of programs: see primitives.locate
-    SPLIT            (plain kernels, but closed ones) column tiles without a mask in a loop of their own: pays where rows
-                     are long, costs a second start of the pipeline where they are short
+    SPLIT            (plain kernels that are not closed) column tiles without a mask run in a loop of their own, without
+                     mask arithmetic: for long rows (benchmarks/LOG.md, section 1)
     COLUMNS          (warp roles) columns computed at a time; divides N
     STAGES           (warp roles) column tiles in the ring; 3 or more, or a program waits for itself
     REGISTERS        (warp roles) registers a thread at launch, before the warpgroups share them out
