@@ -56,7 +56,7 @@ bool is_wide(const Call& call) {
 
 std::string key_of(const Call& call, bool backward, int capability) {
   const int32_t *q = call.header + kByQuery, *k = call.header + kByKey;
-  // Rows that visit many column tiles get other tile shapes than short ones; one threshold for both passes.
+  // LONG of gpu/key.py: long rows have launches of their own in the tuned tables; one threshold for both passes.
   const bool long_rows = q[4] >= 20 * int64_t{q[3]};
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
