@@ -179,13 +179,10 @@ def main():
     named, variants = {case.name: case for case in cases.GPU}, read(args.variants)
     plans, keys = plans_of(variants)
     print(f"{len(plans)} plans {time.time() - clock:.1f} s", flush=True)
-    launches = [
-        launch_of(
-            variant,
-            key_of(plans[key], "backward", variant.get("dtype", "f16"), *[named[variant["case"]].dim] * 2),
-        )
-        for variant, key in zip(variants, keys, strict=True)
-    ]
+    launches = []
+    for variant, plan in zip(variants, keys, strict=True):
+        dim, dtype = named[variant["case"]].dim, variant.get("dtype", "f16")
+        launches.append(launch_of(variant, key_of(plans[plan], "backward", dtype, dim, dim)))
     pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
     distinct = {str(launch): launch for launch in launches}
     compiled = {text: pool.submit(compile_one, launch, 90) for text, launch in distinct.items()}

@@ -34,7 +34,12 @@ DECIDES = {
     (128, 300): ["cifar local"],
     (128, None): ["cifar all"],
 }
-LONG = ["enwik8 fixed c32", "enwik8 all", "cifar all", "imagenet64 all"]  # as LONG of blocksparse/gpu/key.py has it
+LONG = [
+    "enwik8 fixed c32",
+    "enwik8 all",
+    "cifar all",
+    "imagenet64 all",
+]  # as LONG of blocksparse/gpu/key.py has it
 # Not measured: rows that keep shapes without a case of their own inside registers and shared memory.
 UNMEASURED = [
     dict(dtype="half", dim=128, work=64, by_query=[32, 32], by_key=[32, 32]),
