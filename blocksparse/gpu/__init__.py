@@ -1,7 +1,7 @@
 """GPU kernels: what they are, how they are compiled and launched. Nothing in here imports TensorFlow.
 
-kernels/       the kernels in Triton, and what each of their arguments means; kernels/roles/ those for Hopper whose warps
-               have roles
+kernels/       the kernels in Triton and what each of their arguments means; kernels/roles/ those for Hopper whose
+               warps have roles
 key.py         what decides the machine code of a pass, in one word
 manifest.py    which kernels a pass is made of and how each is launched, as data
 tuning.py      tile sizes, warps and stages for a GPU, out of tuned/
