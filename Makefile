@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+CPP = $(shell find blocksparse -name '*.h' -o -name '*.cc' -o -name '*.cu')
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test pictures gpu-test lint format types compile-all clean
@@ -32,10 +33,12 @@ gpu-test: .venv/gpu.installed .venv/test.installed
 lint: types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	.venv/bin/clang-format --dry-run --Werror $(CPP)
 
 format: .venv/test.installed
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+	.venv/bin/clang-format -i $(CPP)
 
 types: .venv/test.installed
 	mkdir -p build/types
