@@ -38,7 +38,17 @@ setup(
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
         "plot": ["matplotlib"],
         "examples": examples,
-        "test": [*examples, triton, "clang-format>=20", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=68"],
+        "test": [
+            *examples,
+            triton,
+            "clang-format>=20",
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=68",
+        ],
     },
     cmdclass={"build_py": BuildPy},
 )
