@@ -27,12 +27,18 @@ struct Arguments {
   Plan plan;
   Shape shape;
 
-  // Reads the plan and fits q, k and v to it.
+  // Checks the plan and fits q, k and v to it.
   absl::Status read(const tensorflow::Tensor& blob, const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
                     const tensorflow::TensorShape& v, int32_t heads, float scale) {
     if (blob.dims() != 1) return absl::InvalidArgumentError("plan has to be a vector");
     const std::string error = read_plan(blob.flat<int32_t>().data(), blob.NumElements(), &plan);
     if (!error.empty()) return absl::InvalidArgumentError(error);
+    return fit(q, k, v, heads, scale);
+  }
+
+  // Fits q, k and v to `plan`.
+  absl::Status fit(const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
+                   const tensorflow::TensorShape& v, int32_t heads, float scale) {
     if (plan.heads != heads) {
       return absl::InvalidArgumentError(absl::StrCat("heads is ", heads, " but the plan has ", plan.heads));
     }

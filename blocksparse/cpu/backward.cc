@@ -103,7 +103,7 @@ class Backward {
     const int32_t begin = segment.query_begin, end = segment.query_end;
     std::vector<float> lse(end - begin), delta(end - begin);
     float* sums = partial(batch_head_of(task), segment);
-    std::memset(sums, 0, sizeof(float) * (end - begin) * head_width_);
+    std::fill_n(sums, (end - begin) * head_width_, 0.0f);
     Run run = {head_of(batch_head_of(task)), {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
                std::vector<bool>(plan_.query_time / tiles_.granule)};
     for (int32_t i = segment.first; i < segment.last; ++i) {

@@ -1,6 +1,8 @@
 // Runs a call of the XLA library; Python hands it the address.
 #include "call.h"
 
+#include <cstring>
+
 #include "Eigen/Core"
 
 namespace blocksparse {
@@ -31,6 +33,9 @@ extern "C" std::string blocksparse_call_cpu(const blocksparse::Call& call, const
   Plan plan;
   const std::string error = read_plan(static_cast<const int32_t*>(call.plan), call.plan_size, &plan);
   if (!error.empty()) return error;
+  if (std::memcmp(call.header, call.plan, kHeaderWords * sizeof(int32_t)) != 0) {
+    return "the plan is not the one that the call was compiled for";
+  }
   float* workspace = nullptr;
   if (call.backward) {
     const size_t bytes = sizeof(float) * backward_workspace(call.shape, plan);

@@ -1,8 +1,11 @@
-// The tile plan as the kernels read it: a view of the packed int32 vector that plan.py writes.
+// The tile plan as the kernels read it: a view of the packed int32 vector that plan/blob.py writes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+
+#include "plan_words.h"
 
 namespace blocksparse {
 
@@ -14,7 +17,7 @@ struct Order {
   int64_t operator()(int32_t row) const { return int64_t(row % period) * stride + row / period; }
 };
 
-// For each row tile of one side, the column tiles of the other side to visit (plan.py, TilePlan).
+// For each row tile of one side, the column tiles of the other side to visit (plan/tiling.py, TilePlan).
 struct TilePlan {
   int32_t row_tile, column_tile, granule, tiles, column_tiles, distinct_masks, most_row_tiles, most_column_tiles;
   const int32_t *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask;
@@ -29,15 +32,27 @@ struct TilePlan {
 
 struct Plan {
   int32_t query_time, key_time, heads, distinct;
-  const int32_t *head_index, *order;
+  const int32_t *head_index, *residues;
   TilePlan by_query, by_key;
+  std::array<uint64_t, 3> identity;  // of its content, in this process
 
-  Order query_order(int32_t head) const { return {query_time / order[head], order[head]}; }
-  Order key_order(int32_t head) const { return {key_time / order[head], order[head]}; }
+  Order query_order(int32_t head) const { return {query_time / residues[head], residues[head]}; }
+  Order key_order(int32_t head) const { return {key_time / residues[head], residues[head]}; }
+
+  // Some head's rows are not in the tensor's order.
+  bool reordered() const {
+    for (int32_t head = 0; head < heads; ++head) {
+      if (residues[head] != 1) return true;
+    }
+    return false;
+  }
 };
 
-// Views `size` int32 as a plan. Everything that a kernel indexes by is checked, contents once for each content hash.
-// Returns what is wrong with it, or an empty string.
+// Views int32 words as a plan, unchecked.
+Plan view_plan(const int32_t* data);
+
+// Views `size` int32 as a plan whose every word was checked: once for each content, which is hashed on every call, since
+// memory that held a good plan may hold another one now. Returns what is wrong with it, or an empty string.
 std::string read_plan(const int32_t* data, int64_t size, Plan* plan);
 
 }  // namespace blocksparse

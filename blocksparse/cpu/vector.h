@@ -20,6 +20,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
 inline Vec load(const float* from) {
   Vec value;
@@ -51,7 +52,7 @@ inline Vec exp2(Vec x) {
   p = p * f + 2.40222421e-01f;
   p = p * f + 6.93146978e-01f;
   p = p * f + 1.0f;
-  const Vec power = (Vec)(((Bits)rounded << 23) + 0x3f800000);
+  const Vec power = (Vec)(((Words)rounded << 23) + 0x3f800000);  // any number below -126 may overflow: no sign
   return x < broadcast(-126.0f) ? Vec{} : p * power;
 }
 

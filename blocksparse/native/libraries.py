@@ -38,12 +38,13 @@ class Library:
 # line -march=native fails on every processor from Sapphire Rapids on. Products here are float32, nothing is lost.
 _EIGEN = ("-U__AVX512FP16__",)
 _FAST, _SMALL = ("-O3", *_EIGEN), ("-O1", *_EIGEN)
+_PLAN = ("cpu/plan.cc", "cpu/plan_check.cc")
 CPU = Library(
     "cpu",
     (
         Unit(("cpu/ops.cc", "cpu/kernels.cc", "cpu/plan_op.cc"), _SMALL),
         Unit(("cpu/query_tile.cc", "cpu/key_tile.cc"), _FAST),
-        Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/plan.cc", "cpu/call.cc"), _FAST),
+        Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/call.cc", *_PLAN), _FAST),
     ),
 )
 # The kernels themselves are Triton's, compiled when first needed: this is what launches them.
@@ -58,7 +59,7 @@ GPU = Library(
                 "gpu/launcher/launcher.cc",
                 "gpu/launcher/compiler.cc",
                 "gpu/launcher/exports.cc",
-                "cpu/plan.cc",
+                *_PLAN,
             ),
             _SMALL,
         ),
@@ -71,10 +72,10 @@ XLA = Library(
     "xla",
     (
         Unit(
-            ("xla/attention_xla.cc", "cpu/plan.cc"),
+            ("xla/attention_xla.cc",),
             ("-O0", "-I{include}/external/highwayhash", "-I{include}/external/farmhash_archive/src"),
         ),
-        Unit(("xla/custom_call.cc",), _SMALL),
+        Unit(("xla/custom_call.cc", *_PLAN), _SMALL),
     ),
     tuned=False,
     link=("-L{lib}", "-l:libtensorflow_cc.so.2"),

@@ -57,14 +57,12 @@ class AttentionXla : public tensorflow::XlaOpKernel {
   std::string attribute(bool backward, xla::PrimitiveType type, const Arguments& arguments,
                         const tensorflow::Tensor& plan) const {
     const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
-    const int32_t* order = arguments.plan.order;
-    const bool reordered = std::any_of(order, order + heads_, [](int32_t stride) { return stride != 1; });
     const Shape& shape = arguments.shape;
     Constants constants = {backward,        type == xla::F16 ? 0 : type == xla::BF16 ? 1 : single,
                            shape.heads,     shape.head_dim,
                            shape.value_dim, shape.scale,
-                           reordered};
-    std::copy_n(plan.vec<int32_t>().data(), 64, constants.header);
+                           arguments.plan.reordered()};
+    std::copy_n(plan.vec<int32_t>().data(), kHeaderWords, constants.header);
     int32_t words[kWords];
     std::memcpy(words, &constants, sizeof(words));
     return absl::StrCat("{constants = array<i32: ", absl::StrJoin(words, ", "), ">}");

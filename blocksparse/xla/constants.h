@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../cpu/plan_words.h"
+
 namespace blocksparse {
 
 constexpr char kTarget[] = "blocksparse_attention";
@@ -12,7 +14,7 @@ struct Constants {
   int32_t backward, dtype, heads, head_dim, value_dim;
   float scale;
   int32_t reordered;
-  int32_t header[64];  // the plan's first words
+  int32_t header[kHeaderWords];  // the plan's first words
 };
 constexpr int kWords = sizeof(Constants) / sizeof(int32_t);
 
