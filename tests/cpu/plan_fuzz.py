@@ -97,7 +97,7 @@ def damaged(plan: np.ndarray, random: np.random.Generator) -> np.ndarray:
         elif kind == 2:
             plan[word] ^= np.int32(1) << np.int32(random.integers(31))
         elif kind == 3:
-            plan[word] += random.choice([-4, -1, 1, 4])
+            plan[word : word + 1] += random.choice(np.int32([-4, -1, 1, 4]))  # a slice wraps silently
         elif kind == 4:
             other = _any_word(plan, random)
             plan[word], plan[other] = plan[other], plan[word]
