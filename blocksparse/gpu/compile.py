@@ -82,7 +82,7 @@ def publish(out: Path, key: str, compiled: list) -> None:
         files = {}
         for function, cubin, symbol, warps, shared in compiled:
             (fresh / f"{function}.cubin").write_bytes(cubin)
-            files[function] = (f"{function}.cubin", symbol, warps, shared)
+            files[function] = (f"{function}.cubin", cubin, symbol, warps, shared)
         (fresh / "manifest").write_text(manifest.text(key, files))
         fresh.chmod(0o755)
         fresh.rename(out / key)

@@ -2,17 +2,20 @@
 
 Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
 
-    blocksparse-manifest 1 KEY
+    blocksparse-manifest 2 KEY
+    file NAME BYTES DIGEST
     temp NAME BYTES
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
-BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time, key_time and the plan's headers
-(q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is p:NAME (pointer), i:EXPRESSION
-(int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not listed.
+DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time,
+key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
+p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not
+listed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 from . import tuning
@@ -69,15 +72,21 @@ def temps(key: Key | str) -> list[tuple[str, str]]:
     return [] if key.op == "forward" or key.one_pass else [("delta", "4*batch*heads*query_time")]
 
 
-def text(key: Key | str, files: dict[str, tuple[str, str, int, int]]) -> str:
-    """The manifest; files[function] = (file, symbol, warps, shared bytes), as the compiler left them."""
-    lines = [f"blocksparse-manifest 1 {key}"]
+def text(key: Key | str, files: dict[str, tuple[str, bytes, str, int, int]]) -> str:
+    """The manifest; files[function] = (file, its bytes, symbol, warps, shared bytes), as the compiler left them."""
+    lines = [f"blocksparse-manifest 2 {key}"]
+    lines += [f"file {file} {len(code)} {file_digest(code)}" for file, code, *_ in files.values()]
     lines += [f"temp {name} {size}" for name, size in temps(key)]
     for launch in launches(key):
-        file, symbol, warps, shared = files[launch.function]
+        file, _, symbol, warps, shared = files[launch.function]
         words = ["launch", launch.function, file, symbol, str(warps), str(shared), *launch.grid, *launch.args]
         lines.append(" ".join(words))
     return "\n".join(lines) + "\n"
+
+
+def file_digest(code: bytes) -> str:
+    """What the launcher compares a file with before the driver gets it."""
+    return hashlib.blake2b(code, digest_size=16).hexdigest()
 
 
 def _launch(key: Key, function: str, changes: dict) -> Launch:

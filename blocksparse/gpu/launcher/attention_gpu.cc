@@ -33,8 +33,12 @@ class AttentionGpu : public tensorflow::OpKernel {
   void Compute(OpKernelContext* context) override {
     const Tensor &q = context->input(0), &k = context->input(1), &v = context->input(2);
     const Tensor& plan = context->input(context->num_inputs() - 1);
-    Arguments arguments;
-    OP_REQUIRES_OK(context, arguments.read(plan, q.shape(), k.shape(), v.shape(), heads_, scale_));
+    OP_REQUIRES(context, plan.dims() == 1, absl::InvalidArgumentError("plan has to be a vector"));
+    void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
+    auto device_plan = PlanCache::global().get(context, plan, stream);
+    OP_REQUIRES_OK(context, device_plan.status());
+    Arguments arguments{(*device_plan)->plan};
+    OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
     Call call{backward, dtype_name<T>(), arguments.shape};
     call.q = q.data(), call.k = k.data(), call.v = v.data();
     if constexpr (backward) {
@@ -51,9 +55,6 @@ class AttentionGpu : public tensorflow::OpKernel {
       call.out = out, call.lse = lse;
     }
     if (arguments.shape.batch == 0) return;
-    void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
-    auto device_plan = PlanCache::global().get(context, plan, stream);
-    OP_REQUIRES_OK(context, device_plan.status());
     call.header = (*device_plan)->header.data();
     call.reordered = (*device_plan)->reordered;
     call.plan = (*device_plan)->blob.data();

@@ -17,17 +17,28 @@ std::string describe(const char* text, const int64_t* symbols) {
   absl::Status status = ManifestParser::parse(text, &manifest);
   if (!status.ok()) return absl::StrCat("error: ", status.message());
   std::string lines = absl::StrCat(manifest.key, "\n");
-  for (const auto& [name, bytes] : manifest.temps) absl::StrAppend(&lines, name, " ", bytes.value(symbols), "\n");
+  for (const auto& [name, file] : manifest.files) {
+    absl::StrAppend(&lines, name, " ", file.bytes, " ", file.digest, "\n");
+  }
+  for (const auto& [name, size] : manifest.temps) {
+    int64_t bytes;
+    status.Update(evaluate(size, symbols, 0, kMostTempBytes, name, &bytes));
+    absl::StrAppend(&lines, name, " ", bytes, "\n");
+  }
   for (const Launch& launch : manifest.launches) {
     absl::StrAppend(&lines, launch.name, " ", launch.warps, " ", launch.shared);
-    for (const Expression& size : launch.grid) absl::StrAppend(&lines, " ", size.value(symbols));
+    int64_t grid[3];
+    status.Update(launch.size(symbols, grid));
+    for (int64_t side : grid) absl::StrAppend(&lines, " ", side);
     for (const Argument& argument : launch.arguments) {
+      int64_t number = argument.pointer;
       const bool integer = argument.kind == Argument::kInt32 || argument.kind == Argument::kInt64;
-      absl::StrAppend(&lines, " ", integer ? argument.value.value(symbols) : argument.pointer);
+      if (integer) status.Update(argument.number(symbols, &number));
+      absl::StrAppend(&lines, " ", number);
     }
     absl::StrAppend(&lines, "\n");
   }
-  return lines;
+  return status.ok() ? lines : absl::StrCat("error: ", status.message());
 }
 
 void write(const std::string& text, char* out, int size) { out[text.copy(out, std::max(0, size - 1))] = '\0'; }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -10,17 +9,15 @@
 #include <utility>
 #include <vector>
 
+#include "../../cpu/blake2b.h"
+#include "../../cpu/plan_words.h"
+#include "absl/strings/escaping.h"
 #include "compiler.h"
 #include "driver.h"
 #include "manifest.h"
 
 namespace blocksparse::gpu {
 namespace {
-
-// Words of the plan's header that are passed on.
-enum Header { kQueryTime = 7, kKeyTime = 8, kDistinct = 10, kClosed = 13, kByQuery = 16, kByKey = 32 };
-// Where the header says each plan array starts, in the order of kPointers from head_index on.
-constexpr int kArrayWords[] = {48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 11, 12};
 
 using Symbols = std::array<int64_t, kSymbolCount>;
 
@@ -32,8 +29,8 @@ Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
   Symbols symbols = {call.shape.batch,     call.shape.heads,   call.shape.head_dim, call.shape.value_dim,
                      header[kQueryTime], header[kKeyTime], header[kDistinct]};
-  std::copy_n(header + kByQuery, 8, symbols.begin() + 7);
-  std::copy_n(header + kByKey, 8, symbols.begin() + 15);
+  std::copy_n(header + kByQuery, side::kCount, symbols.begin() + kQuerySymbols);
+  std::copy_n(header + kByKey, side::kCount, symbols.begin() + kKeySymbols);
   symbols.back() = device.multiprocessors;
   return symbols;
 }
@@ -41,7 +38,10 @@ Symbols symbols_of(const Call& call, const Device& device) {
 std::vector<const void*> pointers_of(const Call& call) {
   std::vector<const void*> pointers = {nullptr,  call.q,    call.k,  call.v,  call.out, call.lse,
                                        call.dout, call.dlse, call.dq, call.dk, call.dv};
-  for (int word : kArrayWords) pointers.push_back(static_cast<const int32_t*>(call.plan) + call.header[word]);
+  const auto add = [&](int word) { pointers.push_back(static_cast<const int32_t*>(call.plan) + call.header[word]); };
+  for (int word : {kHeadIndex, kResidues}) add(word);
+  for (int word : kQueryStarts) add(word);
+  for (int word : kKeyStarts) add(word);
   return pointers;
 }
 
@@ -74,15 +74,33 @@ struct Kernels {
   std::vector<Handle> functions;  // one a launch of the manifest
 };
 
-absl::StatusOr<std::string> read_file(const std::string& path) {
+// The first `most` bytes of a file.
+absl::StatusOr<std::string> read_file(const std::string& path, int64_t most) {
   std::ifstream file(path, std::ios::binary);
-  std::string content((std::istreambuf_iterator<char>(file)), {});
-  if (!file) return absl::DataLossError(absl::StrCat("cannot read ", path));
+  std::string content(most, 0);
+  file.read(&content[0], most);
+  if (!file.is_open() || file.bad()) return absl::DataLossError(absl::StrCat("cannot read ", path));
+  content.resize(file.gcount());
   return content;
 }
 
-absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& folder, const Launch& launch) {
-  absl::StatusOr<std::string> cubin = read_file(absl::StrCat(folder, "/", launch.file));
+// A cubin that is the one its manifest was written for: the driver may crash on half of one.
+absl::StatusOr<std::string> read_cubin(const std::string& path, const File& wanted) {
+  absl::StatusOr<std::string> cubin = read_file(path, wanted.bytes + 1);
+  if (!cubin.ok()) return cubin;
+  const Blake2b::Digest digest = Blake2b::of(cubin->data(), cubin->size());
+  const absl::string_view bytes(reinterpret_cast<const char*>(digest.data()), digest.size());
+  if (static_cast<int64_t>(cubin->size()) == wanted.bytes && absl::BytesToHexString(bytes) == wanted.digest) {
+    return cubin;
+  }
+  return absl::DataLossError(absl::StrCat(path, " is damaged: it is not the file that its manifest tells of; "
+                                          "remove its folder, and it is compiled again"));
+}
+
+absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& folder, const Manifest& manifest,
+                                     const Launch& launch) {
+  absl::StatusOr<std::string> cubin =
+      read_cubin(absl::StrCat(folder, "/", launch.file), manifest.files.at(launch.file));
   if (!cubin.ok()) return cubin.status();
   Handle module, function;  // stays loaded as long as its context
   absl::Status status = driver.check(driver.load_module(&module, cubin->data()),
@@ -100,7 +118,7 @@ absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& fo
 absl::StatusOr<std::shared_ptr<const Kernels>> load_kernels(const Driver& driver, const std::string& key) {
   absl::StatusOr<std::string> folder = Compiler::global().folder(key);
   if (!folder.ok()) return folder.status();
-  absl::StatusOr<std::string> text = read_file(*folder + "/manifest");
+  absl::StatusOr<std::string> text = read_file(*folder + "/manifest", kMostManifestBytes + 1);
   if (!text.ok()) return text.status();
   auto kernels = std::make_shared<Kernels>();
   absl::Status status = ManifestParser::parse(*text, &kernels->manifest);
@@ -109,7 +127,7 @@ absl::StatusOr<std::shared_ptr<const Kernels>> load_kernels(const Driver& driver
   }
   if (!status.ok()) return absl::DataLossError(absl::StrCat(*folder, "/manifest: ", status.message()));
   for (const Launch& launch : kernels->manifest.launches) {
-    absl::StatusOr<Handle> function = load_function(driver, *folder, launch);
+    absl::StatusOr<Handle> function = load_function(driver, *folder, kernels->manifest, launch);
     if (!function.ok()) return function.status();
     kernels->functions.push_back(*function);
   }
@@ -167,27 +185,28 @@ absl::Status launch_one(const Driver& driver, const Launch& launch, Handle funct
                        const std::vector<const void*>& pointers, float scale, Handle stream) {
   union Slot {
     const void* pointer;
-    int32_t int32;
     int64_t int64;
     float real;
   };
   const size_t count = launch.arguments.size();
   std::vector<Slot> slots(count + 2, Slot{nullptr});  // Triton's kernels end in two scratch pointers, unused here
   std::vector<void*> parameters;
+  absl::Status status;
   for (size_t i = 0; i < slots.size(); ++i) {
     parameters.push_back(&slots[i]);
     if (i >= count) continue;
     const Argument& argument = launch.arguments[i];
     switch (argument.kind) {
       case Argument::kPointer: slots[i].pointer = pointers[argument.pointer]; break;
-      case Argument::kInt32: slots[i].int32 = static_cast<int32_t>(argument.value.value(symbols.data())); break;
-      case Argument::kInt64: slots[i].int64 = argument.value.value(symbols.data()); break;
+      case Argument::kInt32:  // the lower half of the slot: GPUs have only little-endian hosts
+      case Argument::kInt64: status.Update(argument.number(symbols.data(), &slots[i].int64)); break;
       case Argument::kScale: slots[i].real = scale; break;
       case Argument::kScaleLog2: slots[i].real = scale * 1.44269504088896340736f; break;
     }
   }
   int64_t grid[3];
-  for (int i = 0; i < 3; ++i) grid[i] = launch.grid[i].value(symbols.data());
+  status.Update(launch.size(symbols.data(), grid));
+  if (!status.ok()) return status;
   if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0) return absl::OkStatus();
   return driver.check(
       driver.launch(function, grid[0], grid[1], grid[2], launch.warps * 32, 1, 1, launch.shared, stream,
@@ -205,7 +224,9 @@ absl::Status run_in_context(const Driver& driver, const Call& call, const Device
   const Symbols symbols = symbols_of(call, device);
   std::vector<const void*> pointers = pointers_of(call);
   for (const auto& [name, size] : manifest.temps) {
-    const int64_t bytes = size.value(symbols.data());
+    int64_t bytes;
+    absl::Status status = evaluate(size, symbols.data(), 0, kMostTempBytes, name, &bytes);
+    if (!status.ok()) return status;
     pointers.push_back(allocate(bytes));
     if (pointers.back() == nullptr && bytes > 0) {
       return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes of ", name));

@@ -1,15 +1,17 @@
 // The launches of one pass (forward or backward) as compile.py wrote them: plain text, read without TensorFlow.
 //
-//   blocksparse-manifest 1 KEY
+//   blocksparse-manifest 2 KEY
+//   file NAME BYTES DIGEST                              what the launches load; BLAKE2b of 16 bytes, in hexadecimal
 //   temp NAME BYTES                                     device scratch, uninitialised
 //   launch NAME FILE FUNCTION WARPS SHARED X Y Z ARG...  in the order to run
 //
-// BYTES, X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale or
+// A temp's BYTES and X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale or
 // f:scale_log2 (scale * log2 e, float).
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,12 +35,34 @@ constexpr absl::string_view kPointers[] = {
     "k.head_tiles", "k.rows", "k.row_count", "k.offset", "k.full", "k.columns", "k.mask", "k.masks",
 };
 constexpr int kSymbolCount = std::size(kSymbols);
+constexpr int kQuerySymbols = 7, kKeySymbols = 15;  // where q.*, k.* begin: a plan's side, word for word
 constexpr int kPointerCount = std::size(kPointers);
+
+// The value of an expression that has to lie in least .. most, for `what`.
+inline absl::Status evaluate(const Expression& expression, const int64_t* symbols, int64_t least, int64_t most,
+                             absl::string_view what, int64_t* out) {
+  if (!expression.value(symbols, out)) {
+    return absl::OutOfRangeError(absl::StrCat(what, " leaves 64 bits"));
+  }
+  if (*out >= least && *out <= most) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(what, " is ", *out, "; it has to be ", least, " to ", most));
+}
 
 struct Argument {
   enum Kind { kPointer, kInt32, kInt64, kScale, kScaleLog2 } kind;
   int pointer = 0;  // into kPointers, then the temps
   Expression value;
+
+  // The number that an int32 or int64 argument has.
+  absl::Status number(const int64_t* symbols, int64_t* out) const {
+    const bool narrow = kind == kInt32;
+    return evaluate(value, symbols, narrow ? INT32_MIN : INT64_MIN, narrow ? INT32_MAX : INT64_MAX, "an argument", out);
+  }
+};
+
+struct File {
+  int64_t bytes;
+  std::string digest;
 };
 
 struct Launch {
@@ -46,19 +70,33 @@ struct Launch {
   int warps = 0, shared = 0;  // shared: bytes of dynamic shared memory
   std::array<Expression, 3> grid;
   std::vector<Argument> arguments;
+
+  absl::Status size(const int64_t* symbols, int64_t (&out)[3]) const {
+    absl::Status status;
+    for (int i = 0; i < 3; ++i) {
+      status.Update(evaluate(grid[i], symbols, 0, i == 0 ? INT32_MAX : 65535, "a grid's side", &out[i]));
+    }
+    return status;
+  }
 };
 
 struct Manifest {
   std::string key;
+  std::map<std::string, File> files;
   std::vector<std::pair<std::string, Expression>> temps;
   std::vector<Launch> launches;
 };
+
+// A manifest's limits. What compile.py writes stays far below them.
+constexpr int64_t kMostManifestBytes = 1 << 20, kMostFileBytes = 64 << 20, kMostTempBytes = int64_t{1} << 40;
+constexpr int kMostLaunches = 16, kMostArguments = 256, kMostWarps = 32, kMostSharedBytes = 1 << 20;
 
 class ManifestParser {
  public:
   static absl::Status parse(absl::string_view text, Manifest* out) {
     ManifestParser parser{out};
     int number = 0;
+    if (text.size() > kMostManifestBytes) return absl::InvalidArgumentError("a manifest of more than 1 MB");
     for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
       ++number;
       absl::Status status = parser.line(absl::StrSplit(line, ' '), number == 1);
@@ -74,18 +112,32 @@ class ManifestParser {
 
   absl::Status line(const std::vector<absl::string_view>& words, bool first) {
     if (first) {
-      if (words.size() != 3 || words[0] != "blocksparse-manifest" || words[1] != "1") {
-        return absl::InvalidArgumentError("not a manifest of version 1");
+      if (words.size() != 3 || words[0] != "blocksparse-manifest" || words[1] != "2") {
+        return absl::InvalidArgumentError("not a manifest of version 2");
       }
       out_.key = std::string(words[2]);
       return absl::OkStatus();
     }
-    if (words[0] == "temp" && words.size() == 3) {
+    if (words[0] == "file" && words.size() == 4) return parse_file(words);
+    if (words[0] == "temp" && words.size() == 3 && out_.temps.size() < kMostLaunches) {
       out_.temps.emplace_back(words[1], Expression());
       return Expression::parse(words[2], symbol_index, &out_.temps.back().second);
     }
-    if (words[0] == "launch" && words.size() >= 9) return parse_launch(words);
+    const bool launch = words[0] == "launch" && words.size() >= 9 && words.size() <= 9 + kMostArguments;
+    if (launch && out_.launches.size() < kMostLaunches) return parse_launch(words);
     return absl::InvalidArgumentError(absl::StrCat("cannot read '", words[0], "' of ", words.size(), " words"));
+  }
+
+  absl::Status parse_file(const std::vector<absl::string_view>& words) {
+    File file{0, std::string(words[3])};
+    if (!absl::SimpleAtoi(words[2], &file.bytes) || file.bytes < 1 || file.bytes > kMostFileBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("a file of ", words[2], " bytes; 1 to 64 MB can be"));
+    }
+    if (words[1].find('/') != absl::string_view::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("file ", words[1], " is not beside the manifest"));
+    }
+    out_.files.emplace(words[1], file);
+    return absl::OkStatus();
   }
 
   absl::Status parse_launch(const std::vector<absl::string_view>& words) {
@@ -93,6 +145,13 @@ class ManifestParser {
     launch.name = std::string(words[1]), launch.file = std::string(words[2]), launch.function = std::string(words[3]);
     if (!absl::SimpleAtoi(words[4], &launch.warps) || !absl::SimpleAtoi(words[5], &launch.shared)) {
       return absl::InvalidArgumentError("warps and shared memory must be numbers");
+    }
+    if (launch.warps < 1 || launch.warps > kMostWarps || launch.shared < 0 || launch.shared > kMostSharedBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(launch.warps, " warps and ", launch.shared,
+                                                     " bytes of shared memory; no GPU has so many"));
+    }
+    if (out_.files.count(launch.file) == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("no line before tells of file ", launch.file));
     }
     absl::Status status;
     for (int i = 0; i < 3; ++i) status.Update(Expression::parse(words[6 + i], symbol_index, &launch.grid[i]));
