@@ -6,6 +6,8 @@ import tensorflow as tf
 from cpu_cases import Case, causal, library, needs_kernels
 from layouts import dense
 
+from blocksparse.plan.blob import Word, digest
+
 pytestmark = needs_kernels
 Q, PLAN = tf.zeros((2, 64, 32)), Case(dense(4, heads=2), mask=causal(64)).plan
 HEADER = 64
@@ -47,10 +49,10 @@ def test_bad_calls(message):
 
 
 def damaged(word, value, relative_to=None):
-    """The plan with one word changed (of the array whose offset header word `relative_to` holds), under a new hash."""
+    """The plan with one word changed (of the array whose offset header word `relative_to` holds), under its own hash."""
     plan = PLAN.copy()
     plan[word if relative_to is None else plan[relative_to] + word] = value
-    plan[2:6] = word, value, relative_to or 0, 12345
+    plan[Word.HASH : Word.LENGTH] = digest(plan)
     return plan
 
 

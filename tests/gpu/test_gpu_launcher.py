@@ -25,6 +25,10 @@ KEYS = [
 ]
 
 
+HEAD = "blocksparse-manifest 2 k\n"
+FILE = f"{HEAD}file b 4 00\n"
+
+
 @pytest.fixture
 def compiler(library, tmp_path):
     """Asks for keys from a compile process of the test's own: call(program, key) -> folder or message."""
@@ -58,11 +62,14 @@ def describe(library, text, **symbols):
 @pytest.mark.parametrize("key", KEYS)
 def test_the_launcher_reads_what_the_compiler_writes(library, key):
     files = {
-        launch.function: (f"{launch.function}.cubin", "symbol", 4, 1000) for launch in manifest.launches(key)
+        launch.function: (f"{launch.function}.cubin", b"code", "symbol", 4, 1000)
+        for launch in manifest.launches(key)
     }
     sizes = {"batch": 3, "heads": 5, "query_time": 7, "q.most_tiles": 11, "k.most_tiles": 13}
     lines = describe(library, manifest.text(key, files), **sizes).splitlines()
     assert lines[0] == key
+    for launch in manifest.launches(key):
+        assert f"{launch.function}.cubin 4 {manifest.file_digest(b'code')}" in lines
     by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     for launch in manifest.launches(key):
         tiles = sizes["q.most_tiles"] if launch.args.count("p:q.rows") else sizes["k.most_tiles"]
@@ -76,21 +83,46 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
     "text, wrong",
     [
         ("", "empty manifest"),
-        ("blocksparse-manifest 2 k", "line 1: not a manifest of version 1"),
-        ("blocksparse-manifest 1 k\ntemp a 4*(batch", "line 2: bad expression '4*(batch'"),
-        ("blocksparse-manifest 1 k\ntemp a 4*bath", "at 'bath'"),
-        ("blocksparse-manifest 1 k\ntemp a min(batch)", "bad expression 'min(batch)' at ')'"),
-        ("blocksparse-manifest 1 k\nlaunch a b c 4 0 1 1", "line 2: cannot read 'launch' of 8 words"),
-        (
-            "blocksparse-manifest 1 k\nlaunch a b c four 0 1 1 1",
-            "line 2: warps and shared memory must be numbers",
-        ),
-        ("blocksparse-manifest 1 k\nlaunch a b c 4 0 1 1 1 p:nobody", "unknown argument p:nobody"),
+        ("blocksparse-manifest 1 k", "line 1: not a manifest of version 2"),
+        (f"{HEAD}temp a 4*(batch", "line 2: bad expression '4*(batch'"),
+        (f"{HEAD}temp a 4*bath", "at 'bath'"),
+        (f"{HEAD}temp a min(batch)", "bad expression 'min(batch)' at ')'"),
+        (f"{HEAD}launch a b c 4 0 1 1", "line 2: cannot read 'launch' of 8 words"),
+        (f"{HEAD}launch a b c four 0 1 1 1", "line 2: warps and shared memory must be numbers"),
+        (f"{HEAD}launch a b c 4 0 1 1 1 p:q", "line 2: no line before tells of file b"),
+        (f"{FILE}launch a b c 4 0 1 1 1 p:nobody", "unknown argument p:nobody"),
+        (f"{FILE}launch a b c 4000 0 1 1 1 p:q", "line 3: 4000 warps and 0 bytes of shared memory"),
+        (f"{FILE}launch a b c 4 -1 1 1 1 p:q", "line 3: 4 warps and -1 bytes of shared memory"),
+        (f"{FILE}launch a b c 4 0 batch 65536 1 p:q", "a grid's side is 65536; it has to be 0 to 65535"),
+        (f"{FILE}launch a b c 4 0 0-batch 1 1 p:q", "a grid's side is -1; it has to be 0 to 2147483647"),
+        (f"{FILE}launch a b c 4 0 1 1 1 i:2147483648", "an argument is 2147483648; it has to be -2147483648 to"),
+        (f"{HEAD}file ../b 4 00", "line 2: file ../b is not beside the manifest"),
+        (f"{HEAD}file b -4 00", "line 2: a file of -4 bytes; 1 to 64 MB can be"),
+        (f"{HEAD}temp a -1", "bad expression '-1'"),
+        (f"{HEAD}temp a 0-1", "a is -1; it has to be 0 to 1099511627776"),
+        (f"{HEAD}temp a {2**62}", f"a is {2**62}; it has to be 0 to"),
+        (f"{HEAD}temp a {2**63}", f"bad expression '{2**63}'"),
+        (f"{HEAD}temp a {2**62}*batch*2", "a leaves 64 bits"),
+        (f"{HEAD}temp a 0-{2**63 - 1}-2", "a leaves 64 bits"),
+        (f"{HEAD}temp a (0-{2**63 - 1}-1)/(0-1)", "a leaves 64 bits"),
+        (f"{HEAD}temp a {'(' * 65}1{')' * 65}", "bad expression '(((("),
+        (f"{HEAD}temp a {'(' * 900_000}", "bad expression '(((("),
+        (f"{HEAD}temp a {'min(' * 200_000}", "bad expression 'min("),
+        (f"{HEAD}temp a 1{'+1' * 64}", "bad expression '1+1"),
+        (f"{HEAD}temp a {'1' * 2**20}", "a manifest of more than 1 MB"),
     ],
 )
 def test_a_bad_manifest_is_refused(library, text, wrong):
     answer = describe(library, text)
-    assert answer.startswith("error: ") and wrong in answer, answer
+    assert answer.startswith("error: ") and wrong in answer, answer[:500]
+
+
+def test_any_text_is_read_or_refused(library):
+    random = np.random.default_rng(0)
+    words = "( ) + - * / min( , batch heads q.M 0 1 2 9223372036854775807 k. é \0".split()
+    for _ in range(3000):
+        text = "".join(random.choice(words, random.integers(1, 90)))
+        assert describe(library, f"{HEAD}temp a {text}").startswith(("k\na ", "error: "))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +137,7 @@ def test_a_bad_manifest_is_refused(library, text, wrong):
     ],
 )
 def test_expressions(library, text, value):
-    assert describe(library, f"blocksparse-manifest 1 k\ntemp a {text}", batch=2, heads=3).split()[-1] == str(
-        value
-    )
+    assert describe(library, f"{HEAD}temp a {text}", batch=2, heads=3).split()[-1] == str(value)
 
 
 def test_a_key_is_compiled_once_by_whoever_asks(compiler, tmp_path):
