@@ -2,6 +2,7 @@
 # make test    the test suite
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
+# make fuzz    thousands of damaged plans against the C++ kernels under sanitizers
 # make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
@@ -11,7 +12,7 @@ RUN := .venv/bin/python
 CPP = $(shell find blocksparse -name '*.h' -o -name '*.cc' -o -name '*.cu')
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test pictures gpu-test lint format types compile-all clean
+.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -26,6 +27,10 @@ test: .venv/test.installed
 pictures: .venv/examples.installed
 	$(RUN) examples/plot.py modes --out docs/patterns.png
 	$(RUN) benchmarks/pictures.py
+
+fuzz: .venv/test.installed
+	$(RUN) tests/cpu/plan_fuzz.py --count 5000
+	$(RUN) tests/cpu/plan_fuzz.py --count 60000 --own --seed 1
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py
