@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .native.cache import build_portable, shared_object
-from .native.compiler import missing
+from .native.compiler import BuildError, missing
 from .native.libraries import CPU, GPU, XLA
 
 
@@ -21,8 +21,13 @@ def main() -> None:
         if reason := missing(library):
             print(reason, file=sys.stderr)
             continue
-        for path in build_portable(library, folder) if folder else [shared_object(library)]:
-            print(path)
+        try:
+            paths = build_portable(library, folder) if folder else [shared_object(library)]
+        except BuildError as error:
+            sys.exit(f"{error}. {error.repair}.")
+        except OSError as error:
+            sys.exit(f"{folder}: {error}")
+        print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

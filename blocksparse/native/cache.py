@@ -1,23 +1,20 @@
-"""Where built libraries lie: each is compiled once for every TensorFlow, compiler, processor and source.
+"""Built libraries: each is compiled once for every TensorFlow, compiler, processor and source.
 
 BLOCKSPARSE_PREBUILT names a folder looked in first (`python -m blocksparse.build --portable` fills one),
-BLOCKSPARSE_CACHE the folder of the cache, CXX the compiler's command.
+BLOCKSPARSE_CACHE the folder of the cache (folders.py), CXX the compiler's command.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
-import stat
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import compiler
+from .folders import cache_folder, failure, lock, owners_of, prebuilt_folder, read_trusted, warn_of_a_passing_folder
 from .libraries import Library
 
 _LEVELS = {  # what the CPU has to list, best level first (x86-64 psABI)
@@ -29,22 +26,43 @@ _LEVELS = {  # what the CPU has to list, best level first (x86-64 psABI)
 
 def shared_object(library: Library) -> Path:
     """A library's file, whole: prebuilt, cached, or built now. Raises compiler.BuildError."""
-    identity = _identity(library)
-    prebuilt = os.environ.get("BLOCKSPARSE_PREBUILT")
-    if prebuilt:
-        for level in _levels() if library.tuned else ["any"]:
-            path = Path(prebuilt) / _portable_name(library, identity, level)
-            if compiler.is_whole(path):
-                return path
+    try:
+        return _find_prebuilt(library) or _cached(library)
+    except OSError as error:  # what stands in the way of compiling: the message says how to go on
+        raise failure(error, cache_folder()) from error
+
+
+def _find_prebuilt(library: Library) -> Path | None:
+    folder = prebuilt_folder()
+    if folder is None:
+        return None
+    names = [_portable_name(library, _identity(library), level) for level in _levels(library)]
+    owners = owners_of(folder)
+    return next((folder / name for name in names if _is_usable(folder / name, owners)), None)
+
+
+def _cached(library: Library) -> Path:
     machine = [_cpu(field) for field in ("model name", "flags", "Features")] if library.tuned else []
-    path = cache_folder() / f"{library.name}-{_hash(identity, compiler.version(), *machine)}.so"
-    if not compiler.is_whole(path):
-        with _lock(path.with_suffix(".lock")):
-            if not compiler.is_whole(path):  # another process may have built it while this one waited
-                notice = f"blocksparse: compiling its {library.name} library, once, into {path.parent} ..."
-                print(notice, file=sys.stderr, flush=True)
+    name = f"{library.name}-{_hash(_identity(library), compiler.version(), *machine)}"
+    path = cache_folder() / f"{name}.so"
+    if not _is_usable(path):
+        with lock(path.with_suffix(".lock")):
+            if not _is_usable(path):  # another process may have built it while this one waited
+                warn_of_a_passing_folder()
+                _say(f"blocksparse: compiling its {library.name} library, once, into {path.parent} ...")
                 compiler.build(library, ("-march=native",) if library.tuned else (), path)
     return path
+
+
+def _is_usable(path: Path, owners: set[int] | None = None) -> bool:
+    """Whether it is a whole library of this user's, or of one of `owners`."""
+    data = read_trusted(path, owners or {os.geteuid()})
+    return data is not None and compiler.is_whole(data)
+
+
+def _say(notice: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed, or a file on a full disk
+        print(notice, file=sys.stderr, flush=True)
 
 
 def build_portable(library: Library, folder: Path) -> list[Path]:
@@ -52,39 +70,13 @@ def build_portable(library: Library, folder: Path) -> list[Path]:
 
     Raises compiler.BuildError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     identity = _identity(library)
     marches = {level: (f"-march={level}",) for level in _LEVELS} if library.tuned else {"any": ()}
     paths = [folder / _portable_name(library, identity, level) for level in marches]
     for path, march in zip(paths, marches.values(), strict=True):
         compiler.build(library, march, path)
     return paths
-
-
-def cache_folder() -> Path:
-    """The folder of built files: BLOCKSPARSE_CACHE, else blocksparse under XDG_CACHE_HOME or ~/.cache.
-
-    What lies in it is loaded as code, so only this user may write there; where that cannot be had (no home, a folder of
-    somebody else's), files live in a folder that is removed when the process ends.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(os.environ.get("BLOCKSPARSE_CACHE") or Path(home) / "blocksparse")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-        private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-        if private and status.st_mode & 0o022:
-            folder.chmod(0o700)
-        if private and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(_process_folder().name)
-
-
-@functools.cache
-def _process_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="blocksparse-")  # removed when the interpreter ends
 
 
 def _identity(library: Library) -> str:
@@ -100,8 +92,10 @@ def _portable_name(library: Library, identity: str, level: str) -> str:
     return f"{library.name}-{identity}-{level}.so"
 
 
-def _levels() -> list[str]:
-    """The x86-64 levels that this CPU has, best first."""
+def _levels(library: Library) -> list[str]:
+    """The x86-64 levels that this CPU has, best first; "any" for a library that is the same on all."""
+    if not library.tuned:
+        return ["any"]
     flags, levels = set(_cpu("flags").split()), list(_LEVELS)
     return [level for at, level in enumerate(levels) if all(_LEVELS[below] <= flags for below in levels[at:])]
 
@@ -119,10 +113,3 @@ def _cpu(field: str) -> str:
 
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go when this process ends, however it ends
-        yield

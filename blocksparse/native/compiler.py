@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -16,7 +17,11 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
-    """The kernels could not be built; the message says what is missing."""
+    """The kernels could not be built; the message says what is missing, `repair` what to do."""
+
+    def __init__(self, text: str, repair: str = "Install g++"):
+        super().__init__(text)
+        self.repair = repair
 
 
 def version() -> str:
@@ -39,24 +44,23 @@ def build(library: Library, march: tuple[str, ...], path: Path) -> None:
     import tensorflow as tf
 
     if reason := missing(library):
-        raise BuildError(reason)
+        raise BuildError(reason, "Install a TensorFlow that ships it")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{library.name}-") as work:
         objects = [f"{work}/{number}.o" for number in range(len(library.units))]
         _compile(library, march, objects)
         linked = Path(work) / "linked.so"
         flags = [flag.format(lib=tf.sysconfig.get_lib()) for flag in library.link]
         _run([*_compiler(), "-shared", *objects, "-o", str(linked), *tf.sysconfig.get_link_flags(), *flags])
+        if not linked.exists():
+            raise BuildError(f"{shlex.join(_compiler())} ended without an error and wrote nothing")
         data = linked.read_bytes()
         linked.write_bytes(data + hashlib.sha256(data).digest())  # ELF ignores what follows its sections
+        linked.chmod(0o755)  # whatever the umask: what others may write is not loaded
         os.replace(linked, path)
 
 
-def is_whole(path: Path) -> bool:
-    """True for a complete file: loading half a shared object would kill the process."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return False
+def is_whole(data: bytes) -> bool:
+    """True for what a complete file holds: loading half a shared object would kill the process."""
     return len(data) > _DIGEST and hashlib.sha256(data[:-_DIGEST]).digest() == data[-_DIGEST:]
 
 
@@ -65,23 +69,26 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
     import tensorflow as tf
 
     common = [*_compiler(), *tf.sysconfig.get_compile_flags(), *march, "-fPIC", "-w", "-x", "c++", "-c", "-"]
-    running = []
-    for unit, target in zip(library.units, objects, strict=True):
-        flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
-        command = [*common, *flags, "-o", target]
-        running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     texts = ["".join(f'#include "{ROOT / source}"\n' for source in unit.sources) for unit in library.units]
-    errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
+    with contextlib.ExitStack() as stack:  # waits for those that began, where one cannot be started
+        running = []
+        for unit, target in zip(library.units, objects, strict=True):
+            flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
+            command, pipes = [*common, *flags, "-o", target], dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+            running.append(stack.enter_context(subprocess.Popen(command, **pipes, **_text())))
+        errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
     if failed:
-        raise BuildError(
-            f"{shlex.join(_compiler())} could not compile the {library.name} kernels:\n{failed[0][-2000:]}"
-        )
+        text = f"{shlex.join(_compiler())} could not compile the {library.name} kernels"
+        raise _failure(text, "".join(failed))
 
 
 def _compiler() -> list[str]:
     """The command: g++, or CXX, which may hold arguments."""
-    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    try:
+        command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']} cannot be read ({error})", "Mend CXX") from error
     if shutil.which(command[0]) is None:
         raise BuildError(f"there is no C++ compiler ({command[0]} is not found; CXX may name another)")
     return command
@@ -89,7 +96,20 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, **_text()).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
-        raise BuildError(f"{command[0]} failed:\n{output[-2000:]}") from error
+        raise _failure(f"{command[0]} failed", output) from error
+
+
+def _text() -> dict:
+    """How compilers' messages are read: in English, whatever bytes they hold."""
+    return dict(text=True, encoding="utf-8", errors="replace", env={**os.environ, "LC_ALL": "C"})
+
+
+def _failure(text: str, output: str) -> BuildError:
+    """output: what the compiler said; empty where it was killed."""
+    if "No space left on device" in output or "Disk quota exceeded" in output:
+        repair = "Free some space there and in the folder of temporary files, or set BLOCKSPARSE_CACHE and TMPDIR"
+        return BuildError(f"the disk is full: {text}:\n{output[-2000:]}", repair)
+    return BuildError(f"{text}:\n{output[-2000:] or 'it ended without a word'}")

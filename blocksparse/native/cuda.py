@@ -6,9 +6,10 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
+
+from .folders import prebuilt_folder
 
 _GPU = Path(__file__).parents[1] / "gpu"
 LEAST_CAPABILITY = 80  # Triton has no tensor-core path below
@@ -49,8 +50,8 @@ def capabilities() -> tuple[int, ...]:
 
 def kernel_folders(cache: Path) -> list[Path]:
     """Folders that may hold KEY/manifest, in the order they are looked in; the writable one is the last."""
-    roots = [os.environ.get("BLOCKSPARSE_PREBUILT"), cache]
-    return [Path(root) / f"kernels-{source_hash()}" for root in roots if root]
+    roots = [prebuilt_folder(), cache]
+    return [root / f"kernels-{source_hash()}" for root in roots if root]
 
 
 def has_triton() -> bool:

@@ -15,8 +15,8 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from . import cuda, loading
-from .cache import cache_folder
 from .compiler import BuildError
+from .folders import cache_folder
 from .libraries import CPU, GPU, XLA
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA GPUs: Linux's own, and WSL's
@@ -72,10 +72,12 @@ def xla_library() -> loading.Loaded:
 @functools.cache
 def _gpu_or_none_needed() -> bool:
     """Whether graphs may hold the op on this machine: TensorFlow may place it on any device that it sees."""
-    reason = cuda.reason_for_reference(cache_folder())
-    if reason is None and cuda.capabilities():
-        reason = _failure(gpu_library)
-    return _accept(reason)
+    if not cuda.capabilities():
+        return True
+    try:
+        return _accept(cuda.reason_for_reference(cache_folder()) or _failure(gpu_library))
+    except BuildError as error:
+        return _accept(f"{error}. {error.repair}")
 
 
 @functools.cache
@@ -94,7 +96,7 @@ def _failure(load) -> str | None:
     try:
         load()
     except BuildError as error:
-        return str(error)
+        return f"{error}. {error.repair}"
     return None
 
 

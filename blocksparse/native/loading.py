@@ -42,8 +42,11 @@ def _load_once(library: Library) -> Loaded | BuildError:
         return Loaded(tf.load_op_library(path), ctypes.CDLL(path))
     except BuildError as error:
         return error
-    except tf.errors.OpError as error:
-        return BuildError(f"TensorFlow {tf.__version__} cannot load {path}: {error.message}")
+    except (tf.errors.OpError, OSError) as error:
+        noexec = "failed to map segment" in str(error)
+        repair = "Set BLOCKSPARSE_CACHE to a folder on a disk that is mounted without noexec" if noexec else None
+        text = f"TensorFlow {tf.__version__} cannot load {path}: {getattr(error, 'message', error)}"
+        return BuildError(text, repair or f"Remove {path}")
 
 
 @functools.cache
@@ -58,8 +61,8 @@ def load_library() -> ModuleType | None:
         return load(CPU).ops
     except BuildError as error:
         warnings.warn(
-            f"blocksparse runs in plain TensorFlow, several times slower and with more memory: {error}. Install g++, "
-            "or set BLOCKSPARSE_KERNELS=reference to choose this and hear no more of it.",
+            f"blocksparse runs in plain TensorFlow, several times slower and with more memory: {error}. "
+            f"{error.repair}, or set BLOCKSPARSE_KERNELS=reference to choose this and hear no more of it.",
             RuntimeWarning,
             stacklevel=2,
         )
