@@ -84,7 +84,8 @@ def publish(out: Path, key: str, compiled: list) -> None:
             (fresh / f"{function}.cubin").write_bytes(cubin)
             files[function] = (f"{function}.cubin", cubin, symbol, warps, shared)
         (fresh / "manifest").write_text(manifest.text(key, files))
-        fresh.chmod(0o755)
+        for path in [*fresh.iterdir(), fresh]:  # whatever the umask: what others may write is not loaded
+            path.chmod(0o755 if path == fresh else 0o644)
         fresh.rename(out / key)
     except OSError:
         if not (out / key / "manifest").exists():  # else another process was first, with the same content

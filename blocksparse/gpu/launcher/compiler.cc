@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,28 +50,44 @@ absl::Status run(const std::vector<std::string>& command) {
   return absl::InternalError(output);
 }
 
-std::string find(const std::vector<std::string>& folders, const std::string& key) {
+// Whether a path is what nobody but the user, root or `owner` can have put there: no link, and nobody else may write it.
+bool is_trusted(const std::string& path, uid_t owner) {
+  struct stat status;
+  if (lstat(path.c_str(), &status) != 0 || S_ISLNK(status.st_mode) || (status.st_mode & (S_IWGRP | S_IWOTH))) return false;
+  return status.st_uid == geteuid() || status.st_uid == 0 || status.st_uid == owner;
+}
+
+// The first folder's files of the key. Folders that others may write in are passed over; `refused` tells of the last.
+std::string find(const std::vector<std::string>& folders, const std::string& key, std::string* refused) {
   for (const std::string& folder : folders) {
     std::string found = absl::StrCat(folder, "/", key);
-    if (access(absl::StrCat(found, "/manifest").c_str(), R_OK) == 0) return found;
+    const std::string manifest = absl::StrCat(found, "/manifest");
+    if (access(manifest.c_str(), R_OK) != 0) continue;
+    struct stat status;
+    const bool shipped = &folder != &folders.back() && stat(folder.c_str(), &status) == 0;
+    const uid_t owner = shipped ? status.st_uid : geteuid();  // a folder that the user named is its owner's to fill
+    if (is_trusted(folder, owner) && is_trusted(found, owner) && is_trusted(manifest, owner)) return found;
+    *refused = absl::StrCat(found, " is not used: it is a link, another user's, or others may write there; remove it");
   }
   return "";
 }
 
 absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, const std::string& key) {
-  std::string found = find(settings.folders, key);
+  std::string refused, found = find(settings.folders, key, &refused);
   if (!found.empty()) return found;
   if (settings.command.empty()) {
     return absl::NotFoundError(absl::StrCat(
-        "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
+        refused, refused.empty() ? "" : "; ", "no compiled kernel ", key, " in ",
+        absl::StrJoin(settings.folders, ", "),
         ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine "
         "(python blocksparse/gpu/compile.py --out FOLDER ", key, ") and put FOLDER/", key, " there"));
   }
   std::vector<std::string> command = settings.command;
   command.push_back(key);
   absl::Status status = run(command);
-  found = find(settings.folders, key);
+  found = find(settings.folders, key, &refused);
   if (!found.empty()) return found;
+  if (status.ok() && !refused.empty()) return absl::PermissionDeniedError(refused);
   return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(), "\nThe command was: ",
                                           absl::StrJoin(command, " ")));
 }
