@@ -37,8 +37,8 @@ struct Arguments {
   }
 
   // Fits q, k and v to `plan`.
-  absl::Status fit(const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
-                   const tensorflow::TensorShape& v, int32_t heads, float scale) {
+  absl::Status fit(const tensorflow::TensorShape& q, const tensorflow::TensorShape& k, const tensorflow::TensorShape& v,
+                   int32_t heads, float scale) {
     if (plan.heads != heads) {
       return absl::InvalidArgumentError(absl::StrCat("heads is ", heads, " but the plan has ", plan.heads));
     }

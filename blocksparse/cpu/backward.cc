@@ -12,7 +12,11 @@ template <typename T>
 class Backward {
  public:
   Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, float* workspace)
-      : shape_(shape), plan_(plan), tiles_(plan.by_key), in_(in), gradient_(gradient),
+      : shape_(shape),
+        plan_(plan),
+        tiles_(plan.by_key),
+        in_(in),
+        gradient_(gradient),
         head_width_(padded(shape.head_dim)),
         segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
         partial_(workspace) {}
@@ -79,10 +83,16 @@ class Backward {
       return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
     };
     const int32_t head_dim = shape_.head_dim, value_dim = shape_.value_dim;
-    return {queries(in_.q, head_dim),           keys(in_.k, head_dim),          keys(in_.v, value_dim),
-            queries(gradient_.out, value_dim),  queries(gradient_.dout, value_dim),
-            queries(gradient_.dq, head_dim),    keys(gradient_.dk, head_dim),   keys(gradient_.dv, value_dim),
-            numbers(gradient_.lse),             numbers(gradient_.dlse)};
+    return {queries(in_.q, head_dim),
+            keys(in_.k, head_dim),
+            keys(in_.v, value_dim),
+            queries(gradient_.out, value_dim),
+            queries(gradient_.dout, value_dim),
+            queries(gradient_.dq, head_dim),
+            keys(gradient_.dk, head_dim),
+            keys(gradient_.dv, value_dim),
+            numbers(gradient_.lse),
+            numbers(gradient_.dlse)};
   }
 
   // A segment while it runs.
@@ -104,16 +114,16 @@ class Backward {
     std::vector<float> lse(end - begin), delta(end - begin);
     float* sums = partial(batch_head_of(task), segment);
     std::fill_n(sums, (end - begin) * head_width_, 0.0f);
-    Run run = {head_of(batch_head_of(task)), {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
+    Run run = {head_of(batch_head_of(task)),
+               {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
                std::vector<bool>(plan_.query_time / tiles_.granule)};
     for (int32_t i = segment.first; i < segment.last; ++i) {
       run_tile(segments_.tile(i), &run, work, [&] {
         i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
       });
     }
-    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
-      write_row(run.by_row.dq + row * head_width_, shape_.head_dim, at);
-    });
+    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end,
+                  [&](int32_t row, T* at) { write_row(run.by_row.dq + row * head_width_, shape_.head_dim, at); });
   }
 
   template <typename FetchNext>

@@ -19,7 +19,7 @@ void run(const Call& call, const Plan& plan, const Parallel& parallel, float* wo
     attention_forward(call.shape, plan, inputs, out(call.out), lse, parallel);
     return;
   }
-  const Gradient<T> gradient = {in(call.out),  in(call.dout), real(call.lse), real(call.dlse),
+  const Gradient<T> gradient = {in(call.out), in(call.dout), real(call.lse), real(call.dlse),
                                 out(call.dq), out(call.dk),  out(call.dv)};
   attention_backward(call.shape, plan, inputs, gradient, workspace, parallel);
 }
@@ -43,8 +43,11 @@ extern "C" std::string blocksparse_call_cpu(const blocksparse::Call& call, const
     if (workspace == nullptr && bytes > 0) return "no memory for " + std::to_string(bytes) + " bytes of workspace";
   }
   const std::string dtype = call.dtype;
-  if (dtype == "f16") run<Eigen::half>(call, plan, parallel, workspace);
-  else if (dtype == "bf16") run<Eigen::bfloat16>(call, plan, parallel, workspace);
-  else run<float>(call, plan, parallel, workspace);
+  if (dtype == "f16")
+    run<Eigen::half>(call, plan, parallel, workspace);
+  else if (dtype == "bf16")
+    run<Eigen::bfloat16>(call, plan, parallel, workspace);
+  else
+    run<float>(call, plan, parallel, workspace);
   return "";
 }

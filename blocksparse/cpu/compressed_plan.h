@@ -55,8 +55,8 @@ inline absl::Status unpack_plan(tensorflow::OpKernelConstruction& context, tenso
   std::memcpy(plan->flat<int32_t>().data(), bytes.data(), bytes.size());
   tensorflow::tstring more;
   if (stream.ReadNBytes(1, &more).ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("the compressed plan is damaged: it goes on after ", length,
-                                                   " int32"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the compressed plan is damaged: it goes on after ", length, " int32"));
   }
   return absl::OkStatus();
 }

@@ -12,22 +12,14 @@ namespace {
 TilePlan view_side(const int32_t* data, int record, const int (&starts)[array::kCount]) {
   const int32_t* sizes = data + record;
   const auto at = [&](int array) { return data + data[starts[array]]; };
-  return {sizes[side::kRowTile],
-          sizes[side::kColumnTile],
-          sizes[side::kGranule],
-          sizes[side::kRowTiles],
-          sizes[side::kColumnTiles],
-          sizes[side::kMasks],
-          sizes[side::kMostRowTiles],
-          sizes[side::kMostColumnTiles],
-          at(array::kHeadTiles),
-          at(array::kRows),
-          at(array::kRowCount),
-          at(array::kOffset),
-          at(array::kFull),
-          at(array::kColumns),
-          at(array::kMask),
-          reinterpret_cast<const uint32_t*>(at(array::kMasks))};
+  return {sizes[side::kRowTile],      sizes[side::kColumnTile],
+          sizes[side::kGranule],      sizes[side::kRowTiles],
+          sizes[side::kColumnTiles],  sizes[side::kMasks],
+          sizes[side::kMostRowTiles], sizes[side::kMostColumnTiles],
+          at(array::kHeadTiles),      at(array::kRows),
+          at(array::kRowCount),       at(array::kOffset),
+          at(array::kFull),           at(array::kColumns),
+          at(array::kMask),           reinterpret_cast<const uint32_t*>(at(array::kMasks))};
 }
 
 // Plans already found good. A long-lived process that makes many starts over at a thousand.

@@ -51,8 +51,8 @@ struct Plan {
 // Views int32 words as a plan, unchecked.
 Plan view_plan(const int32_t* data);
 
-// Views `size` int32 as a plan whose every word was checked: once for each content, which is hashed on every call, since
-// memory that held a good plan may hold another one now. Returns what is wrong with it, or an empty string.
+// Views `size` int32 as a plan whose every word was checked: once for each content, which is hashed on every call,
+// since memory that held a good plan may hold another one now. Returns what is wrong with it, or an empty string.
 std::string read_plan(const int32_t* data, int64_t size, Plan* plan);
 
 }  // namespace blocksparse

@@ -66,7 +66,8 @@ class PlanCheck {
                    "a multiple of 8 that divides both tile sizes") &&
            require(sizes[side::kRowTiles] >= 0 && sizes[side::kColumnTiles] >= 0 && sizes[side::kMasks] >= 0,
                    name + " counts", "0 or more") &&
-           require(data_[kQueryTime] % g == 0 && data_[kKeyTime] % g == 0, name + ".granule", "a divisor of both times");
+           require(data_[kQueryTime] % g == 0 && data_[kKeyTime] % g == 0, name + ".granule",
+                   "a divisor of both times");
   }
 
   std::vector<Array> arrays_of(int record, const int (&words)[array::kCount], const std::string& name) const {

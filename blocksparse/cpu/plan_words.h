@@ -1,4 +1,5 @@
-// Where a plan's int32 vector holds what: the C++ names of plan/blob.py's Word, SIDE and ARRAYS. A test compares the two.
+// Where a plan's int32 vector holds what: the C++ names of plan/blob.py's Word, SIDE and ARRAYS. A test compares the
+// two.
 #pragma once
 
 #include <cstdint>

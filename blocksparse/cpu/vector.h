@@ -45,7 +45,7 @@ inline bool any(Bits mask) {
 inline Vec exp2(Vec x) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   const Vec rounded = x + magic;
-  const Vec f = x - (rounded - magic);       // in [-1/2, 1/2]
+  const Vec f = x - (rounded - magic);  // in [-1/2, 1/2]
   Vec p = broadcast(1.32647271e-03f);
   p = p * f + 9.67151265e-03f;
   p = p * f + 5.55073374e-02f;

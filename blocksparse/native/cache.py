@@ -14,7 +14,15 @@ import sys
 from pathlib import Path
 
 from . import compiler
-from .folders import cache_folder, failure, lock, owners_of, prebuilt_folder, read_trusted, warn_of_a_passing_folder
+from .folders import (
+    cache_folder,
+    failure,
+    lock,
+    owners_of,
+    prebuilt_folder,
+    read_trusted,
+    warn_of_a_passing_folder,
+)
 from .libraries import Library
 
 _LEVELS = {  # what the CPU has to list, best level first (x86-64 psABI)

@@ -74,7 +74,10 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
         running = []
         for unit, target in zip(library.units, objects, strict=True):
             flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
-            command, pipes = [*common, *flags, "-o", target], dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+            command, pipes = (
+                [*common, *flags, "-o", target],
+                dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE),
+            )
             running.append(stack.enter_context(subprocess.Popen(command, **pipes, **_text())))
         errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
@@ -110,6 +113,8 @@ def _text() -> dict:
 def _failure(text: str, output: str) -> BuildError:
     """output: what the compiler said; empty where it was killed."""
     if "No space left on device" in output or "Disk quota exceeded" in output:
-        repair = "Free some space there and in the folder of temporary files, or set BLOCKSPARSE_CACHE and TMPDIR"
+        repair = (
+            "Free some space there and in the folder of temporary files, or set BLOCKSPARSE_CACHE and TMPDIR"
+        )
         return BuildError(f"the disk is full: {text}:\n{output[-2000:]}", repair)
     return BuildError(f"{text}:\n{output[-2000:] or 'it ended without a word'}")

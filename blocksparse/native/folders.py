@@ -88,7 +88,9 @@ def lock(path: Path) -> Iterator[None]:
         path.unlink()  # a link: opened, it would lead to somebody's file
         file = os.open(path, flags, 0o600)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: two processes may build the same twice
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks: two processes may build the same twice
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
@@ -98,9 +100,13 @@ def lock(path: Path) -> Iterator[None]:
 def failure(error: OSError, folder: Path) -> BuildError:
     """What an error of the operating system while building into `folder` means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        text = f"the disk is full, or has no room for another file, where {error.filename or folder} should go"
+        text = (
+            f"the disk is full, or has no room for another file, where {error.filename or folder} should go"
+        )
         return BuildError(text, "Free some space, or set BLOCKSPARSE_CACHE to a folder on another disk")
-    return BuildError(f"{error} (building into {folder})", "Set BLOCKSPARSE_CACHE to a folder that you can write")
+    return BuildError(
+        f"{error} (building into {folder})", "Set BLOCKSPARSE_CACHE to a folder that you can write"
+    )
 
 
 def _private_folder() -> Path | str:

@@ -44,7 +44,9 @@ def _load_once(library: Library) -> Loaded | BuildError:
         return error
     except (tf.errors.OpError, OSError) as error:
         noexec = "failed to map segment" in str(error)
-        repair = "Set BLOCKSPARSE_CACHE to a folder on a disk that is mounted without noexec" if noexec else None
+        repair = (
+            "Set BLOCKSPARSE_CACHE to a folder on a disk that is mounted without noexec" if noexec else None
+        )
         text = f"TensorFlow {tf.__version__} cannot load {path}: {getattr(error, 'message', error)}"
         return BuildError(text, repair or f"Remove {path}")
 

@@ -58,9 +58,14 @@ class AttentionXla : public tensorflow::XlaOpKernel {
                         const tensorflow::Tensor& plan) const {
     const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
     const Shape& shape = arguments.shape;
-    Constants constants = {backward,        type == xla::F16 ? 0 : type == xla::BF16 ? 1 : single,
-                           shape.heads,     shape.head_dim,
-                           shape.value_dim, shape.scale,
+    Constants constants = {backward,
+                           type == xla::F16    ? 0
+                           : type == xla::BF16 ? 1
+                                               : single,
+                           shape.heads,
+                           shape.head_dim,
+                           shape.value_dim,
+                           shape.scale,
                            arguments.plan.reordered()};
     std::copy_n(plan.vec<int32_t>().data(), kHeaderWords, constants.header);
     int32_t words[kWords];

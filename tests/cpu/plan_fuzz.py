@@ -3,8 +3,8 @@
     python tests/cpu/plan_fuzz.py [--count 5000] [--seed 0] [--own]
 
 Three fifths of the damaged plans carry the hash of the good plan they were made of, one fifth a hash that is damaged as
-well, one fifth the hash of their own content: only these may run, and are then plans of something else (--own makes no others). Ends with
-status 1 where a plan that is not what its hash says ran, or where a sanitizer reported anything.
+well, one fifth the hash of their own content: only these may run, and are then plans of something else (--own makes no
+others). Ends with status 1 where a plan that is not what its hash says ran, or where a sanitizer reported anything.
 """
 
 from __future__ import annotations
@@ -28,14 +28,37 @@ from blocksparse.plan.blob import HEADER, Word, digest  # noqa: E402
 
 SOURCES = ["plan", "plan_check", "query_tile", "key_tile", "forward", "backward"]
 FLAGS = "-std=c++17 -O1 -g1 -w -fsanitize=address,undefined -fno-sanitize-recover=all".split()
-EXTREMES = [-(2**31), -(2**31) + 1, -128, -2, -1, 0, 1, 2, 3, 7, 16, 63, 64, 65, 128, 2**16, 2**30, 2**31 - 4, 2**31 - 1]
+EXTREMES = [
+    -(2**31),
+    -(2**31) + 1,
+    -128,
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    16,
+    63,
+    64,
+    65,
+    128,
+    2**16,
+    2**30,
+    2**31 - 4,
+    2**31 - 1,
+]
 HASHES = ("good", "good", "good", "damaged", "own")
 
 
 def build_runner(folder: Path, include: Path) -> Path:
     """The program that runs plans; include: where Eigen's headers are."""
     runner = folder / "run_plans"
-    files = [ROOT / "tests/cpu/sanitizer/run_plans.cc", *(ROOT / f"blocksparse/cpu/{name}.cc" for name in SOURCES)]
+    files = [
+        ROOT / "tests/cpu/sanitizer/run_plans.cc",
+        *(ROOT / f"blocksparse/cpu/{name}.cc" for name in SOURCES),
+    ]
     text = "".join(f'#include "{file}"\n' for file in files)
     command = ["g++", *FLAGS, f"-I{include}", f"-I{ROOT}", "-x", "c++", "-", "-o", runner]
     subprocess.run(command, input=text, text=True, check=True)
@@ -48,13 +71,18 @@ def run_plans(runner: Path, plans: list[np.ndarray], seconds: float) -> list[str
         for plan in plans:
             file.write(np.int64(len(plan)).tobytes() + plan.astype(np.int32).tobytes())
         file.flush()
-        environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=0:max_allocation_size_mb=1024"}
+        environment = {
+            **os.environ,
+            "ASAN_OPTIONS": "allocator_may_return_null=0:max_allocation_size_mb=1024",
+        }
         done = subprocess.run(
             [runner, file.name], capture_output=True, text=True, env=environment, timeout=seconds
         )
     said = done.stdout.splitlines()
     if done.returncode or len(said) != len(plans):
-        raise RuntimeError(f"plan {len(said)} of {len(plans)}: status {done.returncode}\n{done.stderr[:6000]}")
+        raise RuntimeError(
+            f"plan {len(said)} of {len(plans)}: status {done.returncode}\n{done.stderr[:6000]}"
+        )
     return said
 
 
@@ -147,14 +175,16 @@ def check(runner: Path, count: int, seed: int, seconds: float, kinds: tuple[str,
     if ran["good"] or ran["damaged"] or ran["none"] != total["none"]:
         raise RuntimeError(f"ran: {dict(ran)} of {dict(total)}")
     return (
-        f"{count} damaged plans: {total['good']} under a good one's hash and {total['damaged']} under a damaged one, all "
-        f"refused; {total['own']} under their own, {total['own'] - ran['own']} refused, {ran['own']} ran as plans of "
-        f"something else; no report"
+        f"{count} damaged plans: {total['good']} under a good one's hash and {total['damaged']} under a damaged one, "
+        f"all refused; {total['own']} under their own, {total['own'] - ran['own']} refused, {ran['own']} ran as plans "
+        f"of something else; no report"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--own", action="store_true", help="only plans under the hash of their own content")

@@ -49,7 +49,7 @@ def test_bad_calls(message):
 
 
 def damaged(word, value, relative_to=None):
-    """The plan with one word changed (of the array whose offset header word `relative_to` holds), under its own hash."""
+    """The plan with one word changed (of the array whose offset header word `relative_to` holds), rehashed."""
     plan = PLAN.copy()
     plan[word if relative_to is None else plan[relative_to] + word] = value
     plan[Word.HASH : Word.LENGTH] = digest(plan)

@@ -89,8 +89,13 @@ def test_a_lock_that_is_a_link_leads_nowhere(tmp_path):
         assert precious.read_text() == "content"
 
 
-@pytest.mark.parametrize("mode, above, used", [(0o755, 0o755, 1), (0o777, 0o755, 0), (0o775, 0o755, 0), (0o755, 0o777, 0), (0o755, 0o1777, 1)])
-def test_a_prebuilt_folder_that_others_may_write_is_refused(small, builds, tmp_path, monkeypatch, mode, above, used):
+@pytest.mark.parametrize(
+    "mode, above, used",
+    [(0o755, 0o755, 1), (0o777, 0o755, 0), (0o775, 0o755, 0), (0o755, 0o777, 0), (0o755, 0o1777, 1)],
+)
+def test_a_prebuilt_folder_that_others_may_write_is_refused(
+    small, builds, tmp_path, monkeypatch, mode, above, used
+):
     folder = tmp_path / "above" / "prebuilt"
     paths = cache.build_portable(small, folder)
     folder.chmod(mode)
@@ -102,7 +107,9 @@ def test_a_prebuilt_folder_that_others_may_write_is_refused(small, builds, tmp_p
     assert (found == paths[0]) == bool(used)
     texts = [str(each.message) for each in caught]
     assert bool(used) == (not texts)
-    assert used or (len(texts) == 1 and "is not used: others may write in" in texts[0] and "chmod go-w" in texts[0])
+    assert used or (
+        len(texts) == 1 and "is not used: others may write in" in texts[0] and "chmod go-w" in texts[0]
+    )
 
 
 def test_a_prebuilt_file_that_others_may_write_is_not_loaded(small, builds, tmp_path, monkeypatch):
@@ -127,7 +134,9 @@ def test_without_a_home_nothing_is_made_in_the_working_directory(small, builds, 
 def test_a_cache_that_cannot_be_written_names_the_variable(small, builds, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BLOCKSPARSE_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.warns(RuntimeWarning, match=r"removed when this process ends: .*below cannot be used.*Set BLOCKSPARSE_CACHE"):
+    with pytest.warns(
+        RuntimeWarning, match=r"removed when this process ends: .*below cannot be used.*Set BLOCKSPARSE_CACHE"
+    ):
         cache.shared_object(small)
 
 
@@ -146,9 +155,14 @@ NO_BUILD = {  # how nothing can be built, and what the warning says
         ["could not compile the small kernels", "ended without a word"],
     ),
     "writes nothing": (lambda path: "true", ["wrote nothing", "Install g++"]),
-    "strange bytes": (lambda path: script(path, "#!/bin/sh\nprintf '\\377\\376' >&2\nexit 1\n"), ["\ufffd", "g++"]),
+    "strange bytes": (
+        lambda path: script(path, "#!/bin/sh\nprintf '\\377\\376' >&2\nexit 1\n"),
+        ["\ufffd", "g++"],
+    ),
     "a full disk": (
-        lambda path: script(path, '#!/bin/sh\n[ "$1" = --version ] && exit\necho No space left on device >&2\nexit 1\n'),
+        lambda path: script(
+            path, '#!/bin/sh\n[ "$1" = --version ] && exit\necho No space left on device >&2\nexit 1\n'
+        ),
         ["the disk is full", "Free some space"],
     ),
 }
@@ -221,8 +235,15 @@ def test_a_disk_that_runs_nothing_is_named(small, builds, monkeypatch):
 
 def test_the_import_survives_it_all(tmp_path):
     """No home, a closed standard error, an open quote: plain TensorFlow, and nothing left behind."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "BLOCKSPARSE_CACHE")}
-    environment |= {"PYTHONPATH": str(ROOT), "CXX": "g++ '", "XDG_CACHE_HOME": "~", "BLOCKSPARSE_KERNELS": "auto"}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("HOME", "BLOCKSPARSE_CACHE")
+    }
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "CXX": "g++ '",
+        "XDG_CACHE_HOME": "~",
+        "BLOCKSPARSE_KERNELS": "auto",
+    }
     command = f"{sys.executable} -c 'import blocksparse; print(1)' 2>&-"
     done = subprocess.run(command, shell=True, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "1\n" and done.returncode == 0 and not list(tmp_path.rglob("*blocksparse*"))

@@ -27,7 +27,9 @@ def test_good_plans_run_clean(runner):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_damaged_plans_are_refused(runner, seed):
     said = plan_fuzz.check(runner, 5000, seed, seconds=120)
-    assert "3000 under a good one's hash and 1000 under a damaged one, all refused; 1000 under their own" in said
+    assert (
+        "3000 under a good one's hash and 1000 under a damaged one, all refused; 1000 under their own" in said
+    )
 
 
 def changed(plan, word, value, array=None):
@@ -44,7 +46,9 @@ def test_what_kernels_cannot_survive_is_refused(runner):
     last_mask = int(causal[Word.KEY_ARRAYS_END + 1])
     cases = {
         "by_key.masks has to be 0 past the column tile": changed(causal, last_mask, 1 << 16),
-        "by_query.full has to be at most the tiles visited": changed(causal, 0, 1 << 30, Word.QUERY_ARRAYS + 4),
+        "by_query.full has to be at most the tiles visited": changed(
+            causal, 0, 1 << 30, Word.QUERY_ARRAYS + 4
+        ),
         "by_query.most_row_tiles has to be that of head_tiles": changed(causal, Word.BY_QUERY + 6, 1 << 30),
         "by_key.most_column_tiles has to be that of offset": changed(causal, Word.BY_KEY + 7, 0),
         "by_query.rows has to be tiles that hold every row of a head once": changed(

@@ -20,7 +20,9 @@ def enumerators(start, end):
 
 
 def constants(name):
-    return [int(number, 0) for number in re.search(rf"\b{name}\S* = \{{?([\w, ]+)\}}?[,;]", TEXT)[1].split(",")]
+    return [
+        int(number, 0) for number in re.search(rf"\b{name}\S* = \{{?([\w, ]+)\}}?[,;]", TEXT)[1].split(",")
+    ]
 
 
 def test_the_words():
@@ -33,7 +35,9 @@ def test_a_side_and_its_arrays():
     sides, arrays = enumerators("namespace side", "};"), enumerators("namespace array", "};")
     assert list(sides) == [*(name.upper() for name in blob.SIDE), "COUNT"]
     assert list(arrays) == [*(name.upper() for name in blob.ARRAYS), "COUNT"]
-    assert [*sides.values()] == [*range(len(blob.SIDE) + 1)] and [*arrays.values()] == [*range(len(blob.ARRAYS) + 1)]
+    assert [*sides.values()] == [*range(len(blob.SIDE) + 1)] and [*arrays.values()] == [
+        *range(len(blob.ARRAYS) + 1)
+    ]
     assert constants("kQueryStarts") == blob._QUERY_STARTS and constants("kKeyStarts") == blob._KEY_STARTS
 
 

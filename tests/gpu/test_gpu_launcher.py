@@ -95,7 +95,10 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
         (f"{FILE}launch a b c 4 -1 1 1 1 p:q", "line 3: 4 warps and -1 bytes of shared memory"),
         (f"{FILE}launch a b c 4 0 batch 65536 1 p:q", "a grid's side is 65536; it has to be 0 to 65535"),
         (f"{FILE}launch a b c 4 0 0-batch 1 1 p:q", "a grid's side is -1; it has to be 0 to 2147483647"),
-        (f"{FILE}launch a b c 4 0 1 1 1 i:2147483648", "an argument is 2147483648; it has to be -2147483648 to"),
+        (
+            f"{FILE}launch a b c 4 0 1 1 1 i:2147483648",
+            "an argument is 2147483648; it has to be -2147483648 to",
+        ),
         (f"{HEAD}file ../b 4 00", "line 2: file ../b is not beside the manifest"),
         (f"{HEAD}file b -4 00", "line 2: a file of -4 bytes; 1 to 64 MB can be"),
         (f"{HEAD}temp a -1", "bad expression '-1'"),

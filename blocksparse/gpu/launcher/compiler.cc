@@ -50,10 +50,12 @@ absl::Status run(const std::vector<std::string>& command) {
   return absl::InternalError(output);
 }
 
-// Whether a path is what nobody but the user, root or `owner` can have put there: no link, and nobody else may write it.
+// Whether a path is what nobody but the user, root or `owner` can have put there: no link, and nobody else may write
+// it.
 bool is_trusted(const std::string& path, uid_t owner) {
   struct stat status;
-  if (lstat(path.c_str(), &status) != 0 || S_ISLNK(status.st_mode) || (status.st_mode & (S_IWGRP | S_IWOTH))) return false;
+  if (lstat(path.c_str(), &status) != 0 || S_ISLNK(status.st_mode) || (status.st_mode & (S_IWGRP | S_IWOTH)))
+    return false;
   return status.st_uid == geteuid() || status.st_uid == 0 || status.st_uid == owner;
 }
 
@@ -77,10 +79,10 @@ absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, co
   if (!found.empty()) return found;
   if (settings.command.empty()) {
     return absl::NotFoundError(absl::StrCat(
-        refused, refused.empty() ? "" : "; ", "no compiled kernel ", key, " in ",
-        absl::StrJoin(settings.folders, ", "),
+        refused, refused.empty() ? "" : "; ", "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
         ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine "
-        "(python blocksparse/gpu/compile.py --out FOLDER ", key, ") and put FOLDER/", key, " there"));
+        "(python blocksparse/gpu/compile.py --out FOLDER ",
+        key, ") and put FOLDER/", key, " there"));
   }
   std::vector<std::string> command = settings.command;
   command.push_back(key);
@@ -88,8 +90,8 @@ absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, co
   found = find(settings.folders, key, &refused);
   if (!found.empty()) return found;
   if (status.ok() && !refused.empty()) return absl::PermissionDeniedError(refused);
-  return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(), "\nThe command was: ",
-                                          absl::StrJoin(command, " ")));
+  return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(),
+                                          "\nThe command was: ", absl::StrJoin(command, " ")));
 }
 
 }  // namespace

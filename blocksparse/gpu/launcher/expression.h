@@ -44,10 +44,18 @@ class Expression {
       int64_t& left = stack[top];
       bool overflows = false;
       switch (step.kind) {
-        case '+': overflows = __builtin_add_overflow(left, right, &left); break;
-        case '-': overflows = __builtin_sub_overflow(left, right, &left); break;
-        case '*': overflows = __builtin_mul_overflow(left, right, &left); break;
-        case '<': left = std::min(left, right); break;
+        case '+':
+          overflows = __builtin_add_overflow(left, right, &left);
+          break;
+        case '-':
+          overflows = __builtin_sub_overflow(left, right, &left);
+          break;
+        case '*':
+          overflows = __builtin_mul_overflow(left, right, &left);
+          break;
+        case '<':
+          left = std::min(left, right);
+          break;
         default:
           overflows = left == INT64_MIN && right == -1;
           left = right == 0 || overflows ? 0 : left / right;
@@ -60,7 +68,7 @@ class Expression {
 
  private:
   static constexpr int kDepth = 64;  // most steps, and so most values on the stack; and most open parentheses
-  struct Step {  // in postfix order
+  struct Step {                      // in postfix order
     static constexpr char kNumber = '#', kSymbol = '@';
     char kind;  // kNumber, kSymbol, '<' for min or the operator's character
     int64_t value;
@@ -109,7 +117,8 @@ class Expression {
 
     bool word() {
       size_t length = 0;
-      while (length < rest.size() && (absl::ascii_isalnum(rest[length]) || rest[length] == '_' || rest[length] == '.')) {
+      while (length < rest.size() &&
+             (absl::ascii_isalnum(rest[length]) || rest[length] == '_' || rest[length] == '.')) {
         ++length;
       }
       const absl::string_view name = rest.substr(0, length);

@@ -27,7 +27,7 @@ struct Device {
 
 Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
-  Symbols symbols = {call.shape.batch,     call.shape.heads,   call.shape.head_dim, call.shape.value_dim,
+  Symbols symbols = {call.shape.batch,   call.shape.heads, call.shape.head_dim, call.shape.value_dim,
                      header[kQueryTime], header[kKeyTime], header[kDistinct]};
   std::copy_n(header + kByQuery, side::kCount, symbols.begin() + kQuerySymbols);
   std::copy_n(header + kByKey, side::kCount, symbols.begin() + kKeySymbols);
@@ -36,7 +36,7 @@ Symbols symbols_of(const Call& call, const Device& device) {
 }
 
 std::vector<const void*> pointers_of(const Call& call) {
-  std::vector<const void*> pointers = {nullptr,  call.q,    call.k,  call.v,  call.out, call.lse,
+  std::vector<const void*> pointers = {nullptr,   call.q,    call.k,  call.v,  call.out, call.lse,
                                        call.dout, call.dlse, call.dq, call.dk, call.dv};
   const auto add = [&](int word) { pointers.push_back(static_cast<const int32_t*>(call.plan) + call.header[word]); };
   for (int word : {kHeadIndex, kResidues}) add(word);
@@ -63,8 +63,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const Shape& shape = call.shape;
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
-         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
-                      "-sm", capability);
+         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed], "-sm",
+                      capability);
 }
 
 namespace {
@@ -93,7 +93,8 @@ absl::StatusOr<std::string> read_cubin(const std::string& path, const File& want
   if (static_cast<int64_t>(cubin->size()) == wanted.bytes && absl::BytesToHexString(bytes) == wanted.digest) {
     return cubin;
   }
-  return absl::DataLossError(absl::StrCat(path, " is damaged: it is not the file that its manifest tells of; "
+  return absl::DataLossError(absl::StrCat(path,
+                                          " is damaged: it is not the file that its manifest tells of; "
                                           "remove its folder, and it is compiled again"));
 }
 
@@ -103,8 +104,8 @@ absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& fo
       read_cubin(absl::StrCat(folder, "/", launch.file), manifest.files.at(launch.file));
   if (!cubin.ok()) return cubin.status();
   Handle module, function;  // stays loaded as long as its context
-  absl::Status status = driver.check(driver.load_module(&module, cubin->data()),
-                                     absl::StrCat("loading ", folder, "/", launch.file));
+  absl::Status status =
+      driver.check(driver.load_module(&module, cubin->data()), absl::StrCat("loading ", folder, "/", launch.file));
   if (!status.ok()) return status;
   status = driver.check(driver.module_function(&function, module, launch.function.c_str()), launch.function);
   if (!status.ok()) return status;
@@ -149,8 +150,8 @@ class KernelCache {
       absl::Status status = driver.check(driver.context_device(&device), "cuCtxGetDevice");
       status.Update(driver.check(driver.device_attribute(&major, kCapabilityMajor, device), "cuDeviceGetAttribute"));
       status.Update(driver.check(driver.device_attribute(&minor, kCapabilityMinor, device), "cuDeviceGetAttribute"));
-      status.Update(driver.check(driver.device_attribute(&multiprocessors, kMultiprocessors, device),
-                                 "cuDeviceGetAttribute"));
+      status.Update(
+          driver.check(driver.device_attribute(&multiprocessors, kMultiprocessors, device), "cuDeviceGetAttribute"));
       if (!status.ok()) {
         devices_.erase(entry);
         return status;
@@ -182,7 +183,7 @@ class KernelCache {
 };
 
 absl::Status launch_one(const Driver& driver, const Launch& launch, Handle function, const Symbols& symbols,
-                       const std::vector<const void*>& pointers, float scale, Handle stream) {
+                        const std::vector<const void*>& pointers, float scale, Handle stream) {
   union Slot {
     const void* pointer;
     int64_t int64;
@@ -197,11 +198,19 @@ absl::Status launch_one(const Driver& driver, const Launch& launch, Handle funct
     if (i >= count) continue;
     const Argument& argument = launch.arguments[i];
     switch (argument.kind) {
-      case Argument::kPointer: slots[i].pointer = pointers[argument.pointer]; break;
+      case Argument::kPointer:
+        slots[i].pointer = pointers[argument.pointer];
+        break;
       case Argument::kInt32:  // the lower half of the slot: GPUs have only little-endian hosts
-      case Argument::kInt64: status.Update(argument.number(symbols.data(), &slots[i].int64)); break;
-      case Argument::kScale: slots[i].real = scale; break;
-      case Argument::kScaleLog2: slots[i].real = scale * 1.44269504088896340736f; break;
+      case Argument::kInt64:
+        status.Update(argument.number(symbols.data(), &slots[i].int64));
+        break;
+      case Argument::kScale:
+        slots[i].real = scale;
+        break;
+      case Argument::kScaleLog2:
+        slots[i].real = scale * 1.44269504088896340736f;
+        break;
     }
   }
   int64_t grid[3];
@@ -214,8 +223,8 @@ absl::Status launch_one(const Driver& driver, const Launch& launch, Handle funct
       absl::StrCat("launching ", launch.name, " on a grid of ", grid[0], " x ", grid[1], " x ", grid[2]));
 }
 
-absl::Status run_in_context(const Driver& driver, const Call& call, const Device& device, Handle context,
-                            void* stream, const Allocate& allocate) {
+absl::Status run_in_context(const Driver& driver, const Call& call, const Device& device, Handle context, void* stream,
+                            const Allocate& allocate) {
   // Training needs the backward kernels next: they compile beside the forward ones.
   const std::string soon = call.backward ? "" : key_of(call, true, device.capability);
   auto kernels = KernelCache::global().get(driver, context, key_of(call, call.backward, device.capability), soon);
@@ -233,8 +242,8 @@ absl::Status run_in_context(const Driver& driver, const Call& call, const Device
     }
   }
   for (size_t i = 0; i < manifest.launches.size(); ++i) {
-    absl::Status status = launch_one(driver, manifest.launches[i], (*kernels)->functions[i], symbols, pointers,
-                                    call.shape.scale, stream);
+    absl::Status status =
+        launch_one(driver, manifest.launches[i], (*kernels)->functions[i], symbols, pointers, call.shape.scale, stream);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -5,8 +5,8 @@
 //   temp NAME BYTES                                     device scratch, uninitialised
 //   launch NAME FILE FUNCTION WARPS SHARED X Y Z ARG...  in the order to run
 //
-// A temp's BYTES and X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale or
-// f:scale_log2 (scale * log2 e, float).
+// A temp's BYTES and X, Y, Z are expressions over kSymbols. ARG is p:POINTER, i:EXPR (int32), l:EXPR (int64), f:scale
+// or f:scale_log2 (scale * log2 e, float).
 #pragma once
 
 #include <array>
@@ -24,15 +24,36 @@ namespace blocksparse::gpu {
 // q.* are of the plan's by_query record, k.* of by_key; multiprocessors: the GPU's. Both lists are known to manifest.py
 // under these names.
 constexpr absl::string_view kSymbols[] = {
-    "batch", "heads", "head_dim", "value_dim", "query_time", "key_time", "distinct",
-    "q.M", "q.N", "q.g", "q.tiles", "q.column_tiles", "q.distinct_masks", "q.most_tiles", "q.most_columns",
-    "k.M", "k.N", "k.g", "k.tiles", "k.column_tiles", "k.distinct_masks", "k.most_tiles", "k.most_columns",
+    "batch",
+    "heads",
+    "head_dim",
+    "value_dim",
+    "query_time",
+    "key_time",
+    "distinct",
+    "q.M",
+    "q.N",
+    "q.g",
+    "q.tiles",
+    "q.column_tiles",
+    "q.distinct_masks",
+    "q.most_tiles",
+    "q.most_columns",
+    "k.M",
+    "k.N",
+    "k.g",
+    "k.tiles",
+    "k.column_tiles",
+    "k.distinct_masks",
+    "k.most_tiles",
+    "k.most_columns",
     "multiprocessors",
 };
 constexpr absl::string_view kPointers[] = {
-    "null", "q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv", "head_index", "order",
-    "q.head_tiles", "q.rows", "q.row_count", "q.offset", "q.full", "q.columns", "q.mask", "q.masks",
-    "k.head_tiles", "k.rows", "k.row_count", "k.offset", "k.full", "k.columns", "k.mask", "k.masks",
+    "null",     "q",      "k",         "v",          "out",     "lse",          "dout",   "dlse",
+    "dq",       "dk",     "dv",        "head_index", "order",   "q.head_tiles", "q.rows", "q.row_count",
+    "q.offset", "q.full", "q.columns", "q.mask",     "q.masks", "k.head_tiles", "k.rows", "k.row_count",
+    "k.offset", "k.full", "k.columns", "k.mask",     "k.masks",
 };
 constexpr int kSymbolCount = std::size(kSymbols);
 constexpr int kQuerySymbols = 7, kKeySymbols = 15;  // where q.*, k.* begin: a plan's side, word for word
@@ -147,8 +168,8 @@ class ManifestParser {
       return absl::InvalidArgumentError("warps and shared memory must be numbers");
     }
     if (launch.warps < 1 || launch.warps > kMostWarps || launch.shared < 0 || launch.shared > kMostSharedBytes) {
-      return absl::InvalidArgumentError(absl::StrCat(launch.warps, " warps and ", launch.shared,
-                                                     " bytes of shared memory; no GPU has so many"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(launch.warps, " warps and ", launch.shared, " bytes of shared memory; no GPU has so many"));
     }
     if (out_.files.count(launch.file) == 0) {
       return absl::InvalidArgumentError(absl::StrCat("no line before tells of file ", launch.file));
