@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <string>
 
+#include "../../cpu/plan_words.h"
 #include "absl/strings/str_split.h"
 #include "compiler.h"
 #include "launcher.h"
@@ -68,8 +69,7 @@ extern "C" void blocksparse_gpu_folder(const char* key, char* out, int size) {
 extern "C" void blocksparse_gpu_key(const int32_t* plan, int reordered, int backward, const char* dtype, int64_t batch,
                                     int head_dim, int value_dim, int capability, char* out, int size) {
   using namespace blocksparse::gpu;
-  constexpr int kHeads = 9;
-  blocksparse::Call call{backward != 0, dtype, {batch, plan[kHeads], head_dim, value_dim, 1}};
+  blocksparse::Call call{backward != 0, dtype, {batch, plan[blocksparse::kHeads], head_dim, value_dim, 1}};
   call.header = plan, call.reordered = reordered != 0;
   write(key_of(call, call.backward, capability), out, size);
 }
