@@ -1,5 +1,7 @@
 """What the ops refuse, and in which words."""
 
+import zlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -83,6 +85,17 @@ def test_damaged_plans(message):
     assert "the plan is damaged" in error.value.message and message in error.value.message
 
 
+def test_a_damaged_plan_under_the_hash_of_a_good_one():
+    """Also where it lies in the good one's memory: that is no reason to believe it."""
+    plan = PLAN.copy()
+    call(plan=plan)
+    plan[plan[Word.QUERY_ARRAYS + 5]] += 1
+    for same in (plan, tf.constant(plan)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="its hash has to be the content's"):
+            call(plan=same)
+    np.testing.assert_array_equal(call(plan=PLAN).out, call().out)
+
+
 def test_a_plan_too_short_for_its_header():
     with pytest.raises(tf.errors.InvalidArgumentError, match="64 int32 or more, not 10"):
         call(plan=PLAN[:10])
@@ -111,11 +124,17 @@ def test_shapes_are_inferred_and_checked_in_a_graph():
 
 
 def test_a_compressed_plan_unpacks_once_and_refuses_rubbish():
-    import zlib
-
     words = np.arange(70_000, dtype=np.int32)
     data = zlib.compress(words.tobytes(), 1)
     np.testing.assert_array_equal(library.blocksparse_plan(data=data, length=len(words)), words)
     for wrong in (dict(data=b"rubbish", length=4), dict(data=data, length=len(words) + 1)):
         with pytest.raises(tf.errors.OpError):
             library.blocksparse_plan(**wrong)
+
+
+# Times 4, the first two wrap to 4 and to 0 bytes; the third asks for 8 GB.
+@pytest.mark.parametrize("length", [2**62 + 1, 2**62, 2**31 - 1, 100, 0])
+def test_a_compressed_plan_of_another_length_is_refused(length):
+    data = zlib.compress(np.arange(101, dtype=np.int32).tobytes())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the compressed plan is damaged: "):
+        library.blocksparse_plan(data=data, length=length)
