@@ -74,11 +74,11 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
         running = []
         for unit, target in zip(library.units, objects, strict=True):
             flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
-            command, pipes = (
-                [*common, *flags, "-o", target],
-                dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE),
+            command, pipe = [*common, *flags, "-o", target], subprocess.PIPE
+            started = subprocess.Popen(
+                command, stdin=pipe, stderr=pipe, text=True, errors="replace", env=_english()
             )
-            running.append(stack.enter_context(subprocess.Popen(command, **pipes, **_text())))
+            running.append(stack.enter_context(started))
         errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
     if failed:
@@ -99,15 +99,18 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, **_text()).stdout
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, errors="replace", env=_english()
+        )
+        return done.stdout
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         raise _failure(f"{command[0]} failed", output) from error
 
 
-def _text() -> dict:
-    """How compilers' messages are read: in English, whatever bytes they hold."""
-    return dict(text=True, encoding="utf-8", errors="replace", env={**os.environ, "LC_ALL": "C"})
+def _english() -> dict[str, str]:
+    """The environment with messages in English: _failure looks for two of the C library's."""
+    return {**os.environ, "LC_ALL": "C"}
 
 
 def _failure(text: str, output: str) -> BuildError:
