@@ -76,7 +76,7 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
             flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
             command, pipe = [*common, *flags, "-o", target], subprocess.PIPE
             started = subprocess.Popen(
-                command, stdin=pipe, stderr=pipe, text=True, errors="replace", env=_english()
+                command, stdin=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=_english()
             )
             running.append(stack.enter_context(started))
         errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
@@ -100,7 +100,7 @@ def _compiler() -> list[str]:
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, errors="replace", env=_english()
+            command, check=True, capture_output=True, encoding="utf-8", errors="replace", env=_english()
         )
         return done.stdout
     except (OSError, subprocess.CalledProcessError) as error:
