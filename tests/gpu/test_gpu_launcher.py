@@ -1,6 +1,7 @@
 """The launcher's parts that need no GPU: manifests, and compiling in a process of its own."""
 
 import ctypes
+import os
 import importlib.util
 import sys
 import textwrap
@@ -43,7 +44,9 @@ def compiler(library, tmp_path):
         return out.value.decode()
 
     configure.folder = folder
+    umask = os.umask(0o022)  # what others may write is not used
     yield configure
+    os.umask(umask)
     cuda.configure(library, cache.cache_folder())
 
 
@@ -161,6 +164,25 @@ def test_a_shipped_kernel_comes_first(compiler, tmp_path):
         (tmp_path / name / "key" / "manifest").touch()
     compiler(WRITES, (tmp_path / "shipped", tmp_path / "cache"))
     assert compiler.folder("key") == str(tmp_path / "shipped" / "key")
+
+
+@pytest.mark.parametrize("part", ["", "key", "key/manifest"])
+@pytest.mark.parametrize("damage", ["others may write it", "a link"])
+def test_kernels_that_others_may_have_put_there_are_passed_over(compiler, tmp_path, part, damage):
+    shipped = tmp_path / "shipped"
+    (shipped / "key").mkdir(parents=True)
+    (shipped / "key" / "manifest").touch()
+    if damage == "a link":
+        (shipped / part).rename(tmp_path / "elsewhere")
+        (shipped / part).symlink_to(tmp_path / "elsewhere")
+    else:
+        (shipped / part).chmod(0o777)
+    compiler(None, (shipped, tmp_path / "cache"))
+    assert f"{shipped}/key is not used: it is a link, another user's, or others may write" in compiler.folder(
+        "key"
+    )
+    compiler(WRITES, (shipped, tmp_path / "cache"))
+    assert compiler.folder("key") == str(tmp_path / "cache" / "key")
 
 
 def test_a_failing_compiler_is_quoted_and_asked_again(compiler, tmp_path):

@@ -69,7 +69,8 @@ std::string find(const std::vector<std::string>& folders, const std::string& key
     const bool shipped = &folder != &folders.back() && stat(folder.c_str(), &status) == 0;
     const uid_t owner = shipped ? status.st_uid : geteuid();  // a folder that the user named is its owner's to fill
     if (is_trusted(folder, owner) && is_trusted(found, owner) && is_trusted(manifest, owner)) return found;
-    *refused = absl::StrCat(found, " is not used: it is a link, another user's, or others may write there; remove it");
+    *refused = absl::StrCat(found, " is not used: it is a link, another user's, or others may write there; ",
+                            "chmod -R go-w, or remove it");
   }
   return "";
 }
