@@ -1,8 +1,8 @@
 """The launcher's parts that need no GPU: manifests, and compiling in a process of its own."""
 
 import ctypes
-import os
 import importlib.util
+import os
 import sys
 import textwrap
 import threading
