@@ -1,8 +1,9 @@
-"""Compile the GPU kernels of KEY... with Triton: python blocksparse/gpu/compile.py --out FOLDER KEY...
+"""Compile the GPU kernels of KEY...: python blocksparse/gpu/compile.py --out FOLDER KEY...
 
-A process of its own: Triton and TensorFlow must not share one (two copies of LLVM register the same options
-and abort). Writes FOLDER/KEY/manifest and one cubin a kernel; a key appears whole or not at all. Ends with status
-1 and one message a kernel that failed, which names kernel, shape, dtype and capability.
+With Triton, for compute capability 7.0 and 7.5 with NVRTC. A process of its own: Triton and TensorFlow must not share
+one (two copies of LLVM register the same options and abort). Writes FOLDER/KEY/manifest and one cubin a kernel; a key
+appears whole or not at all. Ends with status 1 and one message a kernel that failed, which names kernel, shape, dtype
+and capability; with status 3 where the compiler is not installed.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from pathlib import Path
 # part of blocksparse it would import that package, which imports TensorFlow.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpu import manifest  # noqa: E402
+from gpu import compilers, cuda, manifest  # noqa: E402
 from gpu.key import parse  # noqa: E402
 
+NO_COMPILER = 3  # launcher/compiler.cc knows this status
 SCRATCH_POINTERS = 2  # Triton ends every kernel's parameters with two; the launcher passes null for both
 
 
@@ -29,37 +31,54 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a key")
+    parser.add_argument("--ptx", action="store_true", help="keys of 7.0 and 7.5 as PTX, for a newer GPU")
+    parser.add_argument("--no-triton", action="store_true", help="as if Triton were not installed")
     parser.add_argument("keys", nargs="+", metavar="KEY")
     args = parser.parse_args()
-    jobs = [(key, number) for key in args.keys for number in range(len(manifest.launches(key)))]
+    triton = not args.no_triton and compilers.has_triton()
+    for without in (compilers.missing(parse(key).capability, triton) for key in args.keys):
+        if without:
+            print(without, end="", file=sys.stderr)
+            return NO_COMPILER
+    jobs = [(key, number, args.ptx) for key in args.keys for number in range(len(manifest.launches(key)))]
     with multiprocessing.get_context("fork").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
         results = dict(zip(jobs, pool.starmap(try_compile, jobs), strict=True))
     failures = [result for result in results.values() if isinstance(result, str)]
     for key in args.keys:
-        compiled = [result for (owner, _), result in results.items() if owner == key]
+        compiled = [result for (owner, _, _), result in results.items() if owner == key]
         if not any(isinstance(result, str) for result in compiled):
             publish(args.out, key, compiled)
     print("\n".join(failures), end="", file=sys.stderr)
     return bool(failures)
 
 
-def try_compile(key: str, number: int):
-    """(function, cubin, symbol, warps, shared bytes) of one launch of `key`, or a sentence on what failed."""
+def try_compile(key: str, number: int, ptx: bool):
+    """(function, file name, code, symbol, warps, shared bytes) of one launch of `key`, or a sentence on what failed."""
     launch = manifest.launches(key)[number]
+    capability = parse(key).capability
     try:
-        return launch.function, *compile_launch(key, launch)
+        if cuda.serves(capability):
+            return launch.function, *compile_cuda(launch, capability, ptx)
+        return launch.function, f"{launch.function}.cubin", *compile_triton(launch, capability)
     except Exception as error:  # Triton raises its own kinds, and LLVM's arrive as RuntimeError
         return f"kernel {launch.function} of {key} ({launch.options}): {type(error).__name__}: {error}"
 
 
-def compile_launch(key: str, launch) -> tuple[bytes, str, int, int]:
-    from gpu import (
-        kernels,
-    )  # Triton, and with it what an import of it may raise: that is one kernel's failure
+def compile_triton(launch, capability: int) -> tuple[bytes, str, int, int]:
+    from gpu import kernels  # imports Triton: what that raises is this kernel's failure
 
-    compiled = kernels.compiled(launch, parse(key).capability)
+    compiled = kernels.compiled(launch, capability)
     check_parameters(compiled, len(launch.args))
     return compiled.asm["cubin"], compiled.metadata.name, kernels.warps(compiled), compiled.metadata.shared
+
+
+def compile_cuda(launch, capability: int, ptx: bool) -> tuple[str, bytes, str, int, int]:
+    from gpu.cuda import nvrtc  # loads the compiler's library: not in a process that has nothing for it
+
+    target, suffix = (f"compute_{capability}", "ptx") if ptx else (f"sm_{capability}", "cubin")
+    code = nvrtc.compile(cuda.FOLDER / f"{launch.function}.cu", launch.constexprs, target)
+    numbers = launch.options["num_warps"], launch.options["shared"]
+    return f"{launch.function}.{suffix}", code, launch.function, *numbers
 
 
 def check_parameters(compiled, arguments: int) -> None:
@@ -80,9 +99,9 @@ def publish(out: Path, key: str, compiled: list) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=out))
     try:
         files = {}
-        for function, cubin, symbol, warps, shared in compiled:
-            (fresh / f"{function}.cubin").write_bytes(cubin)
-            files[function] = (f"{function}.cubin", cubin, symbol, warps, shared)
+        for function, name, code, symbol, warps, shared in compiled:
+            (fresh / name).write_bytes(code)
+            files[function] = (name, code, symbol, warps, shared)
         (fresh / "manifest").write_text(manifest.text(key, files))
         for path in [*fresh.iterdir(), fresh]:  # whatever the umask: what others may write is not loaded
             path.chmod(0o755 if path == fresh else 0o644)

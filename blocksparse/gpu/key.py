@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from . import cuda
+
 LONG = 20  # column tiles a row tile: from here on rows are long, and have launches of their own in the tables
 NARROW_ELEMENTS = 2**31 - 1  # a tensor of more is addressed with 64-bit offsets
 _TEXT = re.compile(
@@ -48,9 +50,12 @@ class Key:
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """The kernels of the pass in launch order, by their names in kernels/; with warp roles they end in _roles."""
+        """The kernels of the pass in launch order, by their names in kernels/ or cuda/; with warp roles they end in
+        _roles.
+        """
         if self.op == "forward":
-            return ("attention_closed_forward" if self.closed else "attention_forward",)
+            closed = self.closed and not cuda.serves(self.capability)
+            return ("attention_closed_forward" if closed else "attention_forward",)
         if self.one_pass:
             return ("attention_whole_gradient",)
         return "attention_query_gradient", "attention_key_gradient"
@@ -58,7 +63,7 @@ class Key:
     @property
     def one_pass(self) -> bool:
         """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers."""
-        return bool(self.closed) and self.dtype in ("f16", "bf16")
+        return bool(self.closed) and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
 
 
 def parse(text: str) -> Key:

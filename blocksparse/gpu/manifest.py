@@ -10,7 +10,7 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
 DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time,
 key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
 p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not
-listed.
+listed; kernels in CUDA C++ have none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from . import tuning
+from . import cuda, tuning
 from .key import Key, parse
 
 ELEMENT = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "tf32": "fp32"}  # Triton's names
@@ -49,9 +49,9 @@ _KNOWS_SINGLE = {"attention_closed_forward", "attention_whole_gradient"}
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel: what triton.compile needs, then how to launch it."""
+    """One kernel: what triton.compile needs, or NVRTC (constexprs are its macros), then how to launch it."""
 
-    function: str  # a name in kernels/
+    function: str  # a name in kernels/ or cuda/
     signature: dict[str, str]  # every argument, then every constant, in one flat list; kernels/ groups them
     constexprs: dict[str, object]
     attrs: dict[tuple[int], list]
@@ -102,7 +102,13 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     constexprs = _constants(key, kernel, how) | _constants_of_kind(key, function, how)
     values = _values(kernel)
     grid = count = values["count"].removeprefix("i:")
-    if how.programs:
+    options = dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True)
+    if cuda.serves(key.capability):
+        shape = cuda.shape(function, key.dtype, *dims, m, n, key.capability)
+        constexprs = cuda.macros(function, constexprs, key.dtype, key.capability, shape)
+        options = dict(num_warps=shape.warps, shared=shape.shared)
+        grid = f"{count}*{max(1, m // shape.rows)}"
+    elif how.programs:
         grid = f"min({how.programs}*multiprocessors,{count})"
     return Launch(
         function=function + ("_roles" if how.roles else ""),
@@ -110,9 +116,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
         constexprs=constexprs,
         # Every pointer is 16-byte aligned: TensorFlow's buffers are, and rows are multiples of 16 bytes.
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(pointers))},
-        options=dict(
-            num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True
-        ),
+        options=options,
         grid=(grid, "1", "1"),
         args=tuple(values.get(name, f"p:{name}") for name in signature),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "tuned"
-LOWEST = 80  # below it Triton has no tensor-core path
+LOWEST = 70  # below it there are no tensor cores
 DTYPES = {"float16": "half", "bfloat16": "half", "float32": "single", "f16": "half", "bf16": "half"}
 DTYPES |= {"f32": "single", "tf32": "single"}
 

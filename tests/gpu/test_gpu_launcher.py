@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from blocksparse.gpu import manifest
+from blocksparse.gpu.cuda import nvrtc
 from blocksparse.native import cache, cuda, devices
 
 SYMBOLS = (
@@ -219,13 +220,33 @@ def test_triton_compiles_beside_a_living_tensorflow(library, compiler, tmp_path,
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda, "capabilities", lambda: (90, 70))
-    assert "GPU:1 has compute capability 7.0" in cuda.reason_for_reference(tmp_path)
+    monkeypatch.setattr(cuda, "capabilities", lambda: (90, 61))
+    assert "GPU:1 has compute capability 6.1" in cuda.reason_for_reference(tmp_path)
     monkeypatch.setattr(cuda, "capabilities", lambda: (90,))
     monkeypatch.setattr(cuda, "has_triton", lambda: False)
     assert "Triton is not installed" in cuda.reason_for_reference(tmp_path)
     cuda.kernel_folders(tmp_path)[-1].mkdir()
     assert cuda.reason_for_reference(tmp_path) is None
+
+
+@pytest.mark.parametrize("found, reason", [("libnvrtc.so.12", None), (None, "NVRTC 12 is not installed")])
+def test_gpus_of_two_generations_want_a_compiler_each(monkeypatch, tmp_path, found, reason):
+    monkeypatch.setattr(cuda, "capabilities", lambda: (70, 90))
+    monkeypatch.setattr(cuda, "has_triton", lambda: True)
+    monkeypatch.setattr(nvrtc, "path", lambda: found)
+    given = cuda.reason_for_reference(tmp_path)
+    assert given is None if reason is None else given.startswith(reason)
+
+
+def test_a_newer_gpu_takes_the_kernels_of_an_older_one(monkeypatch, tmp_path):
+    """As PTX, in a folder of their own: the keys are the older one's."""
+    usual = cuda.kernel_folders(tmp_path)
+    monkeypatch.setenv("BLOCKSPARSE_CAPABILITY", "70")
+    assert cuda.override() == 70
+    assert cuda.kernel_folders(tmp_path)[-1].name == usual[-1].name + "-ptx"
+    monkeypatch.setenv("BLOCKSPARSE_CAPABILITY", "80")
+    with pytest.raises(ValueError, match="BLOCKSPARSE_CAPABILITY=80: it has to be 70 or 75"):
+        cuda.override()
 
 
 def test_a_mark_takes_tensors_of_any_kind(library):

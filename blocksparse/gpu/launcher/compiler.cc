@@ -17,6 +17,8 @@ extern char** environ;
 namespace blocksparse::gpu {
 namespace {
 
+constexpr int kNoCompiler = 3;  // what compile.py ends with where Triton or NVRTC is not installed
+
 // Runs `command`; its output on failure. Another part of the program may reap our child (SIGCHLD ignored): then the
 // status is unknown, and the caller looks whether the files are there.
 absl::Status run(const std::vector<std::string>& command) {
@@ -47,6 +49,7 @@ absl::Status run(const std::vector<std::string>& command) {
     if (errno != EINTR) return absl::OkStatus();
   }
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kNoCompiler) return absl::NotFoundError(output);
   return absl::InternalError(output);
 }
 
@@ -75,21 +78,26 @@ std::string find(const std::vector<std::string>& folders, const std::string& key
   return "";
 }
 
+absl::Status no_compiler(const CompilerSettings& settings, const std::string& key, const std::string& refused,
+                         absl::string_view why) {
+  return absl::NotFoundError(absl::StrCat(
+      refused, refused.empty() ? "" : "; ", "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
+      ", and ", why, ", or compile it on another machine (python blocksparse/gpu/compile.py --out FOLDER ", key,
+      ") and put FOLDER/", key, " there"));
+}
+
 absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, const std::string& key) {
   std::string refused, found = find(settings.folders, key, &refused);
   if (!found.empty()) return found;
   if (settings.command.empty()) {
-    return absl::NotFoundError(absl::StrCat(
-        refused, refused.empty() ? "" : "; ", "no compiled kernel ", key, " in ", absl::StrJoin(settings.folders, ", "),
-        ", and Triton is not installed: pip install 'triton>=3.6,<3.10', or compile it on another machine "
-        "(python blocksparse/gpu/compile.py --out FOLDER ",
-        key, ") and put FOLDER/", key, " there"));
+    return no_compiler(settings, key, refused, "no compiler is set (pip install 'triton>=3.6,<3.10')");
   }
   std::vector<std::string> command = settings.command;
   command.push_back(key);
   absl::Status status = run(command);
   found = find(settings.folders, key, &refused);
   if (!found.empty()) return found;
+  if (absl::IsNotFound(status)) return no_compiler(settings, key, refused, status.message());
   if (status.ok() && !refused.empty()) return absl::PermissionDeniedError(refused);
   return absl::InternalError(absl::StrCat("compiling ", key, " failed: ", status.message(),
                                           "\nThe command was: ", absl::StrJoin(command, " ")));

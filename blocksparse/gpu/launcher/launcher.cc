@@ -1,6 +1,7 @@
 #include "launcher.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -68,6 +69,13 @@ std::string key_of(const Call& call, bool backward, int capability) {
 }
 
 namespace {
+
+// BLOCKSPARSE_CAPABILITY=70 or 75 lets a newer GPU run an older one's kernels, which are compiled to PTX then.
+int capability_of(int major, int minor) {
+  const int own = major * 10 + minor;
+  const char* wanted = std::getenv("BLOCKSPARSE_CAPABILITY");
+  return wanted == nullptr || *wanted == 0 ? own : std::min(own, std::atoi(wanted));
+}
 
 struct Kernels {
   Manifest manifest;
@@ -156,7 +164,7 @@ class KernelCache {
         devices_.erase(entry);
         return status;
       }
-      entry->second = {major * 10 + minor, multiprocessors};
+      entry->second = {capability_of(major, minor), multiprocessors};
     }
     return entry->second;
   }

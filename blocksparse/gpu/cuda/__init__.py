@@ -1,0 +1,81 @@
+"""Kernels in CUDA C++ for the GPUs that Triton has no tensor-core path for: compute capability 7.0 and 7.5.
+
+They follow the same plan, manifest and launcher as ../kernels. Imports neither Triton nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+LEAST, TRITON = 70, 80  # from the first compute capability (times ten) up to the second these kernels serve
+SHARED = {70: 96 << 10, 75: 64 << 10}  # bytes of shared memory that a block may have
+_WIDTHS = {  # columns of results that a warp holds, by engine and kernel: what its registers take
+    "volta": dict(attention_forward=64, attention_query_gradient=64, attention_key_gradient=64),
+    "turing": dict(attention_forward=64, attention_query_gradient=64, attention_key_gradient=64),
+    "single": dict(attention_forward=128, attention_query_gradient=128, attention_key_gradient=64),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one kernel cuts the plan's tiles: any plan's fit, also one made for another GPU."""
+
+    rows: int  # of a row tile that one block of threads computes
+    columns: int  # of a column tile that are multiplied at a time
+    warp_rows: int  # of a warp
+    slices: int  # warps that share rows, each with a part of the results' columns
+    warps: int
+    shared: int  # bytes
+    held: bool  # forward: rows of q stay in registers
+
+
+def serves(capability: int) -> bool:
+    """Whether these kernels, not Triton's, run on a GPU of this capability."""
+    return capability < TRITON
+
+
+def engine(dtype: str, capability: int) -> str:
+    """Which of turing.h, volta.h, single.h multiplies; bfloat16, which these GPUs lack, is computed in float32."""
+    if dtype != "f16":
+        return "single"
+    return "turing" if capability >= 75 else "volta"
+
+
+def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, capability: int) -> Shape:
+    """The largest shape whose rows and columns fit in shared memory."""
+    name = engine(dtype, capability)
+    warp_rows = 16 if name == "single" or (name == "turing" and m < 32) else 32
+    least = 8 if name == "single" else 16
+    results = dict(attention_forward=value_dim, attention_query_gradient=head_dim)
+    slices = -(-results.get(function, max(head_dim, value_dim)) // _WIDTHS[name][function])
+    rows, columns = max(warp_rows, min(m, 64)), min(n, 32)
+    if name != "single" and function == "attention_key_gradient":
+        columns = min(columns, 16)
+    while (size := _shared(name, function, head_dim, value_dim, rows, columns, slices)) > SHARED[75]:
+        if rows > warp_rows:
+            rows //= 2
+        elif columns > least:
+            columns //= 2
+        else:
+            raise ValueError(f"head_dim={head_dim}, value_dim={value_dim}: {function} has no room for {size} bytes")
+    return Shape(rows, columns, warp_rows, slices, rows // warp_rows * slices, size, head_dim <= 64)
+
+
+def macros(function: str, constants: dict[str, object], dtype: str, capability: int, how: Shape) -> dict[str, int]:
+    """What the source of `function` is compiled with; constants: HEAD_DIM ... WIDE as for the Triton kernels."""
+    sizes = dict(ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps, SHARED_BYTES=how.shared)
+    sizes |= dict(WARP_ROWS=how.warp_rows, HELD=int(how.held))
+    sizes |= {f"DTYPE_{name}": int(dtype == name.lower()) for name in ("F16", "BF16")}
+    wanted = ("HEAD_DIM", "VALUE_DIM", "M", "N", "GRANULE", "HEAVIEST_FIRST", "PERMUTED", "SHARED", "WIDE")
+    sizes |= dict(CAPABILITY=capability, BLOCKS=2 if how.warps <= 4 else 1)
+    return sizes | {name: int(constants[name]) for name in wanted}
+
+
+def _shared(name: str, function: str, head_dim: int, value_dim: int, rows: int, columns: int, slices: int) -> int:
+    """Bytes: the rows that pass, their numbers and statistics, and the rows that the block owns."""
+    size, unit = (4, 8 * slices) if name == "single" else (2, 16 * slices)
+    head, value = (-(-dim // unit) * unit * size + 16 for dim in (head_dim, value_dim))
+    own = max(head, value) if function == "attention_forward" else head + value
+    return columns * (head + value + 16) + rows * own

@@ -1,0 +1,74 @@
+// Rows of one head between global and shared memory, 16 bytes of global memory at a time.
+#pragma once
+
+#include "tile.h"
+
+constexpr int kPerChunk = 16 / sizeof(Element);
+
+DEVICE Chunk read(const Element* from) { return *reinterpret_cast<const Chunk*>(from); }
+
+// A step's rows on their way: asked for while the step before is multiplied, put when that is done.
+template <int kDim, int kPitch>
+struct Ahead {
+  static constexpr int kRowChunks = kDim / kPerChunk, kAll = kColumns * kRowChunks;
+  static constexpr int kMine = (kAll + kThreads - 1) / kThreads;
+  Chunk chunk[kMine];
+
+  METHOD void ask(const Element* head, const int* rows, int heads) {
+    UNROLL for (int i = 0; i < kMine; ++i) {
+      const int c = i * kThreads + thread_index();
+      if (kAll % kThreads != 0 && c >= kAll) break;
+      chunk[i] = read(head + Offset(rows[c / kRowChunks]) * (heads * kDim) + c % kRowChunks * kPerChunk);
+    }
+  }
+  METHOD void arrive(Stored* to) const {
+    UNROLL for (int i = 0; i < kMine; ++i) {
+      const int c = i * kThreads + thread_index();
+      if (kAll % kThreads != 0 && c >= kAll) break;
+      put(to + c / kRowChunks * kPitch + c % kRowChunks * kPerChunk, chunk[i], false);
+    }
+  }
+};
+
+// The rows that this block owns; zeros where one does not exist.
+template <int kDim, int kPitch>
+DEVICE void load_own(Stored* to, const Element* head, const Tile& tile, int time, int heads, bool negative) {
+  constexpr int kRowChunks = kDim / kPerChunk;
+  for (int c = thread_index(); c < kRows * kRowChunks; c += kThreads) {
+    const int row = c / kRowChunks, at = c % kRowChunks * kPerChunk;
+    Chunk chunk = {};
+    if (exists(tile, row)) chunk = read(head + Offset(own_row(tile, row, time)) * (heads * kDim) + at);
+    put(to + row * kPitch + at, chunk, negative);
+  }
+}
+
+template <int kDim, int kPitch>
+DEVICE void store_own(Element* head, const Stored* from, const Tile& tile, int time, int heads) {
+  constexpr int kRowChunks = kDim / kPerChunk;
+  for (int c = thread_index(); c < kRows * kRowChunks; c += kThreads) {
+    const int row = c / kRowChunks, at = c % kRowChunks * kPerChunk;
+    if (!exists(tile, row)) continue;
+    Element* to = head + Offset(own_row(tile, row, time)) * (heads * kDim) + at;
+    *reinterpret_cast<Chunk*>(to) = take(from + row * kPitch + at);
+  }
+}
+
+// A warp's results, times `factor` of each of a lane's rows, into shared memory.
+template <int kTiles, int kPitch>
+DEVICE void put_results(Stored* to, const float (&c)[kTiles][kPart], const float (&factor)[kSlots]) {
+  UNROLL for (int t = 0; t < kTiles; ++t) UNROLL for (int i = 0; i < kPart; i += 2) {
+    const int s = slot_of(i);
+    put_pair(to + row_of(s) * kPitch + dim_of(t, i), c[t][i] * factor[s], c[t][i + 1] * factor[s]);
+  }
+}
+
+template <int kTiles>
+DEVICE void clear(float (&c)[kTiles][kPart]) {
+  UNROLL for (int t = 0; t < kTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) c[t][i] = 0.0f;
+}
+
+// Zeros for what no load writes: columns past a head's own.
+DEVICE void clear_shared(char* memory, int bytes) {
+  const Chunk zero = {};
+  for (int at = 16 * thread_index(); at < bytes; at += 16 * kThreads) *reinterpret_cast<Chunk*>(memory + at) = zero;
+}

@@ -1,0 +1,101 @@
+// Where a block of threads works: its row tile, the rows and masks it gathers. Letters as in ../kernels/primitives.py: a
+// plan row is a row in the plan's order, a tensor row one in memory.
+#pragma once
+
+#include "config.h"
+
+typedef typename Choose<kWide, i64, int>::Type Offset;  // inside a tensor
+
+constexpr int kMaskWords = (kPlanColumns + 31) / 32, kWords = (kColumns + 31) / 32;
+
+// What the launcher passes of one side of the plan: arrays as in ../../plan's TilePlan.
+struct Side {
+  const int *head_index, *order, *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask, *masks;
+};
+
+struct Tile {
+  i64 batch;
+  int head;
+  int stride;           // of the head's order
+  int first_row;        // of the row tile, that this block computes
+  int count;            // rows of the row tile
+  int steps;            // column tiles, a part of one at a time
+  int full;             // so many steps from the first on need no mask
+  const int *rows, *columns, *mask, *masks;
+};
+
+// Plan row r is tensor row (r % (time / stride)) * stride + r / (time / stride).
+DEVICE int tensor_row(int row, int time, int stride) {
+  if (!kPermuted) return row;
+  const int run = time / stride;
+  return row % run * stride + row / run;
+}
+
+DEVICE int gathered(const int* granules, int n, int time, int stride) {
+  const int first = tensor_row(granules[n / kGranule] * kGranule, time, stride);
+  return first + n % kGranule * (kPermuted ? stride : 1);  // a run never crosses into the next residue class
+}
+
+// Heads of the same rows run side by side, since they share memory pages; with kHeaviestFirst batch rows alternate too, so
+// that the heaviest row tiles of all of them start first. False where the head has fewer row tiles than `tiles`.
+DEVICE bool locate(const Side& side, int heads, int tiles, Tile* out) {
+  const int program = block_index() / kRowParts, batches = block_count() / kRowParts / (heads * tiles);
+  out->head = program % heads;
+  out->batch = kHeaviestFirst ? program / heads % batches : program / (heads * tiles);
+  int tile = kHeaviestFirst ? program / (heads * batches) : program / heads % tiles;
+  if (!kShared) {
+    const int plan = side.head_index[out->head];
+    tile += side.head_tiles[plan];
+    if (tile >= side.head_tiles[plan + 1]) return false;
+  }
+  const int first = side.offset[tile];
+  out->stride = kPermuted ? side.order[out->head] : 1;
+  out->first_row = block_index() % kRowParts * kRows;
+  out->count = side.row_count[tile];
+  out->steps = (side.offset[tile + 1] - first) * kColumnParts;
+  out->full = side.full[tile] * kColumnParts;
+  out->rows = side.rows + i64(tile) * (kPlanRows / kGranule);
+  out->columns = side.columns + i64(first) * (kPlanColumns / kGranule);
+  out->mask = side.mask + first;
+  out->masks = side.masks;
+  return out->first_row < out->count;
+}
+
+DEVICE bool exists(const Tile& tile, int row) { return tile.first_row + row < tile.count; }
+
+DEVICE int own_row(const Tile& tile, int row, int time) {
+  return gathered(tile.rows, tile.first_row + row, time, tile.stride);
+}
+
+// Row 0 past the last step.
+DEVICE int column_row(const Tile& tile, int step, int n, int time) {
+  if (step >= tile.steps) return 0;
+  const int* granules = tile.columns + i64(step / kColumnParts) * (kPlanColumns / kGranule);
+  return gathered(granules, step % kColumnParts * kColumns + n, time, tile.stride);
+}
+
+DEVICE int mask_number(const Tile& tile, int step) { return step < tile.steps ? tile.mask[step / kColumnParts] : 0; }
+
+// Who sees whom in one step, for the rows of which this lane has results.
+struct Seen {
+  u32 word[kSlots][kWords];
+  bool all;  // the same in all threads
+
+  METHOD bool operator()(int tile, int i) const {
+    return word[slot_of(i)][tile / 4] >> (tile % 4 * 8 + column_of(i)) & 1;
+  }
+};
+
+DEVICE Seen seen_in(const Tile& tile, int step, int number, int warp_row) {
+  Seen seen;
+  seen.all = step < tile.full || step >= tile.steps;
+  const int bit = step % kColumnParts * kColumns;
+  UNROLL for (int s = 0; s < kSlots; ++s) UNROLL for (int w = 0; w < kWords; ++w) {
+    const int row = tile.first_row + warp_row + row_of(s);
+    seen.word[s][w] = ~0u;
+    if (seen.all || row >= kPlanRows) continue;
+    const i64 at = (i64(number) * kPlanRows + row) * kMaskWords + bit / 32 + w;
+    seen.word[s][w] = u32(tile.masks[at]) >> bit % 32;
+  }
+  return seen;
+}

@@ -1,0 +1,90 @@
+"""Runs the CUDA sources, compiled for this CPU over emulation/device.h, on small cases; prints one JSON line a case.
+
+    python cuda_cases.py CAPABILITY [NAME ...]
+
+Lines are as interpreter_cases.py's. Lane by lane this is what the tensor cores compute, except for the order in which one
+instruction adds. It says nothing of races, of speed, or of what NVRTC makes of the sources.
+"""
+
+import concurrent.futures
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import attention_cases as cases
+import numpy as np
+
+from blocksparse.gpu import cuda, manifest
+
+EMULATION = Path(__file__).with_name("emulation")
+FLAGS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fno-strict-aliasing", "-w"]
+RESULTS = ("out", "dq", "dk", "dv")
+
+
+def build(launch, folder):
+    """The library that emulates this launch."""
+    macros = [f"-D{name}={value}" for name, value in launch.constexprs.items()]
+    library = folder / f"{abs(hash((launch.function, *macros)))}.so"
+    if not library.exists():
+        source = f'-DKERNEL_SOURCE="{cuda.FOLDER / launch.function}.cu"'
+        names = [source, f"-DKERNEL_NAME={launch.function}"]
+        folders = [f"-I{EMULATION}", f"-I{cuda.FOLDER}"]
+        command = ["g++", *FLAGS, *folders, *names, *macros, str(EMULATION / "launch.cc"), "-o", str(library)]
+        subprocess.run(command, check=True)
+    return library
+
+
+def run(launch, arrays, values, folder):
+    """One launch over the case's arrays, in place."""
+    slots = []
+    for word in launch.args:
+        kind, what = word.split(":")
+        if kind == "p":
+            slots.append(ctypes.c_void_p(arrays[what].ctypes.data))
+        else:
+            slots.append(
+                ctypes.c_float(values[what]) if kind == "f" else ctypes.c_int(cases.eval_(what, values))
+            )
+    addresses = (ctypes.c_void_p * len(slots))(*(ctypes.addressof(slot) for slot in slots))
+    ctypes.CDLL(str(build(launch, folder))).launch(cases.eval_(launch.grid[0], values), addresses)
+
+
+def attention(capability, folder):
+    """What cases.errors and cases.spread call."""
+
+    def results_of(case, seen, plan, tensors, dout, dlse):
+        arrays, values = cases.arrays_of(case, plan, tensors, dout, dlse), cases.values_of(case, plan)
+        for key in cases.keys_of(case, plan, capability):
+            for name, size in manifest.temps(key):
+                arrays[name] = np.full(eval(size, {}, values), 0xFF, np.uint8)
+            for launch in manifest.launches(key):
+                run(launch, arrays, values, folder)
+        results = {name: cases.DECODE[case.dtype](arrays[name]) for name in RESULTS}
+        return results | dict(lse=arrays["lse"])
+
+    return results_of
+
+
+def line(job):
+    kind, name, capability, folder = job
+    check, table = (cases.errors, cases.CASES) if kind == "numbers" else (cases.spread, cases.POISONED)
+    tolerance = cases.TOLERANCE[table[name].dtype] if kind == "numbers" else 0
+    report = check(table[name], attention(capability, folder))
+    return json.dumps(dict(case=name, capability=capability, tolerance=tolerance, errors=report))
+
+
+def main(capability, names):
+    jobs = [("numbers", name) for name in cases.CASES] + [("poison", name) for name in cases.POISONED]
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [(*job, capability, Path(folder)) for job in jobs if not names or job[1] in names]
+        with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+            for text in pool.map(line, chosen):
+                print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
