@@ -9,6 +9,7 @@ from .cuda import nvrtc
 
 LEAST = cuda.LEAST  # the least compute capability, times ten, that any kernel is compiled for
 
+
 def missing(capability: int, triton: bool) -> str | None:
     """What to install to compile kernels for this capability, as a sentence; None where it is there."""
     if cuda.serves(capability):

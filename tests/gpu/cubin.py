@@ -20,7 +20,9 @@ def sections(cubin):
     found = {}
     for name, kind, _, _, offset, size in headers:
         start = strings + name
-        found[cubin[start : cubin.index(b"\0", start)].decode()] = b"" if kind == 8 else cubin[offset : offset + size]
+        found[cubin[start : cubin.index(b"\0", start)].decode()] = (
+            b"" if kind == 8 else cubin[offset : offset + size]
+        )
     return found
 
 
@@ -51,11 +53,13 @@ def operations(cubin):
 def tensor_share(cubin):
     """(tensor core instructions, share of them among the instructions of the innermost loops that have any)."""
     steps = list(operations(cubin))
-    loops = [(target, number + 1) for number, (_, target) in enumerate(steps) if target is not None and target <= number]
+    tensor = [operation in HMMA for operation, _ in steps]
+    back = {(target, number + 1) for number, (_, target) in enumerate(steps) if target is not None and target <= number}
+    loops = [loop for loop in back if any(tensor[slice(*loop)])]
     inner = [
-        loop for loop in loops if not any(loop[0] <= first and last <= loop[1] for first, last in loops if (first, last) != loop)
+        (first, last)
+        for first, last in loops
+        if not any(first <= start and end <= last and (start, end) != (first, last) for start, end in loops)
     ]
-    bodies = [[operation for operation, _ in steps[first:last]] for first, last in inner]
-    tensor = [sum(operation in HMMA for operation in body) for body in bodies]
-    slots = sum(len(body) for body, count in zip(bodies, tensor, strict=True) if count)
-    return sum(operation in HMMA for operation, _ in steps), sum(tensor) / slots if slots else 0.0
+    slots = sum(last - first for first, last in inner)
+    return sum(tensor), sum(sum(tensor[slice(*loop)]) for loop in inner) / slots if slots else 0.0

@@ -45,7 +45,12 @@ class Memory:
         self.write()
 
     def write(self):
-        call("cuMemcpyHtoD_v2", self.pointer, ctypes.c_void_p(self.array.ctypes.data), ctypes.c_size_t(self.array.nbytes))
+        call(
+            "cuMemcpyHtoD_v2",
+            self.pointer,
+            ctypes.c_void_p(self.array.ctypes.data),
+            ctypes.c_size_t(self.array.nbytes),
+        )
 
     def read(self):
         out = np.empty_like(self.array)
@@ -74,7 +79,20 @@ class Kernel:
     def launch(self, blocks, slots):
         """slots: ctypes values, in the order of the kernel's parameters."""
         addresses = (ctypes.c_void_p * len(slots))(*(ctypes.addressof(slot) for slot in slots))
-        call("cuLaunchKernel", self.function, blocks, 1, 1, self.threads, 1, 1, self.shared, None, addresses, None)
+        call(
+            "cuLaunchKernel",
+            self.function,
+            blocks,
+            1,
+            1,
+            self.threads,
+            1,
+            1,
+            self.shared,
+            None,
+            addresses,
+            None,
+        )
 
 
 def synchronize():

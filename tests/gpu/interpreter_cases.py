@@ -107,7 +107,11 @@ def run(key, buffers, values, split):
         for word in launch.args:
             kind, what = word.split(":")
             arguments.append(
-                buffers[what] if kind == "p" else values[what] if kind == "f" else int(cases.eval_(what, values))
+                buffers[what]
+                if kind == "p"
+                else values[what]
+                if kind == "f"
+                else int(cases.eval_(what, values))
             )
         grid = tuple(cases.eval_(size, values) for size in launch.grid)
         constexprs = launch.constexprs if split is None else launch.constexprs | dict(SPLIT=split)
@@ -134,7 +138,10 @@ def main(names):
         for name, case in kind.items():
             if not names or name in names:
                 tolerance = cases.TOLERANCE[case.dtype] if kind is cases.CASES else 0
-                print(json.dumps(dict(case=name, tolerance=tolerance, errors=check(case, attention))), flush=True)
+                print(
+                    json.dumps(dict(case=name, tolerance=tolerance, errors=check(case, attention))),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -59,13 +59,19 @@ def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: i
         elif columns > least:
             columns //= 2
         else:
-            raise ValueError(f"head_dim={head_dim}, value_dim={value_dim}: {function} has no room for {size} bytes")
+            raise ValueError(
+                f"head_dim={head_dim}, value_dim={value_dim}: {function} has no room for {size} bytes"
+            )
     return Shape(rows, columns, warp_rows, slices, rows // warp_rows * slices, size, head_dim <= 64)
 
 
-def macros(function: str, constants: dict[str, object], dtype: str, capability: int, how: Shape) -> dict[str, int]:
+def macros(
+    function: str, constants: dict[str, object], dtype: str, capability: int, how: Shape
+) -> dict[str, int]:
     """What the source of `function` is compiled with; constants: HEAD_DIM ... WIDE as for the Triton kernels."""
-    sizes = dict(ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps, SHARED_BYTES=how.shared)
+    sizes = dict(
+        ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps, SHARED_BYTES=how.shared
+    )
     sizes |= dict(WARP_ROWS=how.warp_rows, HELD=int(how.held))
     sizes |= {f"DTYPE_{name}": int(dtype == name.lower()) for name in ("F16", "BF16")}
     wanted = ("HEAD_DIM", "VALUE_DIM", "M", "N", "GRANULE", "HEAVIEST_FIRST", "PERMUTED", "SHARED", "WIDE")
@@ -73,7 +79,9 @@ def macros(function: str, constants: dict[str, object], dtype: str, capability: 
     return sizes | {name: int(constants[name]) for name in wanted}
 
 
-def _shared(name: str, function: str, head_dim: int, value_dim: int, rows: int, columns: int, slices: int) -> int:
+def _shared(
+    name: str, function: str, head_dim: int, value_dim: int, rows: int, columns: int, slices: int
+) -> int:
     """Bytes: the rows that pass, their numbers and statistics, and the rows that the block owns."""
     size, unit = (4, 8 * slices) if name == "single" else (2, 16 * slices)
     head, value = (-(-dim // unit) * unit * size + 16 for dim in (head_dim, value_dim))

@@ -43,7 +43,7 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_forward(
   SHARED_MEMORY(memory);
   Stage stage;
   Stored* own = reinterpret_cast<Stored*>(stage.place(memory));
-  clear_shared(memory, SHARED_BYTES);
+  clear_shared(memory);
   sync();
   // The running maximum wants a positive scale, and -infinity times zero would be NaN.
   const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
@@ -61,11 +61,7 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_forward(
   walk<false>(tile, stream, stage, warp_row, [&](const Seen& seen) {
     float s[kScoreTiles][kPart];
     multiply_transposed(s, queries, stage.head);
-    if (!seen.all) {
-      UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) {
-        s[t][i] = seen(t, i) ? s[t][i] : -infinity();
-      }
-    }
+    keep_seen(s, seen, -infinity());
     absorb(softmax, s, scale_log2);
     multiply_add<kScoreTiles, kValueTiles, kValuePitch>(softmax.result, s, stage.value + slice);
   });

@@ -15,7 +15,7 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_key_gradient(
   Stage stage;
   Stored* own_key = reinterpret_cast<Stored*>(stage.place(memory));
   Stored* own_value = own_key + kRows * kHeadPitch;
-  clear_shared(memory, SHARED_BYTES);
+  clear_shared(memory);
   sync();
   const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
   const i64 statistics = (tile.batch * heads + tile.head) * query_time;
@@ -37,12 +37,10 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_key_gradient(
     multiply_transposed(ds, values, stage.value);
     UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) {
       const int query = 8 * t + column_of(i);
-      const float probability = power_of_two(fused(p[t][i], scale_log2, -stage.lse[query]));
-      const float gradient = probability * (ds[t][i] - stage.delta[query]);
-      const bool seen_here = seen.all || seen(t, i);  // both: a query that sees a NaN key has NaN in lse and delta
-      p[t][i] = seen_here ? probability : 0.0f;
-      ds[t][i] = seen_here ? gradient : 0.0f;
+      p[t][i] = power_of_two(fused(p[t][i], scale_log2, -stage.lse[query]));
+      ds[t][i] = p[t][i] * (ds[t][i] - stage.delta[query]);
     }
+    keep_seen(p, seen, 0.0f), keep_seen(ds, seen, 0.0f);  // both: a query that sees a NaN key has NaN in lse and delta
     multiply_add<kScoreTiles, kValueTiles, kValuePitch>(value_gradient, p, stage.value + value_slice);
     multiply_add<kScoreTiles, kHeadTiles, kHeadPitch>(key_gradient, ds, stage.head + head_slice);
   });

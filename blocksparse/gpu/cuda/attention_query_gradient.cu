@@ -6,16 +6,30 @@ struct Row {  // what the softmax left of a lane's rows
   float lse[kSlots], delta[kSlots];
 };
 
-// Writes delta of every row that this block owns; a warp a row, so that the sum has one order.
+// Writes delta of every row that this block owns. Four lanes share a row, always in the same way, so that the sum has one
+// order; all rows are loaded before any is written, so that the loads are under way at once.
 DEVICE void write_delta(float* delta, const Element* out, const Element* dout, const float* dlse, const Tile& tile,
                         int time, int heads) {
-  for (int row = warp_index(); row < kRows && exists(tile, row); row += kWarps) {
-    const int own = own_row(tile, row, time);
-    const Offset at = Offset(own) * (heads * kValueDim);
-    float sum = 0.0f;
-    for (int d = lane(); d < kValueDim; d += 32) sum = fused(value_of(out[at + d]), value_of(dout[at + d]), sum);
-    for (int other = 16; other > 0; other /= 2) sum += shuffle_xor(sum, other);
-    if (lane() == 0) delta[own] = sum - dlse[own];
+  constexpr int kSharers = 4, kTurns = (kRows * kSharers + kThreads - 1) / kThreads, kRowChunks = kValueDim / kPerChunk;
+  const int part = thread_index() % kSharers, first = thread_index() / kSharers;
+  int own[kTurns];
+  float sum[kTurns];
+  UNROLL for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = first + turn * (kThreads / kSharers);
+    own[turn] = own_row(tile, row < kRows && exists(tile, row) ? row : 0, time);
+    sum[turn] = part == 0 ? -dlse[own[turn]] : 0.0f;
+    const Offset at = Offset(own[turn]) * (heads * kValueDim);
+    UNROLL for (int c = 0; c < kRowChunks; c += kSharers) {
+      if (kRowChunks % kSharers != 0 && c + part >= kRowChunks) break;
+      const Offset from = at + (c + part) * kPerChunk;
+      sum[turn] = dot(read(out + from), read(dout + from), sum[turn]);
+    }
+  }
+  UNROLL for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = first + turn * (kThreads / kSharers);
+    sum[turn] += shuffle_xor(sum[turn], 1);
+    sum[turn] += shuffle_xor(sum[turn], 2);
+    if (part == 0 && row < kRows && exists(tile, row)) delta[own[turn]] = sum[turn];
   }
 }
 
@@ -41,7 +55,7 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_query_gradient(
   Stage stage;
   Stored* own = reinterpret_cast<Stored*>(stage.place(memory));
   Stored* own_gradient = own + kRows * kHeadPitch;
-  clear_shared(memory, SHARED_BYTES);
+  clear_shared(memory);
   const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
   const i64 statistics = (tile.batch * heads + tile.head) * query_time;
   write_delta(delta + statistics, out + query_row * kValueDim, dout + query_row * kValueDim, dlse + statistics, tile,
@@ -72,9 +86,9 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_query_gradient(
       multiply_transposed(ds, gradients, stage.value);
       UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) {
         const int r = slot_of(i);
-        const float p = power_of_two(fused(s[t][i], scale_log2, -row.lse[r]));
-        ds[t][i] = seen.all || seen(t, i) ? p * (ds[t][i] - row.delta[r]) : 0.0f;
+        ds[t][i] = power_of_two(fused(s[t][i], scale_log2, -row.lse[r])) * (ds[t][i] - row.delta[r]);
       }
+      keep_seen(ds, seen, 0.0f);
       if (silenced) silence(stage.head);
       multiply_add<kScoreTiles, kHeadTiles, kHeadPitch>(result, ds, stage.head + slice);
     });

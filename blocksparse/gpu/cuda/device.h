@@ -43,9 +43,9 @@ DEVICE float half_to_float(u16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
   return y;
 }
-DEVICE u16 float_to_half(float x) {
-  u16 y;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+DEVICE u32 pack(float low, float high) {  // as two halves
+  u32 y;
+  asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h};}" : "=r"(y) : "f"(low), "f"(high));
   return y;
 }
 

@@ -4,7 +4,6 @@
 typedef u16 Element;  // in global memory
 typedef u16 Stored;   // in shared memory
 
-DEVICE u32 pack(float low, float high) { return float_to_half(low) | u32(float_to_half(high)) << 16; }
 DEVICE float value_of(Element x) { return half_to_float(x); }
 DEVICE bool finite(Stored x) { return (x & 0x7c00) != 0x7c00; }
 

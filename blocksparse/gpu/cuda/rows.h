@@ -7,6 +7,14 @@ constexpr int kPerChunk = 16 / sizeof(Element);
 
 DEVICE Chunk read(const Element* from) { return *reinterpret_cast<const Chunk*>(from); }
 
+// sum + a . b, first number first.
+DEVICE float dot(const Chunk& a, const Chunk& b, float sum) {
+  UNROLL for (int i = 0; i < kPerChunk; ++i) {
+    sum = fused(value_of(reinterpret_cast<const Element*>(&a)[i]), value_of(reinterpret_cast<const Element*>(&b)[i]), sum);
+  }
+  return sum;
+}
+
 // A step's rows on their way: asked for while the step before is multiplied, put when that is done.
 template <int kDim, int kPitch>
 struct Ahead {
@@ -30,15 +38,22 @@ struct Ahead {
   }
 };
 
-// The rows that this block owns; zeros where one does not exist.
+// The rows that this block owns; zeros where one does not exist. Without branches, so that many loads are under way at once.
 template <int kDim, int kPitch>
 DEVICE void load_own(Stored* to, const Element* head, const Tile& tile, int time, int heads, bool negative) {
-  constexpr int kRowChunks = kDim / kPerChunk;
-  for (int c = thread_index(); c < kRows * kRowChunks; c += kThreads) {
-    const int row = c / kRowChunks, at = c % kRowChunks * kPerChunk;
-    Chunk chunk = {};
-    if (exists(tile, row)) chunk = read(head + Offset(own_row(tile, row, time)) * (heads * kDim) + at);
-    put(to + row * kPitch + at, chunk, negative);
+  constexpr int kRowChunks = kDim / kPerChunk, kAll = kRows * kRowChunks, kAtOnce = 4;
+  for (int first = thread_index(); first < kAll; first += kAtOnce * kThreads) {
+    Chunk chunk[kAtOnce];
+    UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      const int c = first + i * kThreads, row = c / kRowChunks;
+      const bool real = c < kAll && exists(tile, row);
+      const Element* from = head + Offset(own_row(tile, real ? row : 0, time)) * (heads * kDim);
+      chunk[i] = real ? read(from + c % kRowChunks * kPerChunk) : Chunk{};
+    }
+    UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      const int c = first + i * kThreads;
+      if (c < kAll) put(to + c / kRowChunks * kPitch + c % kRowChunks * kPerChunk, chunk[i], negative);
+    }
   }
 }
 
@@ -67,8 +82,9 @@ DEVICE void clear(float (&c)[kTiles][kPart]) {
   UNROLL for (int t = 0; t < kTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) c[t][i] = 0.0f;
 }
 
-// Zeros for what no load writes: columns past a head's own.
-DEVICE void clear_shared(char* memory, int bytes) {
+// Zeros for what no load writes, if there is any: columns past a head's own.
+DEVICE void clear_shared(char* memory) {
+  if (kHeadPad == kHeadDim && kValuePad == kValueDim) return;
   const Chunk zero = {};
-  for (int at = 16 * thread_index(); at < bytes; at += 16 * kThreads) *reinterpret_cast<Chunk*>(memory + at) = zero;
+  for (int at = 16 * thread_index(); at < SHARED_BYTES; at += 16 * kThreads) *reinterpret_cast<Chunk*>(memory + at) = zero;
 }

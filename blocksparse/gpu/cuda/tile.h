@@ -86,6 +86,12 @@ struct Seen {
   }
 };
 
+// Puts `other` where nobody sees. Most steps are seen whole: they ask no bit.
+DEVICE void keep_seen(float (&c)[kScoreTiles][kPart], const Seen& seen, float other) {
+  if (seen.all) return;
+  UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) c[t][i] = seen(t, i) ? c[t][i] : other;
+}
+
 DEVICE Seen seen_in(const Tile& tile, int step, int number, int warp_row) {
   Seen seen;
   seen.all = step < tile.full || step >= tile.steps;

@@ -161,10 +161,10 @@ DEVICE float power_of_two(float x) { return std::exp2(x); }
 DEVICE float logarithm(float x) { return std::log2(x); }
 DEVICE float infinity() { return HUGE_VALF; }
 DEVICE float half_to_float(u16 x) { return emulation::half(x, 0); }
-DEVICE u16 float_to_half(float x) {
-  const _Float16 value = x;
-  u16 bits;
-  std::memcpy(&bits, &value, 2);
+DEVICE u32 pack(float low, float high) {
+  const _Float16 pair[2] = {_Float16(low), _Float16(high)};
+  u32 bits;
+  std::memcpy(&bits, pair, 4);
   return bits;
 }
 
