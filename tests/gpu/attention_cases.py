@@ -261,6 +261,7 @@ CASES = {
     "negative scale": Case(causal, time=(32, 32), scale=-2.0),
     "scale of zero": Case(causal, time=(32, 32), scale=0.0),
     "float16": Case(causal, dtype="f16"),
+    "float16, dims of 160": Case(causal, dtype="f16", dims=(160, 160), heads=1, batch=1),
     "closed, dims differ": Case(chunk(16), dims=(24, 40), dtype="bf16", wide=True),
     "float16, permuted": Case(chunk(16), dtype="f16", order=4),
     "bfloat16": Case(local(20), bs=8, dtype="bf16"),

@@ -54,7 +54,11 @@ def tensor_share(cubin):
     """(tensor core instructions, share of them among the instructions of the innermost loops that have any)."""
     steps = list(operations(cubin))
     tensor = [operation in HMMA for operation, _ in steps]
-    back = {(target, number + 1) for number, (_, target) in enumerate(steps) if target is not None and target <= number}
+    back = {
+        (target, number + 1)
+        for number, (_, target) in enumerate(steps)
+        if target is not None and target <= number
+    }
     loops = [loop for loop in back if any(tensor[slice(*loop)])]
     inner = [
         (first, last)

@@ -11,10 +11,36 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 LEAST, TRITON = 70, 80  # from the first compute capability (times ten) up to the second these kernels serve
 SHARED = {70: 96 << 10, 75: 64 << 10}  # bytes of shared memory that a block may have
-_WIDTHS = {  # columns of results that a warp holds, by engine and kernel: what its registers take
-    "volta": dict(attention_forward=64, attention_query_gradient=64, attention_key_gradient=64),
-    "turing": dict(attention_forward=64, attention_query_gradient=64, attention_key_gradient=64),
-    "single": dict(attention_forward=128, attention_query_gradient=128, attention_key_gradient=64),
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What a warp's registers take, for heads up to a dimension."""
+
+    dim: int
+    warp_rows: int
+    width: int  # columns of results that a warp holds
+    columns: int  # of a column tile at a time
+    blocks: int = 2  # of up to four warps, on a multiprocessor: registers are allotted so that they fit
+    rows: int = 64  # of a block, at most
+
+
+_CUTS = {  # by engine and kernel; from ptxas's registers and spills, for turing also from times (benchmarks/LOG.md)
+    "volta": dict(
+        attention_forward=(_Cut(256, 32, 64, 32),),
+        attention_query_gradient=(_Cut(128, 32, 64, 32), _Cut(256, 32, 64, 16)),
+        attention_key_gradient=(_Cut(256, 32, 64, 16),),
+    ),
+    "turing": dict(
+        attention_forward=(_Cut(64, 32, 64, 32, rows=128), _Cut(128, 16, 128, 32), _Cut(256, 16, 128, 16)),
+        attention_query_gradient=(_Cut(64, 16, 64, 32, 3), _Cut(128, 16, 128, 32), _Cut(256, 16, 128, 16)),
+        attention_key_gradient=(_Cut(64, 16, 64, 32), _Cut(128, 16, 64, 32), _Cut(256, 16, 64, 16)),
+    ),
+    "single": dict(
+        attention_forward=(_Cut(128, 16, 128, 32), _Cut(256, 16, 128, 8)),
+        attention_query_gradient=(_Cut(256, 16, 128, 32),),
+        attention_key_gradient=(_Cut(256, 16, 64, 32),),
+    ),
 }
 
 
@@ -27,6 +53,7 @@ class Shape:
     warp_rows: int  # of a warp
     slices: int  # warps that share rows, each with a part of the results' columns
     warps: int
+    blocks: int  # on a multiprocessor at the same time, as far as registers go
     shared: int  # bytes
     held: bool  # forward: rows of q stay in registers
 
@@ -46,13 +73,12 @@ def engine(dtype: str, capability: int) -> str:
 def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, capability: int) -> Shape:
     """The largest shape whose rows and columns fit in shared memory."""
     name = engine(dtype, capability)
-    warp_rows = 16 if name == "single" or (name == "turing" and m < 32) else 32
+    cut = next(cut for cut in _CUTS[name][function] if max(head_dim, value_dim) <= cut.dim)
+    warp_rows = min(cut.warp_rows, m) if name == "turing" else cut.warp_rows
     least = 8 if name == "single" else 16
     results = dict(attention_forward=value_dim, attention_query_gradient=head_dim)
-    slices = -(-results.get(function, max(head_dim, value_dim)) // _WIDTHS[name][function])
-    rows, columns = max(warp_rows, min(m, 64)), min(n, 32)
-    if name != "single" and function == "attention_key_gradient":
-        columns = min(columns, 16)
+    slices = -(-results.get(function, max(head_dim, value_dim)) // cut.width)
+    rows, columns = max(warp_rows, min(m, cut.rows)), min(n, cut.columns)
     while (size := _shared(name, function, head_dim, value_dim, rows, columns, slices)) > SHARED[75]:
         if rows > warp_rows:
             rows //= 2
@@ -62,20 +88,31 @@ def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: i
             raise ValueError(
                 f"head_dim={head_dim}, value_dim={value_dim}: {function} has no room for {size} bytes"
             )
-    return Shape(rows, columns, warp_rows, slices, rows // warp_rows * slices, size, head_dim <= 64)
+    warps = rows // warp_rows * slices
+    return Shape(
+        rows, columns, warp_rows, slices, warps, cut.blocks if warps <= 4 else 1, size, head_dim <= 64
+    )
 
 
 def macros(
     function: str, constants: dict[str, object], dtype: str, capability: int, how: Shape
 ) -> dict[str, int]:
     """What the source of `function` is compiled with; constants: HEAD_DIM ... WIDE as for the Triton kernels."""
-    sizes = dict(
-        ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps, SHARED_BYTES=how.shared
-    )
-    sizes |= dict(WARP_ROWS=how.warp_rows, HELD=int(how.held))
+    sizes = dict(ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps)
+    sizes |= dict(WARP_ROWS=how.warp_rows, BLOCKS=how.blocks, SHARED_BYTES=how.shared, HELD=int(how.held))
     sizes |= {f"DTYPE_{name}": int(dtype == name.lower()) for name in ("F16", "BF16")}
-    wanted = ("HEAD_DIM", "VALUE_DIM", "M", "N", "GRANULE", "HEAVIEST_FIRST", "PERMUTED", "SHARED", "WIDE")
-    sizes |= dict(CAPABILITY=capability, BLOCKS=2 if how.warps <= 4 else 1)
+    sizes |= dict(CAPABILITY=capability)
+    wanted = (
+        "HEAD_DIM",
+        "VALUE_DIM",
+        "M",
+        "N",
+        "GRANULE",
+        "HEAVIEST_FIRST",
+        "PERMUTED",
+        "SHARED",
+        "WIDE",
+    )
     return sizes | {name: int(constants[name]) for name in wanted}
 
 
