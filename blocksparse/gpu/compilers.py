@@ -1,4 +1,6 @@
-"""Which compilers are here: Triton, and NVRTC for compute capability 7.0 and 7.5. Imports neither Triton nor TensorFlow."""
+"""Which compilers are here: Triton, and NVRTC for compute capability 7.0 and 7.5. Imports neither Triton nor
+TensorFlow.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Small attentions with their truth in float64, for whatever runs the kernels without TensorFlow: Triton's interpreter, the
-CUDA sources' emulation, a bare GPU.
+"""Small attentions with their truth in float64, for whatever runs the kernels without TensorFlow: Triton's interpreter,
+the CUDA sources' emulation, a bare GPU.
 """
 
 import sys
@@ -127,7 +127,7 @@ def eval_(expression, values):
 
 
 def arrays_of(case, plan, tensors, dout, dlse):
-    """Every tensor and plan array of both passes by its name in a manifest; results are NaN, encoded as the kernels want."""
+    """Every tensor and plan array of both passes by its name in a manifest, encoded; results are NaN."""
     encode, batch, query_time = ENCODE[case.dtype], case.batch, case.time[0]
     arrays = {name: encode(x) for name, x in zip("qkv", tensors, strict=True)} | dict(dout=encode(dout))
     results = dict(out=dout, dq=tensors[0], dk=tensors[1], dv=tensors[2])

@@ -1,8 +1,10 @@
 """Compiles the committed list of kernels for real architectures, without a GPU, and prints one JSON line a kernel.
 
     python compile_cases.py [--all]      --all: the whole product of dtypes, head dims, blocks, work, architectures
+    python compile_cases.py --cuda       those in CUDA C++ for compute capability 7.0 and 7.5: NVRTC, no Triton
 
-A line has the kernel's key, function, registers, bytes of local memory a thread (what spilled) and of shared memory.
+A line has the kernel's key, function, registers, bytes of local memory a thread (what spilled) and of shared memory; in
+CUDA C++ also its threads, tensor core instructions and their share of the inner loop's.
 """
 
 import itertools
@@ -16,7 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "blocksparse"))  # as compile.py has it
 
-from gpu import manifest, tuning
+import cubin
+from gpu import cuda, manifest, tuning
+from gpu.cuda import nvrtc
 from gpu.key import Key, parse
 
 NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
@@ -55,6 +59,27 @@ def committed():
     yield from keys("f16", (64, 64), 32, "long", 100, HOPPER)  # as Triton before 3.9 compiles it for sm_90
 
 
+def committed_cuda():
+    """About 50 kernels: every tile of both tables, every cut of a warp, every flag."""
+    for capability in (70, 75):
+        for dim, work in (
+            (64, "window"),
+            (64, "long"),
+            (96, "short"),
+            (128, "long"),
+            (160, "long"),
+            (256, "long"),
+        ):
+            yield from keys("f16", (dim, dim), 32, work, capability)
+        yield from keys(
+            "f16", (24, 64), 8, "short", capability, permuted=True, closed=1, shared=False, wide=True
+        )
+    yield from keys("f32", (64, 64), 32, "window", 70)
+    yield from keys("bf16", (256, 256), 32, "long", 70)
+    yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True)
+    yield from keys("f32", (256, 256), 32, "long", 75)
+
+
 def product():
     dims = [(dim, dim) for dim in (8, 32, 64, 96, 128, 256)] + [(64, 128)]
     for dtype, dim, work, capability in itertools.product(NAMES, dims, WORK, ARCHITECTURES):
@@ -66,26 +91,38 @@ def product():
 def measure(job):
     """One line of the report."""
     key, number = job
+    launch, capability = manifest.launches(key)[number], parse(key).capability
+    row = dict(key=key, function=launch.function)
+    try:
+        return row | (measure_cuda if cuda.serves(capability) else measure_triton)(launch, capability)
+    except Exception as error:
+        return row | dict(error=f"{type(error).__name__}: {error}"[:500])
+
+
+def measure_cuda(launch, capability):
+    code = nvrtc.compile(cuda.FOLDER / f"{launch.function}.cu", launch.constexprs, f"sm_{capability}")
+    registers, local = cubin.numbers(code)
+    tensor, share = cubin.tensor_share(code)
+    shared, threads = launch.options["shared"], 32 * launch.options["num_warps"]
+    usage = dict(registers=registers, local=local, shared=shared, threads=threads)
+    return usage | dict(tensor=tensor, share=round(share, 3))
+
+
+def measure_triton(launch, capability):
     import triton
     from gpu import kernels
 
-    launch = manifest.launches(key)[number]
-    row = dict(key=key, function=launch.function)
-    try:
-        compiled = kernels.compiled(launch, parse(key).capability)
-    except Exception as error:
-        return row | dict(error=f"{type(error).__name__}: {error}"[:500])
+    compiled = kernels.compiled(launch, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return row | dict(registers=int(registers), local=int(stack), shared=compiled.metadata.shared)
+    return dict(registers=int(registers), local=int(stack), shared=compiled.metadata.shared)
 
 
-def main(everything):
-    chosen = dict.fromkeys(product() if everything else committed())
+def main(chosen):
     jobs = [(key, number) for key in chosen for number in range(len(manifest.launches(key)))]
     with multiprocessing.get_context("fork").Pool() as pool:
         failures = 0
@@ -96,4 +133,5 @@ def main(everything):
 
 
 if __name__ == "__main__":
-    sys.exit(main("--all" in sys.argv[1:]))
+    lists = {"--all": product, "--cuda": committed_cuda}
+    sys.exit(main(dict.fromkeys(lists.get(sys.argv[-1], committed)())))

@@ -1,7 +1,7 @@
 """What ptxas made of a kernel, read out of a cubin for compute capability 7.0 or 7.5 without NVIDIA's tools.
 
-A cubin is an ELF file. Section .nv.info has registers and stack frames as attributes; an instruction takes 16 bytes, whose
-lowest 12 bits are its operation.
+A cubin is an ELF file. Section .nv.info has registers and stack frames as attributes; an instruction takes 16 bytes,
+whose lowest 12 bits are its operation.
 """
 
 import struct

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def milliseconds(work, repeats=20):
     call("cuEventRecord", events[-1], None)
     synchronize()
     times, one = [], ctypes.c_float()
-    for first, second in zip(events, events[1:], strict=False):
+    for first, second in itertools.pairwise(events):
         call("cuEventElapsedTime", ctypes.byref(one), first, second)
         times.append(one.value)
     for event in events:

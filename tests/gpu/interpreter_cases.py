@@ -11,12 +11,12 @@ import sys
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import attention_cases as cases  # noqa: E402
-import numpy as np  # noqa: E402
-import triton.language as tl  # noqa: E402
-import triton.runtime.interpreter as interpreter  # noqa: E402
+import attention_cases as cases
+import numpy as np
+import triton.language as tl
+import triton.runtime.interpreter as interpreter
 
-from blocksparse.gpu import kernels, manifest  # noqa: E402
+from blocksparse.gpu import kernels, manifest
 
 
 class Storage:

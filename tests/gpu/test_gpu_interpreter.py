@@ -22,8 +22,8 @@ def lines():
 
 CASES = """causal|causal split|causal merged|local|fixed, per head|strided, 24 rows a class|one order a head|empty rows
 uneven heads|rectangular|value_dim differs|dims of 8|dims of 96|wide tiles|blocks of 64 in tiles of 32|wide offsets
-negative scale|scale of zero|float16|float16, dims of 160|float16, permuted|bfloat16|NaN key|NaN key, split|NaN key, float16
-rows that see nothing or all|closed, rows that see nothing or all
+negative scale|scale of zero|float16|float16, permuted|bfloat16|NaN key|NaN key, split|NaN key, float16
+float16, dims of 160|rows that see nothing or all|closed, rows that see nothing or all
 closed, several column tiles|closed, dims differ|NaN key, closed"""
 
 

@@ -27,7 +27,7 @@ class _Cut:
 
 _CUTS = {  # by engine and kernel; from ptxas's registers and spills, for turing also from times (benchmarks/LOG.md)
     "volta": dict(
-        attention_forward=(_Cut(256, 32, 64, 32),),
+        attention_forward=(_Cut(128, 32, 64, 32), _Cut(256, 32, 64, 16)),
         attention_query_gradient=(_Cut(128, 32, 64, 32), _Cut(256, 32, 64, 16)),
         attention_key_gradient=(_Cut(256, 32, 64, 16),),
     ),
@@ -74,13 +74,19 @@ def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: i
     """The largest shape whose rows and columns fit in shared memory."""
     name = engine(dtype, capability)
     cut = next(cut for cut in _CUTS[name][function] if max(head_dim, value_dim) <= cut.dim)
-    warp_rows = min(cut.warp_rows, m) if name == "turing" else cut.warp_rows
+    warp_rows = (
+        16 if name == "turing" and m <= 32 else cut.warp_rows
+    )  # else one warp would load for all alone
     least = 8 if name == "single" else 16
     results = dict(attention_forward=value_dim, attention_query_gradient=head_dim)
     slices = -(-results.get(function, max(head_dim, value_dim)) // cut.width)
     rows, columns = max(warp_rows, min(m, cut.rows)), min(n, cut.columns)
+    if rows == 32 == warp_rows and slices == 1:
+        columns = min(columns, 16)
     while (size := _shared(name, function, head_dim, value_dim, rows, columns, slices)) > SHARED[75]:
-        if rows > warp_rows:
+        if columns > 16:
+            columns = 16
+        elif rows > warp_rows:
             rows //= 2
         elif columns > least:
             columns //= 2
