@@ -25,6 +25,22 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="TensorFlow sees no GPU"))
 
 
+@pytest.fixture
+def own_kernels():
+    """Skips under BLOCKSPARSE_CAPABILITY: how fast an older GPU's kernels are on a newer GPU says nothing."""
+    if older := os.environ.get("BLOCKSPARSE_CAPABILITY"):
+        pytest.skip(f"the kernels are those of compute capability {int(older) / 10}, the GPU is another")
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels():
+    """Whether the kernels in CUDA C++ run here, not Triton's."""
+    from blocksparse.gpu import cuda
+    from blocksparse.native.cuda import capabilities
+
+    return any(map(cuda.serves, capabilities()))
+
+
 @pytest.fixture(scope="session")
 def library():
     """The functions of the GPU library, which needs a compiler and no GPU."""

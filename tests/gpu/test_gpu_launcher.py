@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,38 @@ def test_triton_compiles_beside_a_living_tensorflow(library, compiler, tmp_path,
     bad = compiler.folder("forward-f64-d64")
     assert "names no kernel" in bad, bad
     assert tf.reduce_sum(tf.ones(3)) == 3 and "triton" not in sys.modules
+
+
+@pytest.mark.skipif(nvrtc.path() is None, reason="NVRTC 12 is not installed")
+@pytest.mark.parametrize("override, suffix", [("", "cubin"), ("75", "ptx")])
+def test_nvrtc_compiles_beside_a_living_tensorflow(
+    library, compiler, tmp_path, monkeypatch, override, suffix
+):
+    monkeypatch.delenv("BLOCKSPARSE_PREBUILT", raising=False)
+    monkeypatch.setenv("BLOCKSPARSE_CAPABILITY", override)
+    cuda.configure(library, tmp_path)
+    key = "forward-f16-d64-v64-m64-n32-g32-o0-w0-s1-r0-c0-sm75"
+    folder = compiler.folder(key)
+    assert folder == str(cuda.kernel_folders(tmp_path)[-1] / key)
+    assert (Path(folder) / f"attention_forward.{suffix}").exists()
+
+
+@pytest.mark.parametrize("key, wanted", [(KEYS[0], "Triton"), (KEYS[0].replace("sm90", "sm70"), "NVRTC 12")])
+def test_without_the_compiler_the_message_says_what_to_do(
+    library, compiler, tmp_path, monkeypatch, key, wanted
+):
+    if wanted != "Triton" and nvrtc.path() is not None:
+        pytest.skip("NVRTC is installed")
+    monkeypatch.delenv("BLOCKSPARSE_PREBUILT", raising=False)
+    monkeypatch.setattr(cuda, "has_triton", lambda: False)
+    cuda.configure(library, tmp_path)
+    answer = compiler.folder(key)
+    for part in (
+        f"no compiled kernel {key}",
+        f"{wanted} is not installed: pip install",
+        "put FOLDER/forward",
+    ):
+        assert part in answer, answer
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch, tmp_path):

@@ -20,6 +20,7 @@ def on_the_gpu():
     assert op.kernel_name() == "gpu"
 
 
+@pytest.mark.usefixtures("own_kernels")
 def test_a_first_call_is_quick(fresh_python, tmp_path):
     """From nothing compiled to gradients in 8 s, from a full cache in 1 s; TensorFlow and its GPU are up before."""
     program = """
@@ -43,6 +44,7 @@ def test_a_first_call_is_quick(fresh_python, tmp_path):
     assert cold < 8 and warm < 1
 
 
+@pytest.mark.usefixtures("own_kernels")
 def test_host_overhead():
     """Microseconds of one call: 200 in a chain less 200 identities, on an input of one block."""
     bst = BlocksparseTransformer(np.ones((1, 1), bool), 32, 1)
