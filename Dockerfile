@@ -1,7 +1,8 @@
 # docker build -t sparse_attention . && docker run --rm --gpus all sparse_attention
 #
-# `--gpus` needs the NVIDIA container toolkit (and the driver, 525 or newer) on the host; CUDA itself comes with the
-# wheels. Without a GPU the same image runs on the CPU.
+# `--gpus` needs the NVIDIA container toolkit (and the driver, 525 or newer; for a V100 580 at most, the last that knows
+# it) on the host; CUDA itself, and with it NVRTC 12, which compiles for a V100 or T4, comes with the wheels. Without a GPU
+# the same image runs on the CPU.
 
 FROM python:3.11-slim AS build
 ARG TENSORFLOW=2.21.0

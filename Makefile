@@ -3,7 +3,8 @@
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
 # make fuzz    thousands of damaged plans against the C++ kernels under sanitizers
-# make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU
+# make gpu-test    the suite, compute-sanitizer and the tables of attention.py, on a machine with a GPU; its report to
+#                  send: runs/gpu-test/report.txt
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
 
@@ -33,7 +34,7 @@ fuzz: .venv/test.installed
 	$(RUN) tests/cpu/plan_fuzz.py --count 60000 --own --seed 1
 
 gpu-test: .venv/gpu.installed .venv/test.installed
-	$(RUN) tests/gpu/run_on_gpu.py
+	$(RUN) tests/gpu/run_on_gpu.py --logs runs/gpu-test
 
 lint: types
 	$(RUN) -m ruff format --check .

@@ -18,8 +18,10 @@ class BuildPy(build_py):
         return [m for m in modules if package != "sparse_attention" or m[1] in ROOT_MODULES]
 
 
+LINUX = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 examples = ["matplotlib", "pillow", "scikit-learn", "soundfile", "tqdm"]
-triton = "triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"
+triton = f"triton>=3.6,<3.10; {LINUX}"
+nvrtc = f"nvidia-cuda-nvrtc-cu12>=12,<13; {LINUX}"  # 13 does not know compute capability 7.0
 
 setup(
     name="sparse_attention",
@@ -32,15 +34,16 @@ setup(
     python_requires=">=3.10,<3.14",  # as TensorFlow 2.21
     packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
     package_dir={"sparse_attention": "."},
-    package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.json"]},
+    package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.cu", "**/*.json"]},
     install_requires=["tensorflow" + TENSORFLOW, "numpy>=2.0", "scipy>=1.13"],
     extras_require={
-        "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
+        "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton, nvrtc],
         "plot": ["matplotlib"],
         "examples": examples,
         "test": [
             *examples,
             triton,
+            nvrtc,
             "clang-format>=20",
             "hypothesis",
             "mypy",

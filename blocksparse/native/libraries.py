@@ -47,7 +47,7 @@ CPU = Library(
         Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/call.cc", *_PLAN), _FAST),
     ),
 )
-# The kernels themselves are Triton's, compiled when first needed: this is what launches them.
+# The kernels themselves are compiled when first needed, by Triton or NVRTC: this is what launches them.
 GPU = Library(
     "gpu",
     (
