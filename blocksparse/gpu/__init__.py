@@ -2,7 +2,7 @@
 
 kernels/       the kernels in Triton and what each of their arguments means; kernels/roles/ those for Hopper whose
                warps have roles
-cuda/          the kernels in CUDA C++ for compute capability 7.0 and 7.5 (V100, T4), on which Triton has no tensor cores
+cuda/          the kernels in CUDA C++ for compute capability 7.0 and 7.5 (V100, T4), whose tensor cores Triton lacks
 compilers.py   which of the two compilers, Triton and NVRTC, are installed
 key.py         what decides the machine code of a pass, in one word
 manifest.py    which kernels a pass is made of and how each is launched, as data

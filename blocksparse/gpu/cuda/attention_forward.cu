@@ -31,13 +31,14 @@ DEVICE void absorb(Softmax& softmax, float (&s)[kScoreTiles][kPart], float scale
   }
 }
 
-KERNEL BOUNDS(kThreads, BLOCKS) attention_forward(
-    const Element* q, const Element* k, const Element* v, Element* out, float* lse, const int* head_index,
-    const int* order, const int* head_tiles, const int* rows, const int* row_count, const int* offset, const int* full,
-    const int* columns, const int* mask, const int* masks, float scale_log2, int heads, int query_time, int key_time,
-    int tiles) {
+KERNEL BOUNDS(kThreads, BLOCKS)
+    attention_forward(const Element* q, const Element* k, const Element* v, Element* out, float* lse,
+                      const int* head_index, const int* order, const int* head_tiles, const int* rows,
+                      const int* row_count, const int* offset, const int* full, const int* columns, const int* mask,
+                      const int* masks, float scale_log2, int heads, int query_time, int key_time, int tiles) {
   Tile tile;
-  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles, &tile)) {
+  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
+              &tile)) {
     return;
   }
   SHARED_MEMORY(memory);
@@ -46,7 +47,8 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_forward(
   clear_shared(memory);
   sync();
   // The running maximum wants a positive scale, and -infinity times zero would be NaN.
-  const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
+  const i64 query_row = tile.batch * query_time * heads + tile.head,
+            key_row = tile.batch * key_time * heads + tile.head;
   load_own<kHeadDim, kHeadPitch>(own, q + query_row * kHeadDim, tile, query_time, heads, scale_log2 < 0);
   scale_log2 = larger(scale_log2 < 0 ? -scale_log2 : scale_log2, 0x1p-126f);
   const int warp_row = warp_index() / kSlices * kWarpRows, slice = warp_index() % kSlices * (kValuePad / kSlices);

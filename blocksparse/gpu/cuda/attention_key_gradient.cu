@@ -2,13 +2,15 @@
 // ds = p (dout v^T - delta); its column tiles are queries, and s, p, ds stand as [keys, queries].
 #include "walk.h"
 
-KERNEL BOUNDS(kThreads, BLOCKS) attention_key_gradient(
-    const Element* q, const Element* k, const Element* v, const float* lse, const Element* dout, const float* delta,
-    Element* dk, Element* dv, const int* head_index, const int* order, const int* head_tiles, const int* rows,
-    const int* row_count, const int* offset, const int* full, const int* columns, const int* mask, const int* masks,
-    float scale, float scale_log2, int heads, int query_time, int key_time, int tiles) {
+KERNEL BOUNDS(kThreads, BLOCKS)
+    attention_key_gradient(const Element* q, const Element* k, const Element* v, const float* lse, const Element* dout,
+                           const float* delta, Element* dk, Element* dv, const int* head_index, const int* order,
+                           const int* head_tiles, const int* rows, const int* row_count, const int* offset,
+                           const int* full, const int* columns, const int* mask, const int* masks, float scale,
+                           float scale_log2, int heads, int query_time, int key_time, int tiles) {
   Tile tile;
-  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles, &tile)) {
+  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
+              &tile)) {
     return;
   }
   SHARED_MEMORY(memory);
@@ -17,7 +19,8 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_key_gradient(
   Stored* own_value = own_key + kRows * kHeadPitch;
   clear_shared(memory);
   sync();
-  const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
+  const i64 query_row = tile.batch * query_time * heads + tile.head,
+            key_row = tile.batch * key_time * heads + tile.head;
   const i64 statistics = (tile.batch * heads + tile.head) * query_time;
   load_own<kHeadDim, kHeadPitch>(own_key, k + key_row * kHeadDim, tile, key_time, heads, false);
   load_own<kValueDim, kValuePitch>(own_value, v + key_row * kValueDim, tile, key_time, heads, false);
@@ -29,8 +32,8 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_key_gradient(
   keys.set(own_key + warp_row * kHeadPitch), values.set(own_value + warp_row * kValuePitch);
   float key_gradient[kHeadTiles][kPart], value_gradient[kValueTiles][kPart];
   clear(key_gradient), clear(value_gradient);
-  const Stream stream = {q + query_row * kHeadDim, dout + query_row * kValueDim, lse + statistics, delta + statistics,
-                         query_time, heads};
+  const Stream stream = {
+      q + query_row * kHeadDim, dout + query_row * kValueDim, lse + statistics, delta + statistics, query_time, heads};
   walk<true>(tile, stream, stage, warp_row, [&](const Seen& seen) {
     float p[kScoreTiles][kPart], ds[kScoreTiles][kPart];
     multiply_transposed(p, keys, stage.head);

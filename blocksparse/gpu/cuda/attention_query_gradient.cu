@@ -6,8 +6,8 @@ struct Row {  // what the softmax left of a lane's rows
   float lse[kSlots], delta[kSlots];
 };
 
-// Writes delta of every row that this block owns. Four lanes share a row, always in the same way, so that the sum has one
-// order; all rows are loaded before any is written, so that the loads are under way at once.
+// Writes delta of every row that this block owns. Four lanes share a row, always in the same way, so that the sum has
+// one order; all rows are loaded before any is written, so that the loads are under way at once.
 DEVICE void write_delta(float* delta, const Element* out, const Element* dout, const float* dlse, const Tile& tile,
                         int time, int heads) {
   constexpr int kSharers = 4, kTurns = (kRows * kSharers + kThreads - 1) / kThreads, kRowChunks = kValueDim / kPerChunk;
@@ -42,13 +42,15 @@ DEVICE void silence(Stored* keys) {
   sync();
 }
 
-KERNEL BOUNDS(kThreads, BLOCKS) attention_query_gradient(
-    const Element* q, const Element* k, const Element* v, const Element* out, const float* lse, const Element* dout,
-    const float* dlse, float* delta, Element* dq, const int* head_index, const int* order, const int* head_tiles,
-    const int* rows, const int* row_count, const int* offset, const int* full, const int* columns, const int* mask,
-    const int* masks, float scale, float scale_log2, int heads, int query_time, int key_time, int tiles) {
+KERNEL BOUNDS(kThreads, BLOCKS)
+    attention_query_gradient(const Element* q, const Element* k, const Element* v, const Element* out, const float* lse,
+                             const Element* dout, const float* dlse, float* delta, Element* dq, const int* head_index,
+                             const int* order, const int* head_tiles, const int* rows, const int* row_count,
+                             const int* offset, const int* full, const int* columns, const int* mask, const int* masks,
+                             float scale, float scale_log2, int heads, int query_time, int key_time, int tiles) {
   Tile tile;
-  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles, &tile)) {
+  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
+              &tile)) {
     return;
   }
   SHARED_MEMORY(memory);
@@ -56,7 +58,8 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_query_gradient(
   Stored* own = reinterpret_cast<Stored*>(stage.place(memory));
   Stored* own_gradient = own + kRows * kHeadPitch;
   clear_shared(memory);
-  const i64 query_row = tile.batch * query_time * heads + tile.head, key_row = tile.batch * key_time * heads + tile.head;
+  const i64 query_row = tile.batch * query_time * heads + tile.head,
+            key_row = tile.batch * key_time * heads + tile.head;
   const i64 statistics = (tile.batch * heads + tile.head) * query_time;
   write_delta(delta + statistics, out + query_row * kValueDim, dout + query_row * kValueDim, dlse + statistics, tile,
               query_time, heads);
@@ -94,7 +97,8 @@ KERNEL BOUNDS(kThreads, BLOCKS) attention_query_gradient(
     });
     // A key that is NaN reaches every row of its tiles. Rare, so noticed afterwards and done again.
     bool bad = false;
-    UNROLL for (int t = 0; t < kHeadTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) bad |= result[t][i] != result[t][i];
+    UNROLL for (int t = 0; t < kHeadTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) bad |=
+        result[t][i] != result[t][i];
     silenced = sync_or(bad) && !silenced;
   } while (silenced);
 

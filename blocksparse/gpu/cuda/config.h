@@ -37,8 +37,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 #include "single.h"
 #endif
 
-// In shared memory a row is padded to whole tiles of every slice, and 16 bytes more: rows then start 16 bytes times an odd
-// number apart, so that eight of them, 16 bytes each, fill all 32 banks.
+// In shared memory a row is padded to whole tiles of every slice, and 16 bytes more: rows then start 16 bytes times an
+// odd number apart, so that eight of them, 16 bytes each, fill all 32 banks.
 constexpr int kUnit = kTile * kSlices;
 constexpr int kHeadPad = (kHeadDim + kUnit - 1) / kUnit * kUnit, kValuePad = (kValueDim + kUnit - 1) / kUnit * kUnit;
 constexpr int kHeadPitch = kHeadPad + 16 / sizeof(Stored), kValuePitch = kValuePad + 16 / sizeof(Stored);

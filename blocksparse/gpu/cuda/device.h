@@ -45,7 +45,9 @@ DEVICE float half_to_float(u16 x) {
 }
 DEVICE u32 pack(float low, float high) {  // as two halves
   u32 y;
-  asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h};}" : "=r"(y) : "f"(low), "f"(high));
+  asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h};}"
+      : "=r"(y)
+      : "f"(low), "f"(high));
   return y;
 }
 
@@ -73,14 +75,14 @@ DEVICE void multiply_16x8x8(float* c, u32 a0, u32 a1, u32 b) {
                : "r"(a0), "r"(a1), "r"(b));
 }
 
-// c += a b of each of a warp's four groups of eight lanes: 8 x 4 by 4 x 8 (compute capability 7.0). COLUMN: a lane holds
-// four halves of a column of b, else of a row.
-#define MULTIPLY_8X8X4(NAME, ORDER)                                                                                  \
-  DEVICE void NAME(float (&c)[8], u32 a0, u32 a1, u32 b0, u32 b1) {                                                  \
-    asm volatile("mma.sync.aligned.m8n8k4.row." ORDER                                                                \
-                 ".f32.f16.f16.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, {%0,%1,%2,%3,%4,%5,%6,%7};"        \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])    \
-                 : "r"(a0), "r"(a1), "r"(b0), "r"(b1));                                                              \
+// c += a b of each of a warp's four groups of eight lanes: 8 x 4 by 4 x 8 (compute capability 7.0). COLUMN: a lane
+// holds four halves of a column of b, else of a row.
+#define MULTIPLY_8X8X4(NAME, ORDER)                                                                               \
+  DEVICE void NAME(float (&c)[8], u32 a0, u32 a1, u32 b0, u32 b1) {                                               \
+    asm volatile("mma.sync.aligned.m8n8k4.row." ORDER                                                             \
+                 ".f32.f16.f16.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, {%0,%1,%2,%3,%4,%5,%6,%7};"     \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]) \
+                 : "r"(a0), "r"(a1), "r"(b0), "r"(b1));                                                           \
   }
 MULTIPLY_8X8X4(multiply_8x8x4_columns, "col")
 MULTIPLY_8X8X4(multiply_8x8x4_rows, "row")

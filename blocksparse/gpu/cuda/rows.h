@@ -10,7 +10,8 @@ DEVICE Chunk read(const Element* from) { return *reinterpret_cast<const Chunk*>(
 // sum + a . b, first number first.
 DEVICE float dot(const Chunk& a, const Chunk& b, float sum) {
   UNROLL for (int i = 0; i < kPerChunk; ++i) {
-    sum = fused(value_of(reinterpret_cast<const Element*>(&a)[i]), value_of(reinterpret_cast<const Element*>(&b)[i]), sum);
+    sum = fused(value_of(reinterpret_cast<const Element*>(&a)[i]), value_of(reinterpret_cast<const Element*>(&b)[i]),
+                sum);
   }
   return sum;
 }
@@ -38,7 +39,8 @@ struct Ahead {
   }
 };
 
-// The rows that this block owns; zeros where one does not exist. Without branches, so that many loads are under way at once.
+// The rows that this block owns; zeros where one does not exist. Without branches, so that many loads are under way at
+// once.
 template <int kDim, int kPitch>
 DEVICE void load_own(Stored* to, const Element* head, const Tile& tile, int time, int heads, bool negative) {
   constexpr int kRowChunks = kDim / kPerChunk, kAll = kRows * kRowChunks, kAtOnce = 4;
@@ -86,5 +88,6 @@ DEVICE void clear(float (&c)[kTiles][kPart]) {
 DEVICE void clear_shared(char* memory) {
   if (kHeadPad == kHeadDim && kValuePad == kValueDim) return;
   const Chunk zero = {};
-  for (int at = 16 * thread_index(); at < SHARED_BYTES; at += 16 * kThreads) *reinterpret_cast<Chunk*>(memory + at) = zero;
+  for (int at = 16 * thread_index(); at < SHARED_BYTES; at += 16 * kThreads)
+    *reinterpret_cast<Chunk*>(memory + at) = zero;
 }

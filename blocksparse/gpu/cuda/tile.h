@@ -1,5 +1,5 @@
-// Where a block of threads works: its row tile, the rows and masks it gathers. Letters as in ../kernels/primitives.py: a
-// plan row is a row in the plan's order, a tensor row one in memory.
+// Where a block of threads works: its row tile, the rows and masks it gathers. Letters as in ../kernels/primitives.py:
+// a plan row is a row in the plan's order, a tensor row one in memory.
 #pragma once
 
 #include "config.h"
@@ -16,11 +16,11 @@ struct Side {
 struct Tile {
   i64 batch;
   int head;
-  int stride;           // of the head's order
-  int first_row;        // of the row tile, that this block computes
-  int count;            // rows of the row tile
-  int steps;            // column tiles, a part of one at a time
-  int full;             // so many steps from the first on need no mask
+  int stride;     // of the head's order
+  int first_row;  // of the row tile, that this block computes
+  int count;      // rows of the row tile
+  int steps;      // column tiles, a part of one at a time
+  int full;       // so many steps from the first on need no mask
   const int *rows, *columns, *mask, *masks;
 };
 
@@ -36,8 +36,8 @@ DEVICE int gathered(const int* granules, int n, int time, int stride) {
   return first + n % kGranule * (kPermuted ? stride : 1);  // a run never crosses into the next residue class
 }
 
-// Heads of the same rows run side by side, since they share memory pages; with kHeaviestFirst batch rows alternate too, so
-// that the heaviest row tiles of all of them start first. False where the head has fewer row tiles than `tiles`.
+// Heads of the same rows run side by side, since they share memory pages; with kHeaviestFirst batch rows alternate too,
+// so that the heaviest row tiles of all of them start first. False where the head has fewer row tiles than `tiles`.
 DEVICE bool locate(const Side& side, int heads, int tiles, Tile* out) {
   const int program = block_index() / kRowParts, batches = block_count() / kRowParts / (heads * tiles);
   out->head = program % heads;
@@ -89,7 +89,8 @@ struct Seen {
 // Puts `other` where nobody sees. Most steps are seen whole: they ask no bit.
 DEVICE void keep_seen(float (&c)[kScoreTiles][kPart], const Seen& seen, float other) {
   if (seen.all) return;
-  UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) c[t][i] = seen(t, i) ? c[t][i] : other;
+  UNROLL for (int t = 0; t < kScoreTiles; ++t) UNROLL for (int i = 0; i < kPart; ++i) c[t][i] =
+      seen(t, i) ? c[t][i] : other;
 }
 
 DEVICE Seen seen_in(const Tile& tile, int step, int number, int warp_row) {

@@ -1,7 +1,8 @@
 // float16 on Turing's tensor cores: a warp's 16 or 32 rows by tiles of 8 columns, mma.sync.m16n8k8.
 //
-// Of a tile's 16 rows lane l holds, in order, columns 2 * (l % 4) and the next of row l / 4, then of row l / 4 + 8. This is
-// also how the instruction wants its first operand, so that probabilities go from one product into the next as they are.
+// Of a tile's 16 rows lane l holds, in order, columns 2 * (l % 4) and the next of row l / 4, then of row l / 4 + 8.
+// This is also how the instruction wants its first operand, so that probabilities go from one product into the next as
+// they are.
 #pragma once
 
 constexpr int kTile = 16, kWarpRows = WARP_ROWS, kGroups = WARP_ROWS / 16, kPart = 4 * kGroups, kSlots = 2 * kGroups;

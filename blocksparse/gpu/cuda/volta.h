@@ -1,7 +1,8 @@
 // float16 on Volta's tensor cores: a warp's 32 rows by tiles of 8 columns, mma.sync.m8n8k4.
 //
-// The instruction multiplies 8 x 4 by 4 x 8 in each of four groups of eight lanes (0-3 and 16-19, 4-7 and 20-23, ...). Here
-// the groups stand one below the other: all have the same second operand, which shared memory then reads once for all.
+// The instruction multiplies 8 x 4 by 4 x 8 in each of four groups of eight lanes (0-3 and 16-19, 4-7 and 20-23, ...).
+// Here the groups stand one below the other: all have the same second operand, which shared memory then reads once for
+// all.
 #pragma once
 
 constexpr int kTile = 16, kWarpRows = 32, kPart = 8, kSlots = 2;
@@ -44,8 +45,8 @@ DEVICE void multiply_transposed(float (&c)[kTiles][kPart], const Rows<kDim, kPit
   }
 }
 
-// First operands for two products out of a tile: a lane wants all columns of row lane % 4, and holds half the columns of
-// two rows, whose other halves lane ^ 2 holds. Four columns a product.
+// First operands for two products out of a tile: a lane wants all columns of row lane % 4, and holds half the columns
+// of two rows, whose other halves lane ^ 2 holds. Four columns a product.
 DEVICE void as_operand(u32 (&a)[2][2], const float (&p)[kPart]) {
   const bool upper = lane() & 2;
   UNROLL for (int q = 0; q < 2; ++q) {

@@ -50,8 +50,9 @@ struct Arrival {
   }
 };
 
-// Calls compute(seen) for every step. There is no asynchronous copy on these GPUs: a step's rows are loaded into registers
-// while the step before is multiplied, their numbers two steps earlier, mask numbers two and mask words one ahead.
+// Calls compute(seen) for every step. There is no asynchronous copy on these GPUs: a step's rows are loaded into
+// registers while the step before is multiplied, their numbers two steps earlier, mask numbers two and mask words one
+// ahead.
 template <bool kStatistics, class Compute>
 DEVICE void walk(const Tile& tile, const Stream& from, const Stage& stage, int warp_row, Compute compute) {
   const int n = thread_index();

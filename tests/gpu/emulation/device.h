@@ -2,12 +2,12 @@
 // done lane by lane, as NVIDIA's PTX manual draws the fragments of each instruction.
 #pragma once
 
+#include <ucontext.h>
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <ucontext.h>
 #include <utility>
 #include <vector>
 
