@@ -1,18 +1,15 @@
 // BlocksparseAttention and BlocksparseAttentionGrad under XLA: each becomes a custom call on the op's own inputs.
+// on_demand.cc has them registered.
 #include <algorithm>
 #include <cstring>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "../cpu/arguments.h"
 #include "../cpu/compressed_plan.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "constants.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
-#include "tensorflow/compiler/tf2xla/xla_op_registry.h"
-#include "tensorflow/core/framework/kernel_def_builder.h"
 #include "tensorflow/core/platform/tensor_float_32_utils.h"
 #include "xla/hlo/builder/xla_builder.h"
 
@@ -89,34 +86,11 @@ class PlanXla : public tensorflow::XlaOpKernel {
   tensorflow::Tensor plan_;
 };
 
-REGISTER_XLA_OP(Name("BlocksparseAttention").CompileTimeConstantInput("plan"), AttentionXla);
-REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"), AttentionXla);
-REGISTER_XLA_OP(Name("BlocksparsePlan"), PlanXla);
-
-template <typename Kernel>
-void register_late(const char* op, const std::string& device) {
-  const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
-    return new Kernel(context);
-  };
-  const auto* kernel = tensorflow::KernelDefBuilder(op).Device(device.c_str()).HostMemory("plan").Build();
-  tensorflow::kernel_factory::OpKernelRegistrar(kernel, op, create);
-}
-
-// TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that
-// is loaded later registers its kernels itself, for the devices that any other op has got one for.
-[[maybe_unused]] const bool registered_late = [] {
-  std::set<std::string> devices;
-  const tensorflow::KernelList others = tensorflow::GetRegisteredKernelsForOp("AddV2");
-  for (const tensorflow::KernelDef& kernel : others.kernel()) {
-    if (absl::EndsWith(kernel.device_type(), "_JIT")) devices.insert(kernel.device_type());
-  }
-  for (const std::string& device : devices) {
-    register_late<AttentionXla>("BlocksparseAttention", device);
-    register_late<AttentionXla>("BlocksparseAttentionGrad", device);
-    register_late<PlanXla>("BlocksparsePlan", device);
-  }
-  return !devices.empty();
-}();
-
 }  // namespace
 }  // namespace blocksparse
+
+// A blocksparse::MakeXlaKernel.
+extern "C" tensorflow::OpKernel* blocksparse_xla_kernel(tensorflow::OpKernelConstruction* context) {
+  if (context->def().op() == "BlocksparsePlan") return new blocksparse::PlanXla(context);
+  return new blocksparse::AttentionXla(context);
+}
