@@ -21,10 +21,10 @@ from blocksparse.tensors import TensorLike, do_not_convert
 
 if __package__:
     from .recompute import recomputable
-    from .utils import merge_heads, merge_states, shape_list, split_heads, split_states
+    from .utils import merge_heads, shape_list, split_heads
 else:
     from recompute import recomputable
-    from utils import merge_heads, merge_states, shape_list, split_heads, split_states
+    from utils import merge_heads, shape_list, split_heads
 
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
@@ -182,27 +182,8 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
 
 def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
     _, n_ctx, width = shape_list(q)
-    scale = 1 / sqrt(width // heads)
-    passes = _passes(n_ctx, heads, modes, blocksize)
-    joined = len(passes) > 1
-    parts = [bst.attention(q, k, v, scale=scale, order=order, with_lse=joined) for bst, order in passes]
-    return _join(parts, heads) if joined else parts[0]
-
-
-def _join(parts: list[tuple[tf.Tensor, tf.Tensor]], heads: int) -> tf.Tensor:
-    """Attention over a union of disjoint key sets, from that over each: sum_p softmax(lse)_p out_p.
-
-    parts: (out [batch, time, heads * value_dim], lse [batch, heads, time]), lse -inf where there is no key.
-    """
-    lse = tf.stack([lse for _, lse in parts])
-    highest = tf.reduce_max(lse, axis=0)
-    highest = tf.stop_gradient(tf.where(tf.math.is_inf(highest), 0.0, highest))  # -inf - -inf is NaN
-    weights = tf.exp(lse - highest)
-    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=0))  # 0 where no part has a key
-    weights = tf.transpose(weights, [0, 1, 3, 2])[..., None]  # [parts, batch, time, heads, 1]
-    dtype = parts[0][0].dtype
-    outs = [tf.cast(split_states(out, heads), tf.float32) for out, _ in parts]
-    return tf.cast(merge_states(tf.add_n([weights[p] * out for p, out in enumerate(outs)])), dtype)
+    (first, order), *joined = _passes(n_ctx, heads, modes, blocksize)
+    return first.attention(q, k, v, scale=1 / sqrt(width // heads), order=order, joined=joined)
 
 
 @lru_cache(maxsize=64)

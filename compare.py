@@ -172,7 +172,7 @@ def _density(pattern: dict, n_ctx: int) -> float:
 
 def _kernel(step) -> str:
     operations = step.graph.get_operations()
-    return kernel_name() if any(op.type == "BlocksparseAttention" for op in operations) else "reference"
+    return kernel_name() if any(op.type.startswith("Blocksparse") for op in operations) else "reference"
 
 
 def _device() -> str:

@@ -33,16 +33,18 @@ struct Gradient {
 };
 
 // out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that sees
-// no key.
+// no key. onto: out and lse hold those of a pass over other keys, and get those over the keys of both.
 template <typename T>
-void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
+void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto,
                        const Parallel& parallel);
 
 // Float32 numbers of workspace that attention_backward needs.
 int64_t backward_workspace(const Shape& shape, const Plan& plan);
 
+// The pass's share of the gradients. Where several passes were joined, out, lse and their gradients are the joint ones,
+// which make each pass's share the ordinary gradient. onto: dq, dk and dv hold other passes' shares and are added to.
 template <typename T>
-void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
+void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, bool onto,
                         float* workspace, const Parallel& parallel);
 
 }  // namespace blocksparse

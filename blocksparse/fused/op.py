@@ -6,10 +6,11 @@ import os
 import threading
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.debug.lib import check_numerics_callback
 from tensorflow.python.ops import control_flow_util
 
 from ..gpu import tuning
@@ -18,11 +19,13 @@ from ..native.devices import load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
-from .reference import Tables, refuse_second_gradient
-from .reference import attention as reference_attention
+from . import reference
 
 _LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
 _KERNELS = ("auto", "reference")
+# A row that sees no key has -inf in output 1, at which tf.debugging.enable_check_numerics would stop every healthy
+# program; this is TensorFlow's own list of such outputs. A NaN among the row sums is in output 0 too, and found there.
+check_numerics_callback.IGNORE_OP_OUTPUTS += (b"BlocksparseAttention", 1), (b"BlocksparseJoinedAttention", 1)
 _graphs: weakref.WeakSet = weakref.WeakSet()  # the graphs that hold plan constants
 _eager: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # packed plan -> eager tensor
 _lock = threading.Lock()
@@ -42,20 +45,15 @@ class Attention:
     def __reduce__(self):
         return Attention, (self.blocks,)  # a copy builds plans and tables of its own: locks cannot be copied
 
-    def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
-        """(out, lse); the arguments as in reference.attention, order one number a head."""
-        heads = len(order)
-        head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
-        library = _library()
-        if library is None or not _takes(head_dim, value_dim):
-            return reference_attention(q, k, v, self.tables(order), scale)
-        tiles = _tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
-        plan = self.plan(order, *tiles)
-        out = library.blocksparse_attention(q, k, v, _plan_tensor(plan, library), heads=heads, scale=scale)
-        return out.out, out.lse
+    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> PackedPlan:
+        """The plan with the tiles that suit what is to be computed."""
+        tiles = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
+        return self.plan(order, *tiles)
 
-    def tables(self, order: tuple[int, ...]) -> Tables:
-        return self._once(order, lambda: Tables(self.blocks, np.array(order), self.blocks.head_index))
+    def tables(self, order: tuple[int, ...]) -> reference.Tables:
+        return self._once(
+            order, lambda: reference.Tables(self.blocks, np.array(order), self.blocks.head_index)
+        )
 
     def plan(self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int]) -> PackedPlan:
         def build():
@@ -75,6 +73,24 @@ class PackedPlan:
 
     def __init__(self, blob: np.ndarray):
         self.blob = blob
+
+
+def attend(q, k, v, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float):
+    """(out, lse) over the keys of all passes, the arguments as in reference.attention.
+
+    passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
+    keys has lse -inf, or on the reference reference.EMPTY.
+    """
+    heads = len(passes[0][1])
+    head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
+    library = _library()
+    if library is None or not _takes(head_dim, value_dim):
+        return reference.attention(q, k, v, [layout.tables(order) for layout, order in passes], scale)
+    packed = [layout.plan_for(q.dtype, head_dim, value_dim, order) for layout, order in passes]
+    plans = [_plan_tensor(plan, library) for plan in packed]
+    if len(plans) == 1:
+        return tuple(library.blocksparse_attention(q, k, v, *plans, heads=heads, scale=scale))
+    return tuple(library.blocksparse_joined_attention(q, k, v, plans, heads=heads, scale=scale))
 
 
 def kernel_name() -> str:
@@ -153,6 +169,15 @@ def _attention_gradient(op, dout, dlse):
     ), None
 
 
+@tf.RegisterGradient("BlocksparseJoinedAttention")
+def _joined_gradient(op, dout, dlse):
+    q, k, v, *plans = op.inputs
+    return *load(CPU).ops.blocksparse_joined_attention_grad(
+        q, k, v, *op.outputs, dout, dlse, plans, heads=op.get_attr("heads"), scale=op.get_attr("scale")
+    ), *[None] * len(plans)
+
+
 @tf.RegisterGradient("BlocksparseAttentionGrad")
+@tf.RegisterGradient("BlocksparseJoinedAttentionGrad")
 def _second_gradient(op, *gradients):
-    return refuse_second_gradient()
+    return reference.refuse_second_gradient()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ..fused.op import Attention
+from ..fused import reference
+from ..fused.op import Attention, attend
 from ..plan import build_blocks
 from ..plan.checks import check_heads
 from ..plan.plan import check_residues
@@ -73,6 +74,7 @@ class BlocksparseTransformer(LookupTables):
         scale: TensorLike | None = None,
         order: int | Sequence[int] = 1,
         with_lse: bool = False,
+        joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
@@ -84,6 +86,8 @@ class BlocksparseTransformer(LookupTables):
         order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s),
             so that s = stride makes the rows of one residue class neighbours without moving any tensor.
         with_lse: also return the log of each row's sum of exp(scale q k^T).
+        joined: further objects with their orders, of the same heads and times: the result is the softmax over all of
+            their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
         -inf and no gradient. A NaN or infinity in k reaches only the queries that see it; one in q, v or a
@@ -97,11 +101,11 @@ class BlocksparseTransformer(LookupTables):
             raise TypeError(
                 f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
             )
-        order = self._check_order(order)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
-        out, lse = self._attention(tf.cast(q, k.dtype), k, v, scale, order)
-        return (out, lse) if with_lse else out
+        passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
+        out, lse = attend(tf.cast(q, k.dtype), k, v, passes, scale)
+        return (out, reference.with_infinity(lse)) if with_lse else out
 
     @do_not_convert
     def query_key_op(
@@ -213,6 +217,20 @@ class BlocksparseTransformer(LookupTables):
                 f"{name} has shape {x.shape}; it has to be [batch, {', '.join(map(str, shape))}]"
             )
         return x
+
+    def _as_pass(
+        self, order: int | Sequence[int], first: BlocksparseTransformer
+    ) -> tuple[Attention, tuple[int, ...]]:
+        """What fused.op.attend takes, for one that is joined with `first` or is it."""
+        own, wanted = ((bst.heads, bst.layout.query_time, bst.layout.key_time) for bst in (self, first))
+        if own != wanted:
+            raise ValueError(
+                "joined has an object of {} heads, {} queries and {} keys; all passes need the first one's ".format(
+                    *own
+                )
+                + "{}, {} and {}".format(*wanted)
+            )
+        return self._attention, self._check_order(order)
 
     def _check_order(self, order: int | Sequence[int]) -> tuple[int, ...]:
         """One number for each head."""

@@ -59,7 +59,9 @@ bool register_plan() {
 }
 
 [[maybe_unused]] const bool registered =
-    register_op("BlocksparseAttention", "plan") && register_op("BlocksparseAttentionGrad", "plan") && register_plan();
+    register_op("BlocksparseAttention", "plan") && register_op("BlocksparseAttentionGrad", "plan") &&
+    register_op("BlocksparseJoinedAttention", "plans") && register_op("BlocksparseJoinedAttentionGrad", "plans") &&
+    register_plan();
 
 }  // namespace
 }  // namespace blocksparse
