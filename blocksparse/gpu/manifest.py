@@ -137,7 +137,7 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, objec
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-    )
+    ) | (dict(JOINED=True) if key.joined else {})
 
 
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, object]:

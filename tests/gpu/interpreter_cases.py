@@ -137,6 +137,11 @@ class Case:
     wide: bool = False
     split: bool | None = None
     poison: dict = field(default_factory=dict)
+    then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
+
+    @property
+    def passes(self):
+        return self, *(replace(self, then=(), **fields) for fields in self.then)
 
 
 def grids(case):
@@ -159,20 +164,26 @@ def plan_of(case, seen):
     return make_plan(built, case.order, case.heads, *case.tiles)
 
 
+def visible(case):
+    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows."""
+    (query_time, key_time), union = case.time, np.zeros((case.heads, *case.time), int)
+    for one in case.passes:
+        for head, order in enumerate(np.broadcast_to(one.order, case.heads)):
+            rows = tensor_row(np.arange(query_time), query_time, order)
+            columns = tensor_row(np.arange(key_time), key_time, order)
+            union[head][np.ix_(rows, columns)] += grids(one)[head]
+    assert union.max() <= 1, "two passes show a query the same key"
+    return union == 1
+
+
 def tensor_row(rows, time, order):
     run = time // order
     return rows % run * order + rows // run
 
 
-def oracle(case, seen, q, k, v, dout, dlse):
+def oracle(case, mask, q, k, v, dout, dlse):
     """Values and gradients in float64, in tensor rows."""
-    batch, (query_time, key_time), heads = case.batch, case.time, case.heads
-    order = np.broadcast_to(case.order, heads)
-    mask = np.zeros_like(seen)
-    for head in range(heads):
-        rows = tensor_row(np.arange(query_time), query_time, order[head])
-        columns = tensor_row(np.arange(key_time), key_time, order[head])
-        mask[head][np.ix_(rows, columns)] = seen[head]
+    batch, heads = case.batch, case.heads
 
     def split(x):
         return x.astype(np.float64).reshape(batch, x.shape[1], heads, -1).transpose(0, 2, 1, 3)
@@ -197,13 +208,7 @@ def oracle(case, seen, q, k, v, dout, dlse):
         dk=join(case.scale * ds.swapaxes(2, 3) @ q),
         dv=join(p.swapaxes(2, 3) @ dout),
     )
-    return results, mask
-
-
-def keys_of(case, plan):
-    """The forward and the backward key, as the op makes them."""
-    for op in ("forward", "backward"):
-        yield replace(key_of(plan, op, case.dtype, *case.dims, case.batch), wide=case.wide)
+    return results
 
 
 def run(key, buffers, values, split):
@@ -232,7 +237,7 @@ def eval_(expression, values):
     return eval(expression.replace("q.", "q_").replace("k.", "k_"), {}, values)
 
 
-def attention(case, seen, plan, tensors, dout, dlse):
+def attention(case, tensors, dout, dlse):
     """Forward and backward through the manifests; results as float arrays."""
     encode, decode, name = ENCODE[case.dtype], DECODE[case.dtype], NAMES[case.dtype]
     batch, (query_time, key_time), heads = case.batch, case.time, case.heads
@@ -249,21 +254,29 @@ def attention(case, seen, plan, tensors, dout, dlse):
     buffers["dout"] = Tensor(encode(dout), name)
     buffers["lse"] = Tensor(np.full((batch, heads, query_time), np.nan, np.float32), "float32")
     buffers["dlse"] = Tensor(dlse.astype(np.float32), "float32")
+    values = dict(batch=batch, heads=heads, query_time=query_time, key_time=key_time, scale=case.scale)
+    values |= dict(scale_log2=case.scale * 1.4426950408889634)
+    plans = [plan_of(one, grids(one)) for one in case.passes]
+    for op in ("forward", "backward"):
+        for number, plan in enumerate(plans):
+            key = key_of(plan, op, case.dtype, *case.dims, case.batch, joined=number > 0)
+            run_pass(replace(key, wide=case.wide), plan, buffers, values, case.split)
+    results = {n: decode(buffers[n].array) for n in ("out", "dq", "dk", "dv")}
+    return results | dict(lse=buffers["lse"].array)
+
+
+def run_pass(key, plan, buffers, values, split):
+    """run, with what is to be known of the plan."""
     fields = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
-    for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
+    sides = dict(q=plan.by_query, k=plan.by_key)
+    for side, tiles in sides.items():
         for n in fields:
             array = np.ascontiguousarray(getattr(tiles, n)).view(np.int32)
             buffers[f"{side}.{n}"] = Tensor(array, "int32")
     buffers["head_index"] = Tensor(plan.head_index.astype(np.int32), "int32")
     buffers["order"] = Tensor(plan.residues.astype(np.int32), "int32")
-    values = dict(batch=batch, heads=heads, query_time=query_time, key_time=key_time, scale=case.scale)
-    values |= dict(scale_log2=case.scale * 1.4426950408889634)
-    values |= dict(q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()))
-    values |= dict(k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()))
-    for key in keys_of(case, plan):
-        run(key, buffers, values, case.split)
-    results = {n: decode(buffers[n].array) for n in ("out", "dq", "dk", "dv")}
-    return results | dict(lse=buffers["lse"].array)
+    most = {f"{side}_most_tiles": int(np.diff(tiles.head_tiles).max()) for side, tiles in sides.items()}
+    run(key, buffers, values | most, split)
 
 
 def draw(case, seed=0):
@@ -282,10 +295,9 @@ def draw(case, seed=0):
 
 def errors(case):
     """{result: relative error}; where the oracle is infinite the result has to be the same."""
-    seen = grids(case)
     tensors, dout, dlse = draw(case)
-    got = attention(case, seen, plan_of(case, seen), tensors, dout, dlse)
-    wanted, _ = oracle(case, seen, *tensors, dout, dlse)
+    got = attention(case, tensors, dout, dlse)
+    wanted = oracle(case, visible(case), *tensors, dout, dlse)
     report = {}
     for name, truth in wanted.items():
         value, finite = got[name].astype(np.float64), np.isfinite(truth)
@@ -297,12 +309,11 @@ def errors(case):
 
 def spread(case):
     """Rows that a poisoned number reached beyond its due, by result: a NaN key's due are the queries that see it."""
-    seen = grids(case)
     tensors, dout, dlse = draw(case)
-    _, mask = oracle(case, seen, *tensors, dout, dlse)
+    mask = visible(case)
     (tensor, row), head_dim = *case.poison.items(), case.dims[0]
     tensors["qkv".index(tensor)][0, row, 0:head_dim] = np.nan
-    got = attention(case, seen, plan_of(case, seen), tensors, dout, dlse)
+    got = attention(case, tensors, dout, dlse)
     reached = {
         name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1)
         for name in ("out", "dq", "dk", "dv")
@@ -345,11 +356,26 @@ def from_32_on(head, query, key):
     return query + 0 * key >= 32
 
 
+def from_16_on(head, query, key):
+    return (key >= 16) & (query >= 8) & (query >= key)
+
+
 def uneven(head, query, key):
     return (query >= key) & ((head == 0) | (key < 16))
 
 
+def older_of_class(stride, window):
+    """In the order of residue classes modulo `stride` of 64 positions: the same class, `window` back or more."""
+
+    def sees(head, query, key):
+        query, key = tensor_row(query, 64, stride), tensor_row(key, 64, stride)
+        return (query % stride == key % stride) & (query - key >= window)
+
+    return sees
+
+
 SMALL = ((16, 16), (16, 16))
+STRIDED = dict(sees=older_of_class(4, 20), order=4, tiles=SMALL)
 CASES = {
     "causal": Case(causal),
     "causal split": Case(causal, tiles=((16, 16), (16, 16)), split=True),
@@ -381,7 +407,25 @@ CASES = {
     "float16, permuted": Case(chunk(16), dtype="f16", order=4),
     "bfloat16": Case(local(20), bs=8, dtype="bf16"),
 }
+CASES |= {
+    "joined": Case(local(20), then=(STRIDED,)),
+    "joined, float16": Case(local(20), dtype="f16", then=(STRIDED,)),
+    "joined, bfloat16, dims differ": Case(local(20), dtype="bf16", dims=(24, 40), then=(STRIDED,)),
+    "joined, closed first": Case(**STRIDED, dtype="f16", then=(dict(sees=local(20), order=1),)),
+    "joined, three passes": Case(local(20), then=(STRIDED, dict(sees=lambda h, q, k: (q < k) & (h == 1)))),
+    "joined, rows that neither shows a key": Case(
+        lambda h, q, k: with_empty_rows(h, q, k) & (k < 32),
+        then=(dict(sees=lambda h, q, k: (q >= k) & (q % 16 > 3) & (k >= 32)),),
+    ),
+    "joined, rows that one shows no key, split": Case(
+        from_16_on, tiles=SMALL, split=True, then=(dict(sees=lambda h, q, k: (k < 16) & (q < 48)),)
+    ),
+}
 POISONED = {
+    "NaN key, joined": Case(local(20), bs=8, poison={"k": 17}, then=(dict(STRIDED, bs=8),)),
+    "NaN key, joined, closed": Case(
+        local(20), bs=8, dtype="f16", poison={"k": 17}, then=(dict(STRIDED, bs=8),)
+    ),
     "NaN key": Case(local(20), bs=8, poison={"k": 17}),
     "NaN key, split": Case(causal, split=True, tiles=SMALL, poison={"k": 20}),
     "NaN key, closed": Case(chunk(16), bs=8, order=4, dtype="f16", poison={"k": 20}),
