@@ -262,8 +262,8 @@ def forward(q, k, v, tables: Tables, scale: float):
 
 
 def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
-    """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i - dlse_i and
-    ds_ij = p_ij (dout_i . v_j - delta_i):
+    """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
+    dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 
     dq_i = scale sum_j ds_ij k_j        dk_j = scale sum_i ds_ij q_i        dv_j = sum_i p_ij dout_i
     """

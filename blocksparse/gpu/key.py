@@ -105,7 +105,7 @@ def key_of(
     """The key of one pass over a plan.
 
     plan: a blocksparse.plan.plan.Plan. (Its class is not imported: this folder also stands alone, see compile.py.)
-    op, dtype, head_dim, value_dim, capability, joined: as in Key. batch: rows of the batch, which matter for `wide` alone.
+    op, dtype, head_dim, value_dim, capability, joined: as in Key. batch: its rows, which matter for `wide` alone.
     """
     by_query, by_key = (
         (side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)

@@ -222,13 +222,12 @@ class BlocksparseTransformer(LookupTables):
         self, order: int | Sequence[int], first: BlocksparseTransformer
     ) -> tuple[Attention, tuple[int, ...]]:
         """What fused.op.attend takes, for one that is joined with `first` or is it."""
-        own, wanted = ((bst.heads, bst.layout.query_time, bst.layout.key_time) for bst in (self, first))
+        own, wanted = (
+            (bst.heads, bst.ctx_blks_q * bst.blk_size, bst.ctx_blks_k * bst.blk_size) for bst in (self, first)
+        )
         if own != wanted:
             raise ValueError(
-                "joined has an object of {} heads, {} queries and {} keys; all passes need the first one's ".format(
-                    *own
-                )
-                + "{}, {} and {}".format(*wanted)
+                f"joined has an object of {_described(own)}; all passes need the first one's {_described(wanted)}"
             )
         return self._attention, self._check_order(order)
 
@@ -277,3 +276,7 @@ def _check_equal(what: str, axis: int, **tensors: tf.Tensor) -> None:
     if len({size for size in sizes.values() if size is not None}) > 1:
         came = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"{came} as its {what}; give all of them the same")
+
+
+def _described(sizes: tuple[int, int, int]) -> str:
+    return "{} heads, {} queries and {} keys".format(*sizes)

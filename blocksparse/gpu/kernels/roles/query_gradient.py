@@ -297,8 +297,8 @@ def differentiate_again(
 
 @gluon.jit
 def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, scale_log2, shape):
-    """dq of all row tiles of the program once more, by the four warps that go on after warp_specialize; where passes are
-    joined, of those that were not stored.
+    """dq of all row tiles of the program once more, by the four warps that go on after warp_specialize; where passes
+    are joined, of those that were not stored.
     """
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
