@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ..fused import reference
 from ..fused.op import Attention, attend
 from ..plan import build_blocks
 from ..plan.checks import check_heads
@@ -90,8 +89,9 @@ class BlocksparseTransformer(LookupTables):
             their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
-        -inf and no gradient. A NaN or infinity in k reaches only the queries that see it; one in q, v or a
-        gradient, at most the tile of rows and columns that holds it.
+        -inf and no gradient. (Where plain TensorFlow runs, tf.debugging.enable_check_numerics stops at that -inf, with
+        with_lse=True alone.) A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at
+        most the tile of rows and columns that holds it.
         """
         q = self._operand("q", q, self.ctx_blks_q)
         k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
@@ -104,8 +104,7 @@ class BlocksparseTransformer(LookupTables):
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
-        out, lse = attend(tf.cast(q, k.dtype), k, v, passes, scale)
-        return (out, reference.with_infinity(lse)) if with_lse else out
+        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse)
 
     @do_not_convert
     def query_key_op(
