@@ -27,13 +27,13 @@ struct Inputs {
 
 template <typename T>
 struct Gradient {
-  const T *out, *dout;  // [batch, query_time, heads * value_dim]
+  const T *out, *dout;      // [batch, query_time, heads * value_dim]
   const float *lse, *dlse;  // [batch, heads, query_time]
   T *dq, *dk, *dv;
 };
 
-// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that sees
-// no key. onto: out and lse hold those of a pass over other keys, and get those over the keys of both.
+// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that
+// sees no key. onto: out and lse hold those of a pass over other keys, and get those over the keys of both.
 template <typename T>
 void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto,
                        const Parallel& parallel);
@@ -44,7 +44,7 @@ int64_t backward_workspace(const Shape& shape, const Plan& plan);
 // The pass's share of the gradients. Where several passes were joined, out, lse and their gradients are the joint ones,
 // which make each pass's share the ordinary gradient. onto: dq, dk and dv hold other passes' shares and are added to.
 template <typename T>
-void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, bool onto,
-                        float* workspace, const Parallel& parallel);
+void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
+                        bool onto, float* workspace, const Parallel& parallel);
 
 }  // namespace blocksparse

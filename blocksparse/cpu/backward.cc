@@ -125,9 +125,8 @@ class Backward {
         i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
       });
     }
-    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end, [&](int32_t row, T* at) {
-      put_row(run.by_row.dq + row * head_width_, shape_.head_dim, at, onto_);
-    });
+    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end,
+                  [&](int32_t row, T* at) { put_row(run.by_row.dq + row * head_width_, shape_.head_dim, at, onto_); });
   }
 
   template <typename FetchNext>
@@ -240,8 +239,8 @@ int64_t backward_workspace(const Shape& shape, const Plan& plan) {
 }
 
 template <typename T>
-void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, bool onto,
-                        float* workspace, const Parallel& parallel) {
+void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
+                        bool onto, float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, onto, workspace);
   run_tasks(parallel, backward.tasks(), shape.heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
@@ -249,9 +248,9 @@ void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& i
   });
 }
 
-#define INSTANTIATE(T)                                                                                      \
-  template void attention_backward(const Shape&, const Plan&, const Inputs<T>&, const Gradient<T>&, bool,   \
-                                   float*, const Parallel&);
+#define INSTANTIATE(T)                                                                                            \
+  template void attention_backward(const Shape&, const Plan&, const Inputs<T>&, const Gradient<T>&, bool, float*, \
+                                   const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(Eigen::half)
 INSTANTIATE(Eigen::bfloat16)

@@ -50,7 +50,10 @@ class Forward {
     const int32_t number = tiles_.head_tiles[distinct] + index;
     if (number >= tiles_.head_tiles[distinct + 1]) return {};
     const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
-    return {number, tiles_.row_count[number], tiles_.offset[number], tiles_.offset[number + 1],
+    return {number,
+            tiles_.row_count[number],
+            tiles_.offset[number],
+            tiles_.offset[number + 1],
             {tiles_.row_granules(number), tiles_.granule},
             head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order),
             head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order),

@@ -12,7 +12,8 @@ struct JoinWeights {
   float before, own;
 };
 
-// lse: of the row's own keys, and then the joint one. A row without keys has -inf and weight 0. NaN makes all of it NaN.
+// lse: of the row's own keys, and then the joint one. A row without keys has -inf and weight 0. NaN makes all of it
+// NaN.
 inline JoinWeights join(float before, float* lse) {
   if (before == -kInfinity) return {0.0f, 1.0f};
   const float top = *lse > before ? *lse : before;

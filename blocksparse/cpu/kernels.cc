@@ -24,8 +24,7 @@ class AttentionKernel : public tensorflow::OpKernel {
     const auto shape = [context](int input) -> const TensorShape& { return context->input(input).shape(); };
     for (int input = first_plan; input < context->num_inputs(); ++input) {
       passes->emplace_back();
-      TF_RETURN_IF_ERROR(
-          passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
+      TF_RETURN_IF_ERROR(passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
     }
     return absl::OkStatus();
   }
@@ -85,7 +84,7 @@ class BackwardKernel : public AttentionKernel {
     for (const Arguments& pass : passes) size = std::max(size, backward_workspace(pass.shape, pass.plan));
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT, {size}, &workspace));
     const Inputs<T> in = {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2)};
-    const Gradient<T> gradient = {input<T>(context, 3),     input<T>(context, 5),      input<float>(context, 4),
+    const Gradient<T> gradient = {input<T>(context, 3),     input<T>(context, 5),   input<float>(context, 4),
                                   input<float>(context, 6), d[0]->flat<T>().data(), d[1]->flat<T>().data(),
                                   d[2]->flat<T>().data()};
     for (size_t pass = 0; pass < passes.size(); ++pass) {
@@ -97,10 +96,10 @@ class BackwardKernel : public AttentionKernel {
 
 #define REGISTER_ONE(op, Kernel, T) \
   REGISTER_KERNEL_BUILDER(Name(op).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), Kernel<T>);
-#define REGISTER(T)                                               \
-  REGISTER_ONE("BlocksparseAttention", ForwardKernel, T)          \
-  REGISTER_ONE("BlocksparseAttentionGrad", BackwardKernel, T)     \
-  REGISTER_ONE("BlocksparseJoinedAttention", ForwardKernel, T)    \
+#define REGISTER(T)                                            \
+  REGISTER_ONE("BlocksparseAttention", ForwardKernel, T)       \
+  REGISTER_ONE("BlocksparseAttentionGrad", BackwardKernel, T)  \
+  REGISTER_ONE("BlocksparseJoinedAttention", ForwardKernel, T) \
   REGISTER_ONE("BlocksparseJoinedAttentionGrad", BackwardKernel, T)
 REGISTER(float)
 REGISTER(Eigen::half)

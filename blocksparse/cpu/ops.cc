@@ -9,8 +9,8 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Inputs from `first_plan` on are plans. Fits q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim], v [batch, key_time, heads *
-// value_dim] and each plan [size] together and gives the shapes of out and lse.
+// Inputs from `first_plan` on are plans. Fits q [batch, query_time, heads * head_dim], k [batch, key_time, heads *
+// head_dim], v [batch, key_time, heads * value_dim] and each plan [size] together and gives the shapes of out and lse.
 absl::Status attention_shapes(InferenceContext* c, int first_plan, ShapeHandle* out, ShapeHandle* lse) {
   ShapeHandle q, k, v, plan;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &q));

@@ -135,12 +135,10 @@ ffi::Error run_gpu(void* stream, ffi::ScratchAllocator scratch, ffi::RemainingAr
   return run_call(arguments, results, constants, [&](const Call& call) { return call_gpu(call, stream, allocate); });
 }
 
-XLA_FFI_DEFINE_HANDLER(handle_cpu, run_cpu,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .RemainingArgs()
-                           .RemainingRets()
-                           .Attr<ffi::Span<const int32_t>>("constants"));
+XLA_FFI_DEFINE_HANDLER(
+    handle_cpu, run_cpu,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<ffi::Span<const int32_t>>(
+        "constants"));
 XLA_FFI_DEFINE_HANDLER(handle_gpu, run_gpu,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::PlatformStream<void*>>()

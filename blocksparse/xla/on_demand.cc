@@ -1,7 +1,7 @@
 // The ops as XLA knows them from the moment TensorFlow does. A graph traced long before, or on another machine, may be
-// handed to XLA at any time, and by then it is too late to register anything: TensorFlow remembers what it found. So the
-// registration stands here, beside the ops, and the kernels, whose headers take half a minute to compile, are built or
-// loaded when XLA first makes one.
+// handed to XLA at any time, and by then it is too late to register anything: TensorFlow remembers what it found. So
+// the registration stands here, beside the ops, and the kernels, whose headers take half a minute to compile, are built
+// or loaded when XLA first makes one.
 #include "on_demand.h"
 
 #include <atomic>
@@ -26,8 +26,8 @@ OpKernel* make_kernel(OpKernelConstruction* context) {
   LoadXla* load = load_xla;
   MakeXlaKernel* make = load == nullptr ? nullptr : load(error, sizeof(error));
   if (make != nullptr) return make(context);
-  context->CtxFailure(absl::FailedPreconditionError(
-      absl::StrCat("block-sparse attention cannot be compiled by XLA here: ", error)));
+  context->CtxFailure(
+      absl::FailedPreconditionError(absl::StrCat("block-sparse attention cannot be compiled by XLA here: ", error)));
   return nullptr;
 }
 
@@ -58,10 +58,10 @@ bool register_plan() {
   return true;
 }
 
-[[maybe_unused]] const bool registered =
-    register_op("BlocksparseAttention", "plan") && register_op("BlocksparseAttentionGrad", "plan") &&
-    register_op("BlocksparseJoinedAttention", "plans") && register_op("BlocksparseJoinedAttentionGrad", "plans") &&
-    register_plan();
+[[maybe_unused]] const bool registered = register_op("BlocksparseAttention", "plan") &&
+                                         register_op("BlocksparseAttentionGrad", "plan") &&
+                                         register_op("BlocksparseJoinedAttention", "plans") &&
+                                         register_op("BlocksparseJoinedAttentionGrad", "plans") && register_plan();
 
 }  // namespace
 }  // namespace blocksparse

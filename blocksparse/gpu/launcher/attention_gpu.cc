@@ -93,13 +93,13 @@ class AttentionGpu : public tensorflow::OpKernel {
   float scale_;
 };
 
-#define REGISTER_ONE(op, plans, backward, T)                                                            \
+#define REGISTER_ONE(op, plans, backward, T)                                                                \
   REGISTER_KERNEL_BUILDER(Name(op).Device(tensorflow::DEVICE_GPU).HostMemory(plans).TypeConstraint<T>("T"), \
                           AttentionGpu<T, backward>);
-#define REGISTER(T)                                                \
-  REGISTER_ONE("BlocksparseAttention", "plan", false, T)           \
-  REGISTER_ONE("BlocksparseAttentionGrad", "plan", true, T)        \
-  REGISTER_ONE("BlocksparseJoinedAttention", "plans", false, T)    \
+#define REGISTER(T)                                             \
+  REGISTER_ONE("BlocksparseAttention", "plan", false, T)        \
+  REGISTER_ONE("BlocksparseAttentionGrad", "plan", true, T)     \
+  REGISTER_ONE("BlocksparseJoinedAttention", "plans", false, T) \
   REGISTER_ONE("BlocksparseJoinedAttentionGrad", "plans", true, T)
 REGISTER(Eigen::half)
 REGISTER(Eigen::bfloat16)
