@@ -14,10 +14,11 @@ from tensorflow.python.ops import control_flow_util
 
 from ..gpu import tuning
 from ..native import cuda
-from ..native.devices import load_kernels, warn_of_reference
+from ..native.devices import in_tflite_conversion, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
+from ..tensors import register_gradient
 from .reference import Tables, refuse_second_gradient
 from .reference import attention as reference_attention
 
@@ -111,7 +112,7 @@ def _library():
     chosen = os.environ.get("BLOCKSPARSE_KERNELS") or "auto"
     if chosen not in _KERNELS:
         raise ValueError(f"BLOCKSPARSE_KERNELS={chosen} is not known; it can be one of {', '.join(_KERNELS)}")
-    return None if chosen == "reference" else load_kernels()
+    return None if chosen == "reference" or in_tflite_conversion() else load_kernels()
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
@@ -145,7 +146,7 @@ def _plan_tensor(plan: PackedPlan, library):
         return graph._blocksparse_plans[plan]
 
 
-@tf.RegisterGradient("BlocksparseAttention")
+@register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
     q, k, v, plan = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
@@ -153,6 +154,6 @@ def _attention_gradient(op, dout, dlse):
     ), None
 
 
-@tf.RegisterGradient("BlocksparseAttentionGrad")
+@register_gradient("BlocksparseAttentionGrad")
 def _second_gradient(op, *gradients):
     return refuse_second_gradient()

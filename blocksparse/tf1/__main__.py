@@ -21,8 +21,15 @@ def main() -> None:
     try:
         source = path.read_bytes()
     except OSError as error:
-        sys.exit(f"{USAGE}\nPROGRAM.py is {sys.argv[1]!r}, which cannot be read ({error.strerror}): name a file")
-    from . import numpy1, one_rank, program, tensorflow1  # takes seconds, an error in the command line should not
+        sys.exit(
+            f"{USAGE}\nPROGRAM.py is {sys.argv[1]!r}, which cannot be read ({error.strerror}): name a file"
+        )
+    from . import (
+        numpy1,
+        one_rank,
+        program,
+        tensorflow1,
+    )  # takes seconds, an error in the command line should not
 
     one_rank.provide()
     numpy1.provide()

@@ -83,7 +83,9 @@ class _Program:
         path = Path(file).resolve()
         if path == self.program:
             return True
-        ours = path.parent == ENGINE.parent  # attention.py and its like, imported as top-level modules of a checkout
+        ours = (
+            path.parent == ENGINE.parent
+        )  # attention.py and its like, imported as top-level modules of a checkout
         installed = {"site-packages", "dist-packages"}.intersection(path.parts)
         return not (ours or installed or self.libraries.intersection(path.parents))
 
@@ -111,7 +113,9 @@ def _refuse(names) -> None:
     for name in names:
         first = name.partition(".")[0]
         if first in GONE:
-            raise ModuleNotFoundError(f"tensorflow.{first} is gone: {GONE[first]}", name=f"tensorflow.{first}")
+            raise ModuleNotFoundError(
+                f"tensorflow.{first} is gone: {GONE[first]}", name=f"tensorflow.{first}"
+            )
 
 
 def _place_softly() -> None:

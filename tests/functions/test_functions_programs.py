@@ -60,7 +60,10 @@ def test_a_program_finds_what_it_was_written_for(tmp_path):
         ("from tensorflow import layers", "tensorflow.layers is gone: it went with Keras 2"),
         ("import tensorflow as tf; tf.contrib.layers", "tensorflow.contrib is gone: TensorFlow 2 dropped it"),
         ("import tensorflow as tf; tf.layers.dense", "tensorflow.layers is gone: it went with Keras 2"),
-        ("import tensorflow as tf; tf.no_such", "'tensorflow' has no attribute 'no_such', in version 1 neither"),
+        (
+            "import tensorflow as tf; tf.no_such",
+            "'tensorflow' has no attribute 'no_such', in version 1 neither",
+        ),
     ],
 )
 def test_what_is_gone_is_refused_in_words_at_the_programs_line(tmp_path, line, message):
@@ -82,7 +85,10 @@ def test_exit_status(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "PROGRAM.py is missing"), (["missing.py"], "PROGRAM.py is 'missing.py', which cannot be read (No such file")],
+    [
+        ([], "PROGRAM.py is missing"),
+        (["missing.py"], "PROGRAM.py is 'missing.py', which cannot be read (No such file"),
+    ],
 )
 def test_a_command_line_without_a_program(tmp_path, arguments, message):
     process = subprocess.run(

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import tensorflow as tf
-import tensorflow.keras.backend  # noqa: F401  (a submodule)
+import tensorflow.keras.backend
 from helpers import tensors
 from mpi4py import MPI
 from tensorflow.python.framework import ops
