@@ -1,6 +1,7 @@
 """from_mask: the object of one predicate of (query, key), and the planner under it, against dense truth."""
 
 import tracemalloc
+from functools import partial
 from time import process_time
 
 import numpy as np
@@ -86,8 +87,12 @@ def test_a_function_and_a_pattern_show_the_same(name):
 
 
 def test_one_predicate_for_all_heads_that_takes_the_head():
-    bst = from_mask(lambda q, k, head: (k <= q) & ((q - k) % (head + 1) < 1), 64, 64, 3, 8)
-    want = [dense_mask(lambda q, k: (k <= q) & ((q - k) % (h + 1) < 1), 64, 64) for h in range(3)]
+
+    def dilated(q, k, head):
+        return (k <= q) & ((q - k) % (head + 1) < 1)
+
+    bst = from_mask(dilated, 64, 64, 3, 8)
+    want = [dense_mask(partial(dilated, head=head), 64, 64) for head in range(3)]
     np.testing.assert_array_equal(mask_of(bst), want)
 
 
@@ -117,7 +122,7 @@ def test_attention_and_gradients_of_a_rectangle():
     assert isinstance(bst, BlocksparseTransformer)
     generator = np.random.default_rng(0)
     q, k, v, dy = (generator.standard_normal([2, time, 32]) for time in (64, 96, 96, 64))
-    mask = np.stack([dense_mask(lambda i, j: sees(i, j, h), 64, 96) for h in range(2)])
+    mask = np.stack([dense_mask(partial(sees, head=head), 64, 96) for head in range(2)])
 
     def dense(q, k, v):
         split = lambda x: tf.transpose(tf.reshape(x, [2, -1, 2, 16]), [0, 2, 1, 3])  # noqa: E731
