@@ -79,15 +79,13 @@ def drop():
 
 
 first = Made()
-for _ in range(2):
-    {"reload": reload, "drop": drop}[sys.argv[1]]()
-    first.check()
-    second = Made()
-    second.check()
-    second.bs.from_mask(first.pattern, 64, 64, 2, 8)
-    save_and_load(first.layer)
-    save_and_load(second.layer)
-    first.check()
+{"reload": reload, "drop": drop}[sys.argv[1]]()
+first.check()
+second = Made()
+second.bs.from_mask(first.pattern, 64, 64, 2, 8)
+save_and_load(first.layer)
+save_and_load(second.layer)
+first.check()
 """
 
 
@@ -95,6 +93,6 @@ for _ in range(2):
 def test_importing_again(tmp_path, again):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), again, str(tmp_path / "model.keras")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Warning" not in done.stderr, done.stderr[-4000:]

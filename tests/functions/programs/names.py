@@ -24,7 +24,7 @@ assert tensors.tf is tf is importlib.import_module("tensorflow") is __import__("
 assert tf.Session is tf.compat.v1.Session and tf.python.framework.ops is ops
 assert sparse_attention.attention_impl and sys.modules["sparse_attention.attention"].tf is not tf
 assert bs.utils.tf is not tf and hasattr(bs.utils.tf, "lite")
-exec("from tensorflow import *", star := {})
+exec("from tensorflow import *", star := {"__name__": "__main__"})
 assert star["Session"] is tf.Session and "contrib" not in star
 
 # Names that NumPy dropped.
