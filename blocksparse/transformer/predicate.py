@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ..plan.block_table import BlockTable, Pairs, block_masks, evaluated_layout
 from ..plan.checks import check_block_size, check_positive, nearest_multiple
 from ..plan.patterns import Pattern
 from .object import BlocksparseTransformer
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 _ASKED = 4096  # pairs at which a pattern's promises are tried
@@ -111,7 +115,7 @@ class PlannedCallback(MaskCallback):
         return table.layout(query_blocks, key_blocks)
 
 
-def is_pattern(predicate: Predicate) -> bool:
+def is_pattern(predicate: Predicate) -> TypeIs[Pattern]:
     """By what it has: a Pattern made before the modules were imported again is of another class."""
     return hasattr(predicate, "sees")
 
