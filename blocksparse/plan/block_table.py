@@ -39,7 +39,7 @@ def as_layout(pairs: Sequence[Pairs], query_blocks: int, key_blocks: int) -> spa
 def evaluated_layout(sees: Callable, query_blocks: int, key_blocks: int, blocksize: int) -> sparse.csr_matrix:
     """Boolean [query_blocks, key_blocks] of a predicate in which nothing is known to repeat: every pair is asked."""
     rows = max(1, _CHUNK // (key_blocks * blocksize**2))
-    pairs = []
+    pairs: list[Pairs] = []
     for start in range(0, query_blocks, rows):
         shape = min(rows, query_blocks - start), key_blocks
         query, key = (index.ravel() for index in np.indices(shape, np.int32))
@@ -106,7 +106,7 @@ class BlockTable:
         """Pairs beyond the reach: queries equal modulo a cycle see the same keys, up to their own."""
         if not active[:, near:].any():
             return []
-        pairs = []
+        pairs: list[Pairs] = []
         cycle = lcm(self.shift, self.period)
         for start in range(min(cycle, query_blocks)):
             queries = np.arange(start, query_blocks, cycle)
@@ -121,7 +121,7 @@ class BlockTable:
         furthest = key_blocks - 1
         if self.pattern.ahead is not None:
             furthest = min(furthest, (self.pattern.ahead + self.blocksize - 1) // self.blocksize)
-        pairs = []
+        pairs: list[Pairs] = []
         for first in range(min(self.shift, query_blocks) if furthest > 0 else 0):
             ahead = np.arange(1, min(furthest, key_blocks - 1 - first) + 1)
             query = np.full(len(ahead), first)

@@ -90,9 +90,11 @@ class MaskCallback:
         return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
 
     def batch(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
-        predicate = self.predicates[head_idx % len(self.predicates)]
-        sees = predicate.sees if is_pattern(predicate) else predicate
-        return block_masks(sees, qry_idx, key_idx, blk_shape[0])
+        return block_masks(self._sees(head_idx), qry_idx, key_idx, blk_shape[0])
+
+    def _sees(self, head: int) -> Callable:
+        predicate = self.predicates[head % len(self.predicates)]
+        return predicate.sees if is_pattern(predicate) else predicate
 
 
 class PlannedCallback(MaskCallback):
@@ -111,7 +113,7 @@ class PlannedCallback(MaskCallback):
         """scipy.sparse [query_blocks, key_blocks] of the numbered predicate."""
         table = self.tables[number]
         if table is None:
-            return evaluated_layout(self.predicates[number], query_blocks, key_blocks, self.block_size)
+            return evaluated_layout(self._sees(number), query_blocks, key_blocks, self.block_size)
         return table.layout(query_blocks, key_blocks)
 
 
