@@ -12,6 +12,19 @@ RUN := .venv/bin/python
 CPP = $(shell find blocksparse -name '*.h' -o -name '*.cc' -o -name '*.cu')
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
+# setup.py's python_requires. A .venv of a Python outside it, or of another than the PYTHON= given here, is made anew:
+# before any rule looks, as make would not see its files go.
+VERSION := import sys; (3, 10) <= sys.version_info[:2] < (3, 14) or sys.exit(1); print(*sys.version_info[:2])
+ifneq ($(wildcard .venv/bin/python),)
+HAVE := $(shell $(RUN) -c '$(VERSION)')
+ifneq ($(origin PYTHON),file)
+WANT := $(shell $(PYTHON) -c '$(VERSION)')
+endif
+ifneq ($(HAVE),$(or $(WANT),$(HAVE),none))
+STALE := $(shell rm -rf .venv)
+endif
+endif
+
 .PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean
 
 demo: .venv/examples.installed
@@ -58,6 +71,8 @@ compile-all: .venv/test.installed
 	touch $@
 
 .venv/bin/python:
+	@$(PYTHON) -c '$(VERSION)' > /dev/null || { echo "$(PYTHON) is $$($(PYTHON) --version), but TensorFlow needs Python 3.10 to \
+	3.13: name one that is installed, as in make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:

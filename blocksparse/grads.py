@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record  # an outer tape would hold on to what is forgotten here
 
-from .tensors import TensorLike, as_float32
+from .tensors import TensorLike, as_float32, register_gradient
 from .utils import Seeds
 
 
@@ -162,7 +162,7 @@ def _gradient_functions(graph: tf.Graph) -> dict[str, Callable]:
     return graph._blocksparse_recompute
 
 
-@tf.RegisterGradient("BlocksparseRecompute")
+@register_gradient("BlocksparseRecompute")
 def _recompute_gradient(op: tf.Operation, *dys: tf.Tensor) -> list[tf.Tensor | None]:
     grad = _gradient_functions(op.graph).get(op.name)
     if grad is None:

@@ -26,11 +26,12 @@ from tensorflow.python.ops import control_flow_util
 
 from ..gpu import tuning
 from ..native import cuda
-from ..native.devices import load_kernels, warn_of_reference
+from ..native.devices import in_tflite_conversion, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
 from . import reference
+from ..tensors import register_gradient
 
 _LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
 _KERNELS = ("auto", "reference")
@@ -141,7 +142,7 @@ def _library():
     chosen = os.environ.get("BLOCKSPARSE_KERNELS") or "auto"
     if chosen not in _KERNELS:
         raise ValueError(f"BLOCKSPARSE_KERNELS={chosen} is not known; it can be one of {', '.join(_KERNELS)}")
-    return None if chosen == "reference" else load_kernels()
+    return None if chosen == "reference" or in_tflite_conversion() else load_kernels()
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
@@ -188,7 +189,7 @@ def _expect_infinite_row_sums() -> None:
 _expect_infinite_row_sums()
 
 
-@tf.RegisterGradient("BlocksparseAttention")
+@register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
     q, k, v, plan = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
@@ -196,7 +197,7 @@ def _attention_gradient(op, dout, dlse):
     ), None
 
 
-@tf.RegisterGradient("BlocksparseJoinedAttention")
+@register_gradient("BlocksparseJoinedAttention")
 def _joined_gradient(op, dout, dlse):
     q, k, v, *plans = op.inputs
     return *load(CPU).ops.blocksparse_joined_attention_grad(
@@ -204,7 +205,6 @@ def _joined_gradient(op, dout, dlse):
     ), *[None] * len(plans)
 
 
-@tf.RegisterGradient("BlocksparseAttentionGrad")
-@tf.RegisterGradient("BlocksparseJoinedAttentionGrad")
-def _second_gradient(op, *gradients):
-    return reference.refuse_second_gradient()
+@register_gradient("BlocksparseAttentionGrad")
+@register_gradient("BlocksparseJoinedAttentionGrad")
+@register_gradient("BlocksparseAttentionGrad")

@@ -20,6 +20,7 @@ from .folders import cache_folder
 from .libraries import CPU, GPU, XLA
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA GPUs: Linux's own, and WSL's
+_TFLITE = "tensorflow.lite.python.lite"  # the converter's module
 _loading = threading.Lock()
 
 
@@ -36,6 +37,19 @@ def load_kernels() -> ModuleType | None:
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     with _loading:
         return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
+
+
+def in_tflite_conversion() -> bool:
+    """Whether the graph at hand is being built for TensorFlow Lite, which has TensorFlow's own operations alone.
+
+    The converter leaves no mark but its frames among those that led here.
+    """
+    if tf.executing_eagerly() or _TFLITE not in sys.modules:
+        return False
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != _TFLITE:
+        frame = frame.f_back
+    return frame is not None
 
 
 def register_ops() -> None:
