@@ -5,6 +5,8 @@ Names load on first use: importing this package alone does not import TensorFlow
 
 from importlib import import_module
 
+__version__ = "1.1.0"
+
 _MODULES = {
     "attention": (
         "attention_impl",
