@@ -1,7 +1,7 @@
 """README.md and docs/ do what they say.
 
-The Python blocks of a page run one after the other in one namespace; where a `text` block follows one, that is what it
-prints. Commands are run here, or by .ci/run, or name scripts and options that exist.
+The Python blocks of a page run one after the other in one namespace, and print the `text` block that follows, or the
+comments behind their prints. Commands are run here, or by .ci/run, or name scripts and options that exist.
 """
 
 import contextlib
@@ -22,12 +22,13 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page):
-    """(language, line number, text, what it prints or None) of each fenced block."""
+    """(language, line number, text, what it prints) of each fenced block."""
     text = page.read_text(encoding="utf-8")
     found = list(BLOCK.finditer(text))
     for block, after in zip(found, [*found[1:], None]):
-        shown = after and after[1] == "text" and not text[block.end() : after.start()].strip()
-        yield block[1], text.count("\n", 0, block.start(2)) + 1, block[2], after[2] if shown else None
+        behind = "".join(line + "\n" for line in re.findall(r"^print\(.*\)  # (.*)$", block[2], re.MULTILINE))
+        below = after and after[1] == "text" and not text[block.end() : after.start()].strip()
+        yield block[1], text.count("\n", 0, block.start(2)) + 1, block[2], after[2] if below else behind
 
 
 def commands(page):
@@ -55,6 +56,7 @@ QUICK = {"examples/enwik8.py": ["--smoke"], "examples/train.py": ["--steps", "2"
 @pytest.mark.parametrize("page", named(WITH_PYTHON))
 def test_python_blocks_run_and_print_what_follows_them(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some save files
+    monkeypatch.setenv("BLOCKSPARSE_KERNELS", "auto")  # some set it
     namespace = {"__name__": "__main__"}
     for language, line, text, shown in blocks(page):
         if language != "python":
@@ -62,8 +64,7 @@ def test_python_blocks_run_and_print_what_follows_them(page, tmp_path, monkeypat
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
-        if shown is not None:
-            assert printed.getvalue() == shown, f"{page.name}:{line}"
+        assert printed.getvalue() == shown, f"{page.name}:{line}"
 
 
 def test_readme_commands_run(tmp_path):
@@ -140,7 +141,7 @@ def test_every_variable_of_the_environment_is_in_the_readme():
     read = {
         name
         for path in sources
-        for name in re.findall(r"environ(?:\.get)?[(\[]\"([A-Z][A-Z_]+)\"", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"environ(?:\.\w+)?[(\[]\"([A-Z][A-Z_]+)\"", path.read_text(encoding="utf-8"))
     }
     text = README.read_text(encoding="utf-8")
     assert sorted(name for name in read if f"`{name}`" not in text) == []
