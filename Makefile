@@ -42,9 +42,9 @@ docs: .venv/docs.installed
 	rm -rf build/pages build/packages
 	mkdir -p build/pages build/packages/sparse_attention
 	ln -s $(addprefix ../../,$(wildcard *.md) LICENSE docs examples benchmarks) build/pages
-	ln -s ../../../*.py build/packages/sparse_attention
+	cp *.py build/packages/sparse_attention
 	ln -s ../../blocksparse build/packages
-	$(RUN) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 lint: types
 	$(RUN) -m ruff format --check .
