@@ -32,7 +32,9 @@ def blocks(page):
 
 
 def commands(page):
-    lines = [line for language, _, text, _ in blocks(page) if language == "console" for line in text.splitlines()]
+    lines = [
+        line for language, _, text, _ in blocks(page) if language == "console" for line in text.splitlines()
+    ]
     return [line.removeprefix("$ ").partition("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
@@ -83,7 +85,8 @@ def test_readme_commands_run(tmp_path):
 )
 def test_commands_name_what_there_is(page, command):
     """Targets of the Makefile; scripts and modules of ours, and options that they know."""
-    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]  # of the environment
+    variable = re.compile("[A-Z_]+=.*")
+    words = [word for word in shlex.split(command) if not variable.fullmatch(word)]
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= {*targets}, targets
@@ -112,7 +115,7 @@ def script_of(words):
 
 
 def known_options(script):
-    """Of a script, or of what it hands its parser to: the options written there, and those of `attention.py`'s sizes."""
+    """The options written in a script and around it, and those of `python attention.py` for its sizes."""
     around = [script, ROOT / "compare.py", *script.parent.glob("*.py"), *script.parent.glob("*/*.py")]
     text = "".join(path.read_text() for path in around if path.is_file())
     sizes = re.findall(r'"([a-z-]+)": \d+', (ROOT / "compare.py").read_text())
