@@ -5,8 +5,6 @@ Names load on first use: importing this package alone does not import TensorFlow
 
 from importlib import import_module
 
-__version__ = "1.1.0"
-
 _MODULES = {
     "attention": (
         "attention_impl",
@@ -20,6 +18,7 @@ _MODULES = {
     "utils": ("merge_heads", "merge_states", "shape_list", "split_heads", "split_states"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+__version__ = "1.1.0"
 __all__ = sorted(_HOME)
 
 

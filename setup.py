@@ -1,6 +1,6 @@
 """Packages `sparse_attention` (the modules beside this file) and `blocksparse` (the engine)."""
 
-import re
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,8 +9,6 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
 TENSORFLOW = ">=2.18,<2.22"
-# Read, not imported: the package's own __init__ is the one place that says it.
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "__init__.py").read_text(), re.MULTILINE)[1]
 
 
 class BuildPy(build_py):
@@ -26,7 +24,7 @@ triton = "triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 
 
 setup(
     name="sparse_attention",
-    version=VERSION,
+    version=runpy.run_path(str(HERE / "__init__.py"))["__version__"],
     description="Sparse Transformer attention for TensorFlow 2, on a block-sparse engine for any CPU or GPU",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
