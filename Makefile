@@ -3,6 +3,7 @@
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
 # make fuzz    thousands of damaged plans against the C++ kernels under sanitizers
+# make docs    the pages of docs/ as a site, in build/docs
 # make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
@@ -25,7 +26,7 @@ STALE := $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean
+.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean docs
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -47,6 +48,16 @@ fuzz: .venv/test.installed
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py
+
+# The site has the repository's own folders, so that a link that works on one works on the other; what documents
+# functions finds the two packages in build/packages, without importing them.
+docs: .venv/docs.installed
+	rm -rf build/pages build/packages
+	mkdir -p build/pages build/packages/sparse_attention
+	ln -s $(addprefix ../../,$(wildcard *.md) LICENSE docs examples benchmarks) build/pages
+	cp *.py build/packages/sparse_attention
+	ln -s ../../blocksparse build/packages
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 lint: types
 	$(RUN) -m ruff format --check .

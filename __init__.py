@@ -41,7 +41,7 @@ _MODULES = {
     "blocksparse": ("Pattern", "from_mask"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 __all__ = ["__version__", *sorted(_HOME)]
 
 

@@ -42,6 +42,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton],
         "plot": ["matplotlib"],
         "examples": examples,
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": [
             *examples,
             triton,

@@ -30,8 +30,8 @@ from ..native.devices import in_tflite_conversion, load_kernels, warn_of_referen
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
-from . import reference
 from ..tensors import register_gradient
+from . import reference
 
 _LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
 _KERNELS = ("auto", "reference")
@@ -207,4 +207,5 @@ def _joined_gradient(op, dout, dlse):
 
 @register_gradient("BlocksparseAttentionGrad")
 @register_gradient("BlocksparseJoinedAttentionGrad")
-@register_gradient("BlocksparseAttentionGrad")
+def _second_gradient(op, *gradients):
+    return reference.refuse_second_gradient()
