@@ -10,7 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from .config import Config
-from .formats import audio
+from .files import replacing
+from .formats import audio, images
 from .model import SparseTransformer
 
 
@@ -77,32 +78,50 @@ def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarra
     if config.data == "text":
         return np.frombuffer(prompt.encode(), np.uint8)
     if not Path(prompt).is_file():
-        raise ValueError(f"--prompt {prompt}: no such file; give an image for images, a .wav file for audio")
+        raise ValueError(
+            f"--prompt {prompt}: no such file; give a PNG or JPEG image for images, a .wav or .flac file for audio"
+        )
     if config.data == "audio":
         return audio.read_recording(Path(prompt))[: round(seconds * audio.SAMPLE_RATE)]
     height, width, _ = config.grid
-    pixels = np.asarray(Image.open(prompt).convert("RGB").resize((width, height), Image.Resampling.BOX))
-    return pixels[: height // 2].reshape(-1)
+    return images.read_picture(Path(prompt), height, width)[: height // 2].reshape(-1)
+
+
+GAP = 2  # pixels between the images of a grid
 
 
 def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
     """tokens [count, length] -> the files written: one for text and for images, one a sample for audio."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     if config.data == "text":
         path = out.with_suffix(".txt")
-        path.write_bytes(b"\n----\n".join(bytes(sample.astype(np.uint8)) for sample in tokens))
+        with replacing(path) as file:
+            file.write(b"\n----\n".join(bytes(sample.astype(np.uint8)) for sample in tokens))
         return [path]
     if config.data == "audio":
         paths = [out.with_name(f"{out.name}{i}.wav") for i in range(len(tokens))]
         for path, sample in zip(paths, tokens, strict=True):
             samples = np.round(audio.decode_mu_law(sample) * 32767).astype(np.int16)
-            soundfile.write(path, samples, audio.SAMPLE_RATE, "PCM_16", format="WAV")
+            with replacing(path) as file:
+                soundfile.write(file, samples, audio.SAMPLE_RATE, "PCM_16", format="WAV")
         return paths
     path = out.with_suffix(".png")
+    with replacing(path) as file:
+        Image.fromarray(image_grid(tokens, config.grid)).save(file, "PNG")
+    return [path]
+
+
+def image_grid(tokens: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """tokens [count, length] as one picture, uint8 [height, width, channels]: white between the images, black where
+    a sample ends early."""
+    height, width, channels = grid
     columns = int(np.ceil(len(tokens) ** 0.5))
     rows = -(-len(tokens) // columns)
-    cells = np.zeros((rows * columns, np.prod(config.grid)), np.uint8)
-    cells[: len(tokens), : tokens.shape[1]] = tokens
-    height, width, channels = config.grid
-    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    Image.fromarray(grid.reshape(rows * height, columns * width, channels)).save(path)
-    return [path]
+    picture = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
+    for number, sample in enumerate(tokens):
+        row, column = divmod(number, columns)
+        image = np.zeros(height * width * channels, np.uint8)
+        image[: len(sample)] = sample
+        top, left = row * (height + GAP), column * (width + GAP)
+        picture[top : top + height, left : left + width] = image.reshape(grid)
+    return picture

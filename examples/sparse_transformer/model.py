@@ -243,6 +243,12 @@ class SparseTransformer(keras.Model):
             x = run(block.values(), x, tf.constant(index), step, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
 
+    def check_patterns(self) -> None:
+        """Raises ValueError where a mode does not fit the context, before any step is made."""
+        x = tf.TensorSpec([1, self.config.n_ctx, self.config.width], self.compute_dtype)
+        for block in self.blocks[: len(self.config.layer_modes)]:
+            tf.function(block.attention.call, autograph=False).get_concrete_function(x)
+
     def decoders(self, batch: int) -> list[DecodeStep]:
         """A decoding step for each block, to be made outside tf.function."""
         return [block.attention.decode_step(batch, self.config.n_ctx) for block in self.blocks]

@@ -213,7 +213,7 @@ def test_a_folder_of_wav_files(tmp_path):
 
 def test_audio_damaged(tmp_path):
     with pytest.raises(
-        DataError, match=r"no folder with \.wav files\. Wanted: a folder of \.wav or \.flac files"
+        DataError, match=r"no folder with \.wav or \.flac files\. Wanted: a \.wav or \.flac file, or a folder"
     ):
         data.load(AUDIO, str(tmp_path))
     path = tmp_path / "a.wav"

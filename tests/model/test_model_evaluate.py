@@ -58,8 +58,9 @@ def test_samples_are_written_in_their_kind(tmp_path):
     pixels = np.arange(3 * 24).reshape(3, 24)
     (path,) = write(images, pixels, tmp_path / "s")
     grid = np.asarray(Image.open(path))
-    assert path.name == "s.png" and grid.shape == (8, 4, 3)
-    np.testing.assert_array_equal(grid[:4, 2:], pixels[1].reshape(4, 2, 3))
+    assert path.name == "s.png" and grid.shape == (4 + 2 + 4, 2 + 2 + 2, 3)
+    np.testing.assert_array_equal(grid[:4, 4:], pixels[1].reshape(4, 2, 3))
+    assert (grid[4:6] == 255).all() and (grid[:, 2:4] == 255).all() and (grid[6:, 4:] == 255).all()
 
     audio = replace(TEXT, data="audio")
     paths = write(audio, np.full((2, 12_000), 255), tmp_path / "s")

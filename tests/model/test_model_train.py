@@ -12,7 +12,7 @@ import plot
 import pytest
 import sample
 import train
-from sparse_transformer import checkpoint
+from sparse_transformer import checkpoint, runs
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
@@ -101,10 +101,10 @@ def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
 
 
 def test_another_configuration_is_refused(unbroken):
-    settings = checkpoint.read_config(unbroken)
-    checkpoint.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
+    settings = runs.read_config(unbroken)
+    runs.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
     with pytest.raises(ValueError, match=r"another configuration \(width 32 -> 64\); choose another --out"):
-        checkpoint.write_config(unbroken, replace(settings, width=64))
+        runs.write_config(unbroken, replace(settings, width=64))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -114,11 +114,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_the_other_commands_take_the_run(unbroken, monkeypatch, capsys):
-    call(monkeypatch, evaluate, unbroken, "--limit", 3, "--min-context", 32)
+    call(monkeypatch, evaluate, unbroken, "--split", "test", "--limit", 3, "--min-context", 32)
     call(monkeypatch, sample, unbroken, "--length", 40, "--prompt", "import ")
     call(monkeypatch, plot, "curves", unbroken, "--out", unbroken / "curves.png")
     output = capsys.readouterr().out
-    assert "bits per dim on test, minimum context 32" in output and "import " in output
+    assert "windows of test, minimum context 32; data: built-in data" in output and "import " in output
     assert (unbroken / "sample.txt").stat().st_size == 40
     assert (unbroken / "curves.png").read_bytes().startswith(b"\x89PNG")
 
