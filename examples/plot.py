@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparse_transformer import command
+from sparse_transformer import command, runs
 
 
 def arguments() -> argparse.Namespace:
@@ -34,8 +34,14 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    out = args.out or Path(f"{args.kind}.png")
     with command.sentence(__file__):
+        for run in [args.run] if args.kind == "attention" else []:
+            runs.read_config(run)
+        command.import_tensorflow()
+
         from sparse_transformer import pictures
+        from sparse_transformer.files import replacing
 
         from blocksparse.plan import pictures as patterns
 
@@ -47,8 +53,8 @@ def main() -> None:
             figure = pictures.attention(args.run, args.layers, args.position, args.data)
         else:
             figure = pictures.curves(args.runs, args.smooth)
-        out = args.out or Path(f"{args.kind}.png")
-        figure.savefig(out, dpi=130, bbox_inches="tight")
+        with replacing(out) as file:
+            figure.savefig(file, format=out.suffix[1:] or "png", dpi=130, bbox_inches="tight")
     print(f"wrote {out}")
 
 

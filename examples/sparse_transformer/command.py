@@ -54,17 +54,16 @@ def number(lowest: float) -> Callable[[str], float]:
     return read
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow, after the arguments were checked, as it takes seconds; its log lines are left out."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """TensorFlow's import inside says nothing; what else is written to the standard error comes out afterwards."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" in sys.modules:
-        return
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            yield
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -72,6 +71,13 @@ def import_tensorflow() -> None:
             for line in kept:
                 if not LOG_LINE.match(line):
                     os.write(2, line)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, which takes seconds: once the arguments were checked."""
+    if "tensorflow" not in sys.modules:
+        with quiet():
+            import tensorflow  # noqa: F401
 
 
 def _expected() -> tuple[type[BaseException], ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 from tqdm import tqdm
 
-from blocksparse.ops import kernel_name
+from blocksparse.fused.op import kernel_name
 
 from . import checkpoint, origin, runs
 from .batches import pipeline

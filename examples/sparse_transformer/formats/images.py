@@ -23,7 +23,8 @@ IMAGENET64 = (
 PICTURES = "a folder of PNG or JPEG files, one such .npz batch of ImageNet 64x64, or a data set of the paper"
 ENDINGS = (".png", ".jpg", ".jpeg")
 OTHERS = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
-LARGEST = 1 << 28  # bytes of CIFAR-10's archive, unpacked; the real one has 186 MB
+LARGEST = 1 << 29  # bytes of CIFAR-10's archive, unpacked; the real one has 186 MB
+BATCH = 1 << 26  # bytes of one of its files; the real ones have 31 MB
 PIXELS = 1 << 27  # of one picture
 ARCHIVE_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, struct.error, zlib.error)
 
@@ -42,17 +43,30 @@ class _Limited(io.RawIOBase):
         return data
 
 
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        """A header, of a file or of what describes one, which is read whole."""
+        member = super().frombuf(buf, encoding, errors)
+        if not 0 <= member.size <= BATCH:
+            raise ValueError(f"{member.name} is of {member.size:,} bytes")
+        return member
+
+
 def _archive_members(path: Path) -> dict[str, bytes]:
+    members = {}
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if packed else file
-        with tarfile.open(fileobj=_Limited(stream), mode="r|") as archive:
-            return {
-                Path(member.name).name: archive.extractfile(member).read()
-                for member in archive
-                if member.isfile() and "_batch" in member.name
-            }
+        with tarfile.open(fileobj=_Limited(stream), mode="r|", tarinfo=_Member) as archive:
+            for member in archive:
+                if not member.isfile() or "_batch" not in member.name:
+                    continue
+                if not 0 <= member.size <= BATCH:  # an extended header may have said otherwise
+                    raise ValueError(f"{member.name} is of {member.size:,} bytes")
+                members[Path(member.name).name] = archive.extractfile(member).read()
+    return members
 
 
 def _members(path: Path) -> dict[str, bytes]:
