@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sparse_transformer import cluster, command, config, runs
 from sparse_transformer.stopping import Stopping
+from sparse_transformer.watchdog import Watchdog
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +55,7 @@ def main() -> None:
     with command.sentence(__file__, lambda: where(args.out)), Stopping(Path(__file__).name) as stopping:
         steps = [f"steps={args.steps}"] if args.steps else []
         settings = config.load(args.config).override(args.override + steps)
-        workers = cluster.from_environment()
+        watchdog = Watchdog(cluster.from_environment())
         runs.check_config(args.out, settings)
 
         from sparse_transformer import data, origin
@@ -62,14 +63,15 @@ def main() -> None:
         path = origin.path_of(args.out, args.data)
         sources = data.load_splits(settings, path, ("train", "valid"))
         found = origin.check(args.out, settings, path)
+        stopping.moment = "while it waited for other workers"
+        watchdog.gather()
+        stopping.moment = "before its first step"
         command.import_tensorflow()
 
         from sparse_transformer import training
 
-        training.train(
-            training.Job(settings, args.out, found, sources, workers, stopping),
-            deterministic=args.deterministic,
-        )
+        job = training.Job(settings, args.out, found, sources, watchdog, stopping)
+        training.train(job, args.deterministic)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from .formats import audio, images
 from .model import SparseTransformer
 
 
-def make_generator(model: SparseTransformer, count: int, length: int):
+def make_generator(model: SparseTransformer, count: int, length: int, decoders=None):
     """Compiles (prompt [count, prompt length], temperature, seed) -> tokens [count, length]: one loop, one
     position at a time, which keeps the keys and values the patterns can still reach. Temperature 0 takes the
-    likeliest token."""
-    decoders = model.decoders(count)
+    likeliest token. `decoders` are the model's for `count`, made here where none are given."""
+    decoders = decoders or model.decoders(count)
 
     @tf.function(
         input_signature=[

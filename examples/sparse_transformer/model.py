@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 import keras
@@ -197,6 +198,7 @@ class ResidualBlock(keras.layers.Layer):
         return x + self.contract(self.expand(self.norm2(x)))
 
 
+@keras.saving.register_keras_serializable(package="sparse_transformer")
 class SparseTransformer(keras.Model):
     """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it.
 
@@ -227,6 +229,13 @@ class SparseTransformer(keras.Model):
         for layer in (*self.blocks, self.norm, self.logits):
             layer.build((*shape, self.config.width))
         self.built = True
+
+    def get_config(self):
+        return {"config": asdict(self.config), "shared": self.shared, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "config": Config.from_fields(config["config"])})
 
     def call(self, tokens, training=False, step=None):
         """`step` decides the dropout masks; under `fit` it is the optimizer's."""

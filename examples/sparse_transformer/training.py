@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from blocksparse.fused.op import kernel_name
 
 from . import checkpoint, origin, runs
 from .batches import pipeline
-from .cluster import Cluster
 from .config import Config
 from .data import Source
 from .evaluation import Score, Scorer, usual_limit
@@ -40,7 +40,7 @@ class Job:
     folder: Path
     origin: origin.Origin
     sources: dict[str, Source]  # train and valid
-    cluster: Cluster | None
+    watchdog: Watchdog
     stopping: Stopping
 
 
@@ -48,24 +48,19 @@ def train(job: Job, deterministic: bool = False) -> None:
     """Trains to the last step. A signal ends it before, with a checkpoint and status 128 + the signal's number."""
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    watchdog = Watchdog(job.cluster)
-    if watchdog.own:
-        _train(job, watchdog)
-        return
-    with locked(job.folder):
-        _train(job, watchdog)
+    with nullcontext() if job.watchdog.own else locked(job.folder):
+        _train(job, job.watchdog)
 
 
 def _train(job: Job, watchdog: Watchdog) -> None:
-    watchdog.gather()
-    trainer = Trainer(job.settings, make_strategy(job.cluster))
+    trainer = Trainer(job.settings, make_strategy(watchdog.cluster))
     job.stopping.install()
     start = checkpoint.restore(job.folder, trainer.variables)
     if start > job.settings.steps:
         raise Stop(f"{job.folder} has done {start} steps already, more than steps={job.settings.steps}")
     _same_start(trainer, start)
     if watchdog.own:
-        _steps(job, trainer, watchdog, None, start)
+        _steps(job, trainer, None, start)
         watchdog.follow()
         watchdog.close()
         return
@@ -73,13 +68,13 @@ def _train(job: Job, watchdog: Watchdog) -> None:
     origin.write(job.folder, job.origin)
     print(_description(job, trainer, start), flush=True)
     scorer = Scorer(job.settings.n_ctx, trainer.logits)
-    _steps(job, trainer, watchdog, scorer, start)
+    _steps(job, trainer, scorer, start)
     held_out = _score(job, trainer, scorer, usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
     watchdog.close()
 
 
-def _steps(job: Job, trainer: Trainer, watchdog: Watchdog, scorer: Scorer | None, start: int) -> None:
+def _steps(job: Job, trainer: Trainer, scorer: Scorer | None, start: int) -> None:
     """All steps from `start` on. The chief, who has a scorer, writes."""
     settings, stopping = job.settings, job.stopping
     batches = iter(
@@ -93,7 +88,7 @@ def _steps(job: Job, trainer: Trainer, watchdog: Watchdog, scorer: Scorer | None
         total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not scorer
     ) as bar:
         for step in range(start, settings.steps):
-            watchdog.entered(step + 1)
+            job.watchdog.entered(step + 1)
             stopping.moment = f"in step {step + 1}; {job.folder} has the checkpoint before it"
             began = time.perf_counter()
             bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
@@ -102,22 +97,22 @@ def _steps(job: Job, trainer: Trainer, watchdog: Watchdog, scorer: Scorer | None
             _show(bar, step - start, bits, seconds, settings)
             stops = _stops(job, trainer)
             if log:
-                _note(job, trainer, watchdog, scorer, log, step, bits, norm, seconds, stops)
+                _note(job, trainer, scorer, log, step, bits, norm, seconds, stops)
             if stops:
-                watchdog.close()
+                job.watchdog.close()
                 _stop(job, step + 1)
     stopping.patient, stopping.moment = False, f"after its last step; {job.folder} is complete"
     if log:
         log.close()
 
 
-def _note(job, trainer, watchdog, scorer, log, step, bits, norm, seconds, stops) -> None:
+def _note(job, trainer, scorer, log, step, bits, norm, seconds, stops) -> None:
     """The step's row, and a checkpoint where one is due: first the rows it counts as done, then itself."""
     settings = job.settings
     values = {"bits": bits, "gradient_norm": norm, "learning_rate": float(trainer.schedule(step))}
     due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
     if due:
-        watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
+        job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
         values["valid_bits"] = _score(job, trainer, scorer, _few(settings.n_ctx)).bits
     log.add(step, seconds, **values)
     if due or stops:
@@ -140,7 +135,7 @@ def _few(n_ctx: int) -> int:
 def _stops(job: Job, trainer: Trainer) -> bool:
     """Whether training ends here: on a signal, to any of the workers, who agree on the step."""
     mine = job.stopping.signal is not None
-    if job.cluster is None:
+    if job.watchdog.cluster is None:
         return mine
     return float(trainer.total(tf.constant(float(mine)))) > 0
 

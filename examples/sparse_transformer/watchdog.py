@@ -28,9 +28,9 @@ class Watchdog:
     a step, `follow` waits for the chief to be done, `close` says that this worker is."""
 
     def __init__(self, cluster: Cluster | None):
-        self.cluster = cluster or Cluster((("localhost", 0),), 0)
-        self.own = self.cluster.own
-        self.peers = [i for i in range(len(self.cluster.workers)) if i != self.own]
+        self.cluster = cluster
+        self.own = cluster.own if cluster else 0
+        self.peers = [i for i in range(len(cluster.workers)) if i != self.own] if cluster else []
         self.steps = 0
         self.since = time.monotonic()
         self.heard: dict[int, tuple[float, int]] = {}  # when last, and the steps it had entered

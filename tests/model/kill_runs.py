@@ -1,9 +1,9 @@
-"""Trainings that are killed at random moments, resumes included: no row and no file is lost, and the bits stay.
+"""Trainings that are ended at random moments, resumes included: no row and no file is lost, and the bits stay.
 
     python tests/model/kill_runs.py REFERENCE FOLDER KILLS [SEED]
 
-REFERENCE is a run of the same command that nothing disturbed. TensorFlow is imported once: each training is a fork.
-Prints how many kills came before, between and after checkpoints, as JSON.
+REFERENCE is a run of the same command that nothing disturbed. Beside KILLS by SIGKILL there are half as many ends by
+SIGTERM and Ctrl-C. TensorFlow is imported once: each training is a fork. Prints the counts as JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,21 @@ def begin(folder: Path) -> int:
     child = os.fork()
     if child:
         return child
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+    said = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     status = 1
     try:
         sys.argv = train_command(folder, STEPS)
         train.main()
         status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+        print(error)
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(status)
 
 
@@ -72,30 +79,46 @@ def same(folder: Path, reference: Path) -> None:
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
+def end(child: int, folder: Path, how: signal.Signals, before: int) -> int:
+    """Ends the training, and returns the steps done once everything was checked."""
+    os.kill(child, how)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    done = check(folder, before)
+    if how != signal.SIGKILL and status:  # else it was through already
+        said = folder.with_suffix(".log").read_text()
+        assert status == 128 + how, said
+        name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[how]
+        line = said.strip().splitlines()[-1]
+        assert line.startswith(f"train.py: stopped by {name} "), said
+        if "after step" in line:
+            assert line.startswith(f"train.py: stopped by {name} after step {done};"), said
+    return done
+
+
 def main(reference: Path, folder: Path, kills: int, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
-    counts = {"kills": 0, "before the first checkpoint": 0, "later": 0, "completed runs": 0}
+    ways = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGINT] * (kills // 4)
+    ways = [ways[i] for i in rng.permutation(len(ways))]
+    counts = {"kills": 0, "signals": 0, "before the first checkpoint": 0, "later": 0, "completed runs": 0}
     done, length = 0, 0.0
     while True:
         began = time.monotonic()
         child = begin(folder)
-        wait = rng.uniform(0.2, 1.1 * length) if length and counts["kills"] < kills else np.inf
+        # The first training is left alone, and tells how long one takes.
+        wait = rng.uniform(0.2, 1.1 * length) if length and ways else np.inf
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - began < wait:
             time.sleep(0.002)
         if ended[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            counts["kills"] += 1
-            done = check(folder, done)
+            how = ways.pop()
+            done = end(child, folder, how, done)
+            counts["kills" if how == signal.SIGKILL else "signals"] += 1
             counts["later" if done else "before the first checkpoint"] += 1
             continue
-        assert ended[1] == 0, f"a training ended with {ended[1]}"
-        length = (
-            length or time.monotonic() - began
-        )  # the first one is not killed, and tells how long one takes
+        assert ended[1] == 0, folder.with_suffix(".log").read_text()
+        length = length or time.monotonic() - began
         same(folder, reference)
         counts["completed runs"] += 1
-        if counts["kills"] >= kills:
+        if not ways:
             return counts
         shutil.rmtree(folder)
         done = 0
