@@ -1,5 +1,6 @@
 """Training that survives whatever ends it, and stops where it cannot go on."""
 
+import re
 import resource
 import signal
 import time
@@ -11,8 +12,10 @@ import numpy as np
 import plot
 import pytest
 import sample
+import tensorflow as tf
 import train
 from sparse_transformer import checkpoint, runs
+from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
@@ -111,6 +114,46 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK\3\4nothing")
     with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged .*; delete it to start over"):
         checkpoint.read(tmp_path)
+
+
+def test_evaluating_gives_what_training_ended_with(unbroken, monkeypatch, capsys):
+    """The same windows of the same split, without a word about either; and training says what it is at its start."""
+    said = unbroken.with_suffix(".said").read_text()
+    first = "enwik8_small: 49,952 parameters on CPU, "
+    assert said.startswith(first) and "attention by " in said and "data: built-in data (" in said
+    assert f"run: {unbroken}, steps 0 to {STEPS} of 4 x 64 tokens" in said
+    assert re.search(r"about \d+ \w+ to go, at \S+ s a step", said)
+    call(monkeypatch, evaluate, unbroken)
+    score = re.compile(r": (\S+) \+- (\S+) bits per dim over 256 of ([\d,]+) windows")
+    trained, evaluated = (score.search(text).groups() for text in (said, capsys.readouterr().out))
+    assert trained[2] == evaluated[2] and float(trained[1]) > 0
+    np.testing.assert_allclose(float(trained[0]), float(evaluated[0]), atol=2e-4)
+
+
+def test_the_log_has_the_rate_and_held_out_bits(unbroken):
+    rows = read_rows(unbroken / "metrics.csv")
+    assert [bool(row[5]) for row in rows] == [False, True] * (STEPS // 2)  # at every checkpoint
+    assert [float(row[4]) for row in rows][:4] == pytest.approx([0, 0.75e-3, 1.5e-3, 2.25e-3])
+
+
+def test_a_model_for_a_gpu_warns_on_a_cpu(tmp_path, monkeypatch, capsys):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this is a GPU")
+    call(monkeypatch, train, *train_command(tmp_path, 1, "precision=mixed_bfloat16")[1:])
+    assert "warning: enwik8_small is meant for a GPU, and this is a CPU" in capsys.readouterr().out
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"train\.py: (?!.*checkpoint)"):
+        call(monkeypatch, train, *train_command(tmp_path / "run", STEPS, "local_attn_ctx=12")[1:])
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_were_done_are_refused(unbroken, monkeypatch):
+    with pytest.raises(
+        SystemExit, match=r"has done 8 steps already, more than steps=4\n.*The last good checkpoint, of"
+    ):
+        call(monkeypatch, train, *train_command(unbroken, 4)[1:])
 
 
 def test_the_other_commands_take_the_run(unbroken, monkeypatch, capsys):
