@@ -12,6 +12,8 @@ from pathlib import Path
 from sparse_transformer import command, runs
 from sparse_transformer.config import SPLITS
 
+USUAL = 0  # windows where --limit is not given
+
 
 def windows(text: str) -> int | None:
     """--limit: a number of windows, or None for all."""
@@ -32,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit",
         type=windows,
-        default="usual",
+        default=USUAL,
         metavar="N",
         help="windows, spread evenly over the split, or `all`; a million tokens' by default, in 16 to 256",
     )
@@ -61,7 +63,7 @@ def main() -> None:
             model,
             source,
             min_context=args.min_context,
-            limit=usual_limit(settings.n_ctx) if args.limit == "usual" else args.limit,
+            limit=usual_limit(settings.n_ctx) if args.limit == USUAL else args.limit,
             batch=args.batch or settings.batch,
             bar=True,
         )

@@ -39,17 +39,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
-        runs.read_config(args.run)
+        settings = runs.read_config(args.run)
+
+        from sparse_transformer import prompts
+
+        prompt = prompts.read_prompt(settings, args.prompt, args.seconds)
+        length = prompts.length_of(settings, prompt, args.length)
         command.import_tensorflow()
 
         from sparse_transformer.evaluation import load_model
-        from sparse_transformer.generation import read_prompt, sample, write
+        from sparse_transformer.generation import sample, write
 
         model = load_model(args.run)
-        prompt = read_prompt(model.config, args.prompt, args.seconds)
-        tokens = sample(model, prompt, args.count, args.length, args.temperature, args.seed)
-        paths = write(model.config, tokens, args.out or args.run / "sample")
-    if model.config.data == "text":
+        tokens = sample(model, prompt, args.count, length, args.temperature, args.seed)
+        paths = write(settings, tokens, args.out or args.run / "sample")
+    if settings.data == "text":
         print(paths[0].read_bytes().decode(errors="replace"))
     print("wrote", *paths)
 

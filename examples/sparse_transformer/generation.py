@@ -11,7 +11,7 @@ from PIL import Image
 
 from .config import Config
 from .files import replacing
-from .formats import audio, images
+from .formats import audio
 from .model import SparseTransformer
 
 
@@ -59,32 +59,9 @@ def sample(
     seed: int,
 ) -> np.ndarray:
     """[count, length] tokens that begin with the prompt; the length is the model's context where none is given."""
-    n_ctx = model.config.n_ctx
-    length = n_ctx if length is None else length
-    if not len(prompt) < length <= n_ctx:
-        raise ValueError(
-            f"--length {length} must exceed the prompt's {len(prompt)} tokens, and at most be the model's "
-            f"context, {n_ctx}"
-        )
     generate = make_generator(model, count, length)
     prompts = tf.constant(np.tile(prompt.astype(np.int32), (count, 1)))
     return generate(prompts, tf.constant(temperature), tf.constant(seed)).numpy()
-
-
-def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarray:
-    """The tokens [length] that a sample begins with: a text, an image's upper half, the start of a recording."""
-    if prompt is None:
-        return np.zeros(0, np.uint8)
-    if config.data == "text":
-        return np.frombuffer(prompt.encode(), np.uint8)
-    if not Path(prompt).is_file():
-        raise ValueError(
-            f"--prompt {prompt}: no such file; give a PNG or JPEG image for images, a .wav or .flac file for audio"
-        )
-    if config.data == "audio":
-        return audio.read_recording(Path(prompt))[: round(seconds * audio.SAMPLE_RATE)]
-    height, width, _ = config.grid
-    return images.read_picture(Path(prompt), height, width)[: height // 2].reshape(-1)
 
 
 GAP = 2  # pixels between the images of a grid

@@ -18,7 +18,7 @@ from .config import Config
 from .model import SparseTransformer, bits
 
 
-def make_strategy(cluster: Cluster | None = None) -> tf.distribute.Strategy:
+def make_strategy(cluster: Cluster | None) -> tf.distribute.Strategy:
     """Every machine of the cluster, else every GPU of this one, else the one device there is."""
     if cluster:
         several = tf.distribute.experimental.CommunicationImplementation

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sparse_transformer import config, data, pictures
 from sparse_transformer.evaluation import evaluate, mean_bits, usual_limit, windows
-from sparse_transformer.generation import read_prompt, write
+from sparse_transformer.generation import write
 from sparse_transformer.model import SparseTransformer
+from sparse_transformer.prompts import length_of, read_prompt
 
 TEXT = replace(
     config.load("enwik8_small"), grid=(4, 16), width=32, heads=2, layers=1, local_attn_ctx=16, num_verts=2
@@ -93,6 +94,9 @@ def test_prompts(tmp_path):
     np.testing.assert_array_equal(read_prompt(images, str(tmp_path / "a.png"), 0), np.full(12, 9))
     with pytest.raises(ValueError, match=r"--prompt none\.wav: no such file"):
         read_prompt(replace(TEXT, data="audio"), "none.wav", 1)
+    assert length_of(TEXT, np.zeros(3), None) == 64
+    with pytest.raises(ValueError, match=r"--length 3 must exceed the prompt's 3 tokens"):
+        length_of(TEXT, np.zeros(3), 3)
 
 
 @pytest.mark.parametrize("kind", ["modes", "connectivity"])

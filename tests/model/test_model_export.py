@@ -46,4 +46,4 @@ def test_both_formats_load_elsewhere(unbroken, tmp_path, monkeypatch, capsys):
     elsewhere(SAVED, tmp_path)
     drawn = np.load(tmp_path / "drawn.npy")
     assert drawn.shape == (2, 64) and (drawn[:, :2] == [[73, 32], [1, 2]]).all()
-    np.testing.assert_array_equal(drawn[:1], sample(model, drawn[0, :2], 1, None, 0.0, 0))
+    np.testing.assert_array_equal(drawn[:1], sample(model, drawn[0, :2], 1, 64, 0.0, 0))

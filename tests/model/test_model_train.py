@@ -15,6 +15,7 @@ import sample
 import tensorflow as tf
 import train
 from sparse_transformer import checkpoint, runs
+from sparse_transformer.files import locked
 from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
@@ -108,6 +109,14 @@ def test_another_configuration_is_refused(unbroken):
     runs.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
     with pytest.raises(ValueError, match=r"another configuration \(width 32 -> 64\); choose another --out"):
         runs.write_config(unbroken, replace(settings, width=64))
+
+
+def test_two_trainings_in_one_folder_are_refused(unbroken, monkeypatch):
+    with (
+        locked(unbroken),
+        pytest.raises(SystemExit, match=r"train\.py: .* is being trained by process \d+ of"),
+    ):
+        call(monkeypatch, train, *train_command(unbroken, STEPS)[1:])
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

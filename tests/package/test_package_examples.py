@@ -33,7 +33,8 @@ def test_enwik8_trains_on_given_text(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "cannot read"), (b"short", "has 5 bytes")])
-def test_enwik8_names_the_file_that_will_not_do(tmp_path, content, message):
+def test_enwik8_names_the_file_that_will_not_do(tmp_path, content, message, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")  # as for a command
     path = tmp_path / "enwik8"
     if content is not None:
         path.write_bytes(content)
