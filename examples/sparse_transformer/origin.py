@@ -23,7 +23,8 @@ class Origin:
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.path or 'built-in data'} ({self.size:,} bytes, {self.digest[:8]})"
+        name = self.path or "built-in data"
+        return f"{name} ({self.size:,} bytes, {self.digest[:8]})" if self.size else name
 
     def same(self, other: Origin) -> bool:
         """Whether it is the same data, wherever it lies."""
