@@ -46,11 +46,14 @@ def attention(
     if len(config.grid) != 3:
         raise ValueError(f"{folder} is no model of images")
     layers = layers or sorted({round(i) for i in np.linspace(0, config.layers - 1, 4)})
-    position = config.n_ctx * 5 // 8 if position is None else position
+    if position is None:  # the middle of a row, below the middle
+        rows, columns, channels = config.grid
+        position = (rows * 5 // 8 * columns + columns // 2) * channels
     if not (max(layers) < config.layers and position < config.n_ctx):
         raise ValueError(f"--layers go up to {config.layers - 1} and --position to {config.n_ctx - 1}")
     path = origin.path_of(folder, data_path)
-    tokens = data.load(config, path, "test").examples(np.array([0]), 0)[0].astype(np.int32)
+    source = data.load(config, path, "test")
+    tokens = source.examples(np.array([source.size // 2]), 0)[0].astype(np.int32)
     figure, axes = plt.subplots(
         config.heads,
         len(layers) + 1,

@@ -20,6 +20,7 @@ INSTRUCTIONS = set(
     "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE "
     "BINUNICODE8 PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD".split()
 )
+SHAPE = (10_000, 3072)  # images of a batch, bytes of an image
 DTYPES = {"u1": np.dtype("u1"), "i8": np.dtype("<i8")}
 
 
@@ -112,6 +113,6 @@ def load_batch(raw: bytes) -> np.ndarray:
         Exception
     ) as error:  # a parser of mutated bytes fails in any way; none of it ran what the file chose
         raise ValueError(str(error) or type(error).__name__) from error
-    if data is None or data.dtype != np.uint8 or data.shape != (10_000, 3072):
+    if data is None or data.dtype != np.uint8 or data.shape != SHAPE:
         raise ValueError("its `data` is no array of 10,000 images of 3,072 bytes")
     return data
