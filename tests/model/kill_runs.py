@@ -3,7 +3,7 @@
     python tests/model/kill_runs.py REFERENCE FOLDER KILLS [SEED]
 
 REFERENCE is a run of the same command that nothing disturbed. Beside KILLS by SIGKILL there are half as many ends by
-SIGTERM and Ctrl-C. TensorFlow is imported once: each training is a fork. Prints the counts as JSON.
+SIGTERM and Ctrl-C, but one of each at least. TensorFlow is imported once: each training is a fork. Prints the counts as JSON.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def end(child: int, folder: Path, how: signal.Signals, before: int) -> int:
 
 def main(reference: Path, folder: Path, kills: int, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
-    ways = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGINT] * (kills // 4)
+    ways = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGINT] * max(1, kills // 4)
     ways = [ways[i] for i in rng.permutation(len(ways))]
     counts = {"kills": 0, "signals": 0, "before the first checkpoint": 0, "later": 0, "completed runs": 0}
     done, length = 0, 0.0

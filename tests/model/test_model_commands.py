@@ -135,17 +135,10 @@ def test_a_worker_listens_where_the_job_says(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_commands_say_nothing_but_their_own(tmp_path):
+def test_a_command_says_nothing_but_its_own(tmp_path):
     """Without TF_CPP_MIN_LOG_LEVEL, which the tests themselves set."""
     quiet = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    for name, arguments in (("enwik8", ["--smoke"]), ("tf1_graph", [])):
-        result = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py", *arguments],
-            cwd=tmp_path,
-            env=quiet,
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, result.stderr
-        lines = [line for line in result.stderr.replace("\r", "\n").split("\n") if line.strip()]
-        assert all("step/s" in line or "s/step" in line for line in lines), result.stderr
+    words = [sys.executable, EXAMPLES / "tf1_graph.py"]
+    result = subprocess.run(words, cwd=tmp_path, env=quiet, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+    assert [line[:7] for line in result.stdout.splitlines()] == ["batch 1", "batch 3"]

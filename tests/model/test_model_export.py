@@ -7,27 +7,24 @@ import export
 import numpy as np
 from training_runs import EXAMPLES
 
-KERAS = """
-import sys; sys.path.insert(0, sys.argv[1])
-import keras, numpy as np
-import sparse_transformer.model
-model = keras.saving.load_model(sys.argv[2] + "/model.keras")
-np.save(sys.argv[2] + "/logits.npy", model(np.arange(64, dtype=np.int32)[None]))
-"""
-# TensorFlow alone: the project cannot be imported.
-SAVED = """
+# The SavedModel with TensorFlow alone: the project cannot be imported yet.
+ELSEWHERE = """
 import sys
-sys.modules["sparse_attention"] = sys.modules["blocksparse"] = None
+ours = ["sparse_attention", "blocksparse", "sparse_transformer"]
+sys.modules.update(dict.fromkeys(ours))
 import numpy as np, tensorflow as tf
 module = tf.saved_model.load(sys.argv[2] + "/saved_model")
 prompt = tf.constant([[73, 32], [1, 2]])
 np.save(sys.argv[2] + "/drawn.npy", module.sample(prompt, tf.constant(0.0), tf.constant(0)))
+
+for name in ours:
+    del sys.modules[name]
+sys.path.insert(0, sys.argv[1])
+import keras
+import sparse_transformer.model
+model = keras.saving.load_model(sys.argv[2] + "/model.keras")
+np.save(sys.argv[2] + "/logits.npy", model(np.arange(64, dtype=np.int32)[None]))
 """
-
-
-def elsewhere(program, folder):
-    result = subprocess.run([sys.executable, "-c", program, EXAMPLES, folder], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_both_formats_load_elsewhere(unbroken, tmp_path, monkeypatch, capsys):
@@ -40,10 +37,11 @@ def test_both_formats_load_elsewhere(unbroken, tmp_path, monkeypatch, capsys):
     from sparse_transformer.generation import sample
 
     model = load_model(unbroken)
-    elsewhere(KERAS, tmp_path)
+    words = [sys.executable, "-c", ELSEWHERE, EXAMPLES, tmp_path]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     want = model(np.arange(64, dtype=np.int32)[None])
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), want, rtol=1e-6, atol=1e-6)
-    elsewhere(SAVED, tmp_path)
     drawn = np.load(tmp_path / "drawn.npy")
     assert drawn.shape == (2, 64) and (drawn[:, :2] == [[73, 32], [1, 2]]).all()
     np.testing.assert_array_equal(drawn[:1], sample(model, drawn[0, :2], 1, 64, 0.0, 0))

@@ -164,5 +164,5 @@ def test_mutated_files_are_read_or_refused():
 
 
 def test_killed_and_stopped_at_random_moments_nothing_is_lost(unbroken, tmp_path):
-    counts = script("kill_runs.py", unbroken, tmp_path / "run", 4, 1)
-    assert counts["kills"] == 4 and counts["completed runs"] >= 2 and counts["signals"] == 2
+    counts = script("kill_runs.py", unbroken, tmp_path / "run", 2, 1)
+    assert counts["kills"] == counts["signals"] == 2 and counts["completed runs"] >= 2

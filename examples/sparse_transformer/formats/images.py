@@ -25,7 +25,7 @@ ENDINGS = (".png", ".jpg", ".jpeg")
 OTHERS = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 LARGEST = 1 << 29  # bytes of CIFAR-10's archive, unpacked; the real one has 186 MB
 BATCH = 1 << 26  # bytes of one of its files; the real ones have 31 MB
-PIXELS = 1 << 27  # of one picture
+PIXELS = 1 << 26  # of one picture
 ARCHIVE_DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, struct.error, zlib.error)
 
 
