@@ -3,7 +3,8 @@
     python tests/model/kill_runs.py REFERENCE FOLDER KILLS [SEED]
 
 REFERENCE is a run of the same command that nothing disturbed. Beside KILLS by SIGKILL there are half as many ends by
-SIGTERM and Ctrl-C, but one of each at least. TensorFlow is imported once: each training is a fork. Prints the counts as JSON.
+SIGTERM and Ctrl-C, but one of each at least. TensorFlow is imported once: each training is a fork. Prints the counts
+as JSON.
 """
 
 from __future__ import annotations

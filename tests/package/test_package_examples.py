@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command, **env):
-    """Runs a script of the repository in a process of its own."""
+    """Runs a script of the repository in a process of its own, without the silence that tests ask of TensorFlow."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, **env},
+        env={**inherited, **env},
         capture_output=True,
         text=True,
         timeout=300,

@@ -19,6 +19,7 @@ AUDIO = (
 RATES = range(1_000, 400_000)  # Hz of recordings; a header that says otherwise is broken
 UNKNOWN = 2**32 - 256  # a WAV file's length from here on means "not known yet": a pipe wrote it
 OTHERS = (".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff", ".mp4")
+MARKS = (b"RIFF", b"RIFX", b"RF64", b"fLaC")
 DENSEST = 1_000  # frames a byte; FLAC codes silence in 4,096 frames of 14 bytes
 
 
@@ -37,6 +38,9 @@ def read_recording(path: Path) -> np.ndarray:
     """One WAV or FLAC file as mu-law bytes [length], channels averaged, at 12 kHz."""
     from scipy.signal import resample_poly  # takes a second, which commands without audio need not wait for
 
+    with path.open("rb") as start:
+        if start.read(4) not in MARKS:  # libsndfile reads much else, some of it with a noise of its own
+            raise DataError(path, "not a WAV or FLAC file", AUDIO)
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate not in RATES:
