@@ -67,25 +67,55 @@ def _train(job: Job, watchdog: Watchdog) -> None:
     runs.write_config(job.folder, job.settings)
     origin.write(job.folder, job.origin)
     print(_description(job, trainer, start), flush=True)
-    scorer = Scorer(job.settings.n_ctx, trainer.logits)
-    _steps(job, trainer, scorer, start)
-    held_out = _score(job, trainer, scorer, usual_limit(job.settings.n_ctx))
+    writer = _Writer(job, trainer, start)
+    _steps(job, trainer, writer, start)
+    held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
     watchdog.close()
 
 
-def _steps(job: Job, trainer: Trainer, scorer: Scorer | None, start: int) -> None:
-    """All steps from `start` on. The chief, who has a scorer, writes."""
+class _Writer:
+    """What the chief does beside training: it keeps rows and checkpoints, and scores held-out data."""
+
+    def __init__(self, job: Job, trainer: Trainer, start: int):
+        self.job, self.trainer = job, trainer
+        self.scorer = Scorer(job.settings.n_ctx, trainer.logits)
+        self.log = Log(job.folder, start)
+
+    def score(self, limit: int) -> Score:
+        """The averaged weights over so many windows of the held-out split."""
+        job = self.job
+        return self.scorer(job.sources["valid"], self.trainer.averages, limit=limit, batch=job.settings.batch)
+
+    def note(self, step: int, bits: float, norm: float, seconds: float, stops: bool) -> None:
+        """The step's row, and a checkpoint where one is due: first the rows it counts as done, then itself."""
+        job, settings = self.job, self.job.settings
+        rate = float(self.trainer.schedule(step))
+        values = {"bits": bits, "gradient_norm": norm, "learning_rate": rate}
+        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+        if due:
+            job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
+            values["valid_bits"] = self.score(_few(settings.n_ctx)).bits
+        self.log.add(step, seconds, **values)
+        if due or stops:
+            try:
+                self.log.flush()
+                checkpoint.save(job.folder, step + 1, self.trainer.variables)
+            except OSError as error:
+                raise Stop(f"cannot write to {job.folder} ({error})") from error
+
+
+def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> None:
+    """All steps from `start` on. The chief has a writer."""
     settings, stopping = job.settings, job.stopping
     batches = iter(
         trainer.strategy.distribute_datasets_from_function(
             lambda context: pipeline(job.sources["train"], settings, start, context)
         )
     )
-    log = Log(job.folder, start) if scorer else None
     stopping.patient = True
     with tqdm(
-        total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not scorer
+        total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not writer
     ) as bar:
         for step in range(start, settings.steps):
             job.watchdog.entered(step + 1)
@@ -96,35 +126,13 @@ def _steps(job: Job, trainer: Trainer, scorer: Scorer | None, start: int) -> Non
             _check(step, bits, norm, settings.precision == "mixed_float16")
             _show(bar, step - start, bits, seconds, settings)
             stops = _stops(job, trainer)
-            if log:
-                _note(job, trainer, scorer, log, step, bits, norm, seconds, stops)
+            if writer:
+                writer.note(step, bits, norm, seconds, stops)
             if stops:
-                job.watchdog.close()
                 _stop(job, step + 1)
     stopping.patient, stopping.moment = False, f"after its last step; {job.folder} is complete"
-    if log:
-        log.close()
-
-
-def _note(job, trainer, scorer, log, step, bits, norm, seconds, stops) -> None:
-    """The step's row, and a checkpoint where one is due: first the rows it counts as done, then itself."""
-    settings = job.settings
-    values = {"bits": bits, "gradient_norm": norm, "learning_rate": float(trainer.schedule(step))}
-    due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
-    if due:
-        job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
-        values["valid_bits"] = _score(job, trainer, scorer, _few(settings.n_ctx)).bits
-    log.add(step, seconds, **values)
-    if due or stops:
-        try:
-            log.flush()
-            checkpoint.save(job.folder, step + 1, trainer.variables)
-        except OSError as error:
-            raise Stop(f"cannot write to {job.folder} ({error})") from error
-
-
-def _score(job: Job, trainer: Trainer, scorer: Scorer, limit: int) -> Score:
-    return scorer(job.sources["valid"], trainer.averages, limit=limit, batch=job.settings.batch)
+    if writer:
+        writer.log.close()
 
 
 def _few(n_ctx: int) -> int:
@@ -141,6 +149,9 @@ def _stops(job: Job, trainer: Trainer) -> bool:
 
 
 def _stop(job: Job, done: int) -> None:
+    if job.watchdog.own:
+        job.watchdog.follow()  # until the chief has written the checkpoint
+    job.watchdog.close()
     number = job.stopping.signal
     job.stopping.say(
         number, f"after step {done}; the same command goes on from there, {job.folder} has all of it"
