@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -25,7 +26,7 @@ from tensorflow.python.ops import control_flow_util
 from . import kinds
 from .attach import attach, has_gradient, once
 from .eager import watched
-from .signs import Signs, compare, compare_structures, different, outline
+from .signs import compare, compare_structures, different, outline
 from .state import State
 from .trace import READS, Replaced, Trace, origin
 from .variables import CHANGED, same, value_of, variable_dtype
@@ -182,10 +183,7 @@ class _Second:
             text = f"the variable {_name(origin(handle))} of shape {value.shape} {CHANGED}"
             with tf.control_dependencies([tf.raw_ops.Assert(condition=unchanged, data=[tf.constant(text)])]):
                 # XLA runs no assertion: there the gradient is NaN.
-                grads = [
-                    tf.nest.map_structure(lambda x: _only_if(unchanged, x), dx, expand_composites=True)
-                    for dx in grads
-                ]
+                grads = tf.nest.map_structure(partial(_only_if, unchanged), grads, expand_composites=True)
         return grads
 
 
@@ -204,12 +202,10 @@ def _late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Ten
     return [tf.where(same_bits, x, tf.zeros_like(x)) if has_gradient(x) else x for x in tensors]
 
 
-def _only_if(unchanged: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    return (
-        tf.where(unchanged, x, tf.fill(tf.shape(x), tf.constant(float("nan"), x.dtype)))
-        if has_gradient(x)
-        else x
-    )
+def _only_if(unchanged: tf.Tensor, x: tf.Tensor | None) -> tf.Tensor | None:
+    if x is None or not has_gradient(x):
+        return x
+    return tf.where(unchanged, x, tf.fill(tf.shape(x), tf.constant(float("nan"), x.dtype)))
 
 
 def _needed(outputs: Sequence[tf.Tensor]) -> set[tf.Operation]:
@@ -244,7 +240,7 @@ def _is_control_flow(graph: tf.Graph) -> bool:
 
 
 def _name(handle: tf.Tensor) -> str:
-    return handle.op.name if tf.is_symbolic_tensor(handle) else str(handle._id)
+    return handle.op.name if tf.is_symbolic_tensor(handle) else "captured"
 
 
 def _tensors(result: Any) -> list[tf.Tensor]:

@@ -52,7 +52,7 @@ def test_a_variable_has_its_first_value_in_the_gradient(decorate, traced):
     found = []
     for recompute in (True, False):
         w = tf.Variable(W)
-        found.append(run(lambda: step(recompute), traced))
+        found.append(run(lambda r=recompute: step(r), traced))
     for again, plain in zip(*found):
         np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
 

@@ -102,7 +102,7 @@ def loops(resource):
 
         for step in (captured, lambda x, recompute: rows(x, recompute=recompute) / 4):
             slopes = [
-                tf.gradients(repeat(lambda x, r=recompute: step(x, r), x), x)[0]
+                tf.gradients(repeat(lambda x, f=step, r=recompute: f(x, r), x), x)[0]
                 for recompute in (True, False)
             ]
             got, want = session.run(slopes, {x: random.standard_normal((4, 8))})

@@ -99,6 +99,10 @@ def clipped(h):
     return tf.identity(h), lambda dh: dh * 0.7
 
 
+def drop(h):
+    return tf.nn.dropout(h, 0.3, seed=2)
+
+
 def leave(world, h):
     world.left.append(tf.reduce_sum(h**2) * 0.1)
     return h
@@ -145,7 +149,7 @@ STEPS = {
     "tape": (with_tape, "ef", ""),
     "custom gradient": (lambda world, h: clipped(h), "efgx", ""),
     "nested": (lambda world, h: world.decorate(lambda h: tf.tanh(h @ world.w))(h, recompute=True), "efgx", ""),
-    "nested draw": (lambda world, h: world.decorate(lambda h: tf.nn.dropout(h + world.b, 0.3, seed=2))(h, recompute=True), "efg", ""),
+    "nested draw": (lambda world, h: world.decorate(drop)(h + world.b, recompute=True), "efg", ""),
     "dense": (lambda world, h: world.dense(h), "ef", ""),
     "norm": (lambda world, h: world.norm(h), "efx", ""),
     "leave": (leave, "ef", ""),
