@@ -180,7 +180,7 @@ class _Second:
         for key in self.read:
             handle, value = self.first.variables[key], self.first.values[key]
             unchanged = same(value, value_of(handle))
-            text = f"the variable {_name(origin(handle))} of shape {value.shape} {CHANGED}"
+            text = f"the variable {_name(origin(handle), self.first.trace.graph)} of shape {value.shape} {CHANGED}"
             with tf.control_dependencies([tf.raw_ops.Assert(condition=unchanged, data=[tf.constant(text)])]):
                 # XLA runs no assertion: there the gradient is NaN.
                 grads = tf.nest.map_structure(partial(_only_if, unchanged), grads, expand_composites=True)
@@ -239,8 +239,10 @@ def _is_control_flow(graph: tf.Graph) -> bool:
     return type(graph).__name__ in ("WhileBodyFuncGraph", "WhileCondFuncGraph", "CondBranchFuncGraph")
 
 
-def _name(handle: tf.Tensor) -> str:
-    return handle.op.name if tf.is_symbolic_tensor(handle) else "captured"
+def _name(handle: tf.Tensor, graph: tf.Graph) -> str:
+    """What the variable is called."""
+    known = [variable.name for variable in getattr(graph, "variables", ()) if variable.handle is handle]
+    return known[0] if known else handle.op.name if tf.is_symbolic_tensor(handle) else "without a name"
 
 
 def _tensors(result: Any) -> list[tf.Tensor]:
