@@ -48,13 +48,15 @@ def train(job: Job, deterministic: bool = False) -> None:
     """Trains to the last step. A signal ends it before, with a checkpoint and status 128 + the signal's number."""
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    with nullcontext() if job.watchdog.own else locked(job.folder):
-        _train(job, job.watchdog)
-
-
-def _train(job: Job, watchdog: Watchdog) -> None:
-    trainer = Trainer(job.settings, make_strategy(watchdog.cluster))
+    trainer = Trainer(
+        job.settings, make_strategy(job.watchdog.cluster)
+    )  # refuses patterns, before a folder is made
     job.stopping.install()
+    with nullcontext() if job.watchdog.own else locked(job.folder):
+        _train(job, trainer, job.watchdog)
+
+
+def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     start = checkpoint.restore(job.folder, trainer.variables)
     if start > job.settings.steps:
         raise Stop(f"{job.folder} has done {start} steps already, more than steps={job.settings.steps}")
