@@ -21,7 +21,6 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.eager.polymorphic_function.concrete_function import ConcreteFunction
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
-from tensorflow.python.ops import control_flow_util
 
 from . import kinds
 from .attach import attach, has_gradient, once
@@ -160,14 +159,14 @@ class _Second:
 
     def _give(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
         """What the first run had, in the place of what an operation of this one gives."""
-        if graph is None or not _within(graph, self.graph):
+        if graph is not self.graph:  # in loops and functions inside, draws are refused and reads compared
             return outputs
         given = None
         if kinds.is_draw(kind):
             given = next(self.kept, None)
             if given is None or [y.dtype for y in given] != [y.dtype for y in outputs]:
                 raise different(f"the random draw {op_name}, {kind}, had no equal the first time")
-        elif kind in READS and graph is self.graph and (left := self.reads[kind, origin(inputs[0]).ref()]):
+        elif kind in READS and (left := self.reads[kind, origin(inputs[0]).ref()]):
             given = [left.pop(0)]
         if given is None:
             return outputs
@@ -224,19 +223,6 @@ def _sum(gradients: list) -> Any:
     if len(found) < 2:
         return found[0] if found else None
     return tf.add_n([tf.convert_to_tensor(dx) for dx in found])
-
-
-def _within(graph: tf.Graph, outer: tf.Graph) -> bool:
-    """Whether graph is outer, or of a condition or loop in it."""
-    while graph is not outer:
-        if not control_flow_util.InXlaContext(graph) and not _is_control_flow(graph):
-            return False
-        graph = graph.outer_graph
-    return True
-
-
-def _is_control_flow(graph: tf.Graph) -> bool:
-    return type(graph).__name__ in ("WhileBodyFuncGraph", "WhileCondFuncGraph", "CondBranchFuncGraph")
 
 
 def _name(handle: tf.Tensor, graph: tf.Graph) -> str:
