@@ -57,9 +57,9 @@ def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: fl
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
 
     @tf.custom_gradient
-    def run(*tensors):
+    def run(q, k, v, out, lse, dout, dlse):
         # The joint out and lse make each pass's share the ordinary gradient.
-        shares = [backward(*tensors, tables, scale) for tables in passes]
+        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale) for tables in passes]
         return tuple(tf.cast(_sum(x), q.dtype) for x in zip(*shares, strict=True)), refuse_second_gradient
 
     return run(q, k, v, out, lse, dout, dlse)
@@ -98,7 +98,7 @@ class Tables:
             for head, down in zip(heads, below, strict=True)
         ]
         query, key, mask = np.concatenate(entries, axis=1)
-        seen = blocks.masks.any((1, 2))[mask]
+        seen: np.ndarray = np.any(blocks.masks, axis=(1, 2))[mask]
         query, key, mask = query[seen], key[seen], mask[seen]
         limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
         masks = np.concatenate(
@@ -256,7 +256,7 @@ def forward(q, k, v, tables: Tables, scale: float):
             empty, EMPTY, top + tf.math.log(total)
         )
 
-    shapes = (values.shape.as_list()[3], 0.0), (1, EMPTY)
+    shapes = (values.shape.as_list()[3], 0.0), (1, float(EMPTY))
     out, lse = tables.by_query.sweep(step, *shapes, batch=tf.shape(queries)[0])
     return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 

@@ -30,5 +30,5 @@ def decorate(function: Callable, makes_variables: bool) -> Callable:
             return converted(*args, **kwargs)
         return graph.call(converted, (args, kwargs), makes_variables)
 
-    call.autograph_info__ = {}  # AutoGraph converts the function, and leaves all this alone
+    setattr(call, "autograph_info__", {})  # noqa: B010  AutoGraph converts the function, and leaves all this alone
     return call

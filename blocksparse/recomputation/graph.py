@@ -79,20 +79,20 @@ class _First:
     def gradient(self, *dys: tf.Tensor | None) -> list:
         """The sources' gradients, given those of the results."""
         given = [place for place, dy in enumerate(dys) if dy is not None]
-        dys = [tf.convert_to_tensor(dys[place]) for place in given]
+        incoming = [tf.convert_to_tensor(dys[place]) for place in given]
         second = _Second(self, given)
         draws = [y for draw in self.draws for y in draw]
-        with tf.name_scope("recompute"), tf.control_dependencies(dys):
+        with tf.name_scope("recompute"), tf.control_dependencies(incoming):
             function, inputs = second.traced(
-                [*self.inputs, *(value for _, value in self.reads), *draws, *dys]
+                [*self.inputs, *(value for _, value in self.reads), *draws, *incoming]
             )
-            apart = {x.ref() for x in self.inputs} or {x.ref() for x in inputs} - {x.ref() for x in dys}
-            late = [x for x in inputs if x.ref() in apart]
-            late = {x.ref(): y for x, y in zip(late, _late(late, dys))}
+            apart = {x.ref() for x in self.inputs} or {x.ref() for x in inputs} - {x.ref() for x in incoming}
+            own = [x for x in inputs if x.ref() in apart]
+            late = {x.ref(): y for x, y in zip(own, _late(own, incoming))}
             with record.stop_recording():
                 parts = function.call_flat(*(late.get(x.ref(), x) for x in inputs))
             grads = second.checked(tf.nest.pack_sequence_as(second.gradients, parts, expand_composites=True))
-        return once(grads, [*dys, *self.sources])
+        return once(grads, [*incoming, *self.sources])
 
 
 class _Second:
@@ -127,7 +127,7 @@ class _Second:
     def _build(self, *placeholders: tf.Tensor) -> list:
         first, rest = self.first, iter(placeholders)
         inputs = [next(rest) for _ in first.inputs]
-        self.reads = defaultdict(list)
+        self.reads: dict = defaultdict(list)
         own = {value.ref(): [next(rest)] for _, value in first.reads}
         for what, value in first.reads:
             self.reads[what] += own[value.ref()]

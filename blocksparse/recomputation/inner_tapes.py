@@ -55,7 +55,7 @@ def _changing(method: Callable, step: int) -> Callable:
         elif before == 0:
             pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
 
-    noticed._noticed = True
+    setattr(noticed, "_noticed", True)  # noqa: B010
     return noticed
 
 

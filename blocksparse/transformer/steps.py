@@ -142,9 +142,9 @@ class BlockProducts:
             y = tf.transpose(tf.reshape(y, [-1, rows, size, width, size]), [0, 1, 3, 2, 4])
             parts.append(tf.reshape(y, [-1, rows * width, size, size]))
             laid.append(rectangle.entries.reshape(-1))
-        laid = np.concatenate(laid)
+        entry = np.concatenate(laid)
         place = np.zeros(self.layouts * self.blocks, np.int32)
-        place[laid[laid >= 0]] = np.flatnonzero(laid >= 0)
+        place[entry[entry >= 0]] = np.flatnonzero(entry >= 0)
         y = tf.gather(tf.concat(parts, axis=1), place, axis=1)
         return tf.reshape(y, [-1, self.heads, self.blocks, size, size])
 
