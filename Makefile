@@ -3,7 +3,8 @@
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
 # make fuzz    thousands of damaged plans against the C++ kernels under sanitizers
-# make gpu-test    the suite, compute-sanitizer and the tables of attention.py, on a machine with a GPU; its report to
+# make docs    the pages of docs/ as a site, in build/docs
+# make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU; its report to
 #                  send: runs/gpu-test/report.txt
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
@@ -13,7 +14,20 @@ RUN := .venv/bin/python
 CPP = $(shell find blocksparse -name '*.h' -o -name '*.cc' -o -name '*.cu')
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean
+# setup.py's python_requires. A .venv of a Python outside it, or of another than the PYTHON= given here, is made anew:
+# before any rule looks, as make would not see its files go.
+VERSION := import sys; (3, 10) <= sys.version_info[:2] < (3, 14) or sys.exit(1); print(*sys.version_info[:2])
+ifneq ($(wildcard .venv/bin/python),)
+HAVE := $(shell $(RUN) -c '$(VERSION)')
+ifneq ($(origin PYTHON),file)
+WANT := $(shell $(PYTHON) -c '$(VERSION)')
+endif
+ifneq ($(HAVE),$(or $(WANT),$(HAVE),none))
+STALE := $(shell rm -rf .venv)
+endif
+endif
+
+.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean docs
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -35,6 +49,16 @@ fuzz: .venv/test.installed
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py --logs runs/gpu-test
+
+# The site has the repository's own folders, so that a link that works on one works on the other; what documents
+# functions finds the two packages in build/packages, without importing them.
+docs: .venv/docs.installed
+	rm -rf build/pages build/packages
+	mkdir -p build/pages build/packages/sparse_attention
+	ln -s $(addprefix ../../,$(wildcard *.md) LICENSE docs examples benchmarks) build/pages
+	cp *.py build/packages/sparse_attention
+	ln -s ../../blocksparse build/packages
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 lint: types
 	$(RUN) -m ruff format --check .
@@ -59,6 +83,8 @@ compile-all: .venv/test.installed
 	touch $@
 
 .venv/bin/python:
+	@$(PYTHON) -c '$(VERSION)' > /dev/null || { echo "$(PYTHON) is $$($(PYTHON) --version), but TensorFlow needs Python 3.10 to \
+	3.13: name one that is installed, as in make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:

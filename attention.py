@@ -9,25 +9,23 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import sqrt
 
-import numpy as np
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
-from blocksparse.plan.block_table import BlockTable
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
-from blocksparse.plan.patterns import Pattern, causal, nothing
+from blocksparse.plan.patterns import causal, nothing
 from blocksparse.tensors import TensorLike, do_not_convert
+from blocksparse.transformer.predicate import MaskCallback, assemble
 
 if __package__:
     from .recompute import recomputable
-    from .utils import merge_heads, merge_states, shape_list, split_heads, split_states
+    from .utils import merge_heads, shape_list, split_heads
 else:
     from recompute import recomputable
-    from utils import merge_heads, merge_states, shape_list, split_heads, split_states
+    from utils import merge_heads, shape_list, split_heads
 
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
-_LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 
 
 @do_not_convert
@@ -144,8 +142,8 @@ def get_blocksparse_obj(
     """The BlocksparseTransformer of a pattern, in natural order; `strided` alone in `strided_transpose`'s."""
     modes = block_modes(Sizes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize))
     if len(modes) == 1:
-        return _blocksparse([modes[0].one_pass(n_ctx)], n_ctx, n_heads, blocksize)
-    return _blocksparse([mode.pattern() for mode in modes], n_ctx, n_heads, blocksize)
+        return assemble([modes[0].one_pass(n_ctx)], n_ctx, n_ctx, n_heads, blocksize)
+    return assemble([mode.pattern() for mode in modes], n_ctx, n_ctx, n_heads, blocksize)
 
 
 def get_callback(
@@ -162,9 +160,9 @@ def get_callback(
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
-        return _Callback([causal])
+        return MaskCallback([causal])
     modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
-    return _Callback([mode.pattern() for mode in modes])
+    return MaskCallback([mode.pattern() for mode in modes])
 
 
 @recomputable
@@ -182,27 +180,8 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
 
 def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
     _, n_ctx, width = shape_list(q)
-    scale = 1 / sqrt(width // heads)
-    passes = _passes(n_ctx, heads, modes, blocksize)
-    joined = len(passes) > 1
-    parts = [bst.attention(q, k, v, scale=scale, order=order, with_lse=joined) for bst, order in passes]
-    return _join(parts, heads) if joined else parts[0]
-
-
-def _join(parts: list[tuple[tf.Tensor, tf.Tensor]], heads: int) -> tf.Tensor:
-    """Attention over a union of disjoint key sets, from that over each: sum_p softmax(lse)_p out_p.
-
-    parts: (out [batch, time, heads * value_dim], lse [batch, heads, time]), lse -inf where there is no key.
-    """
-    lse = tf.stack([lse for _, lse in parts])
-    highest = tf.reduce_max(lse, axis=0)
-    highest = tf.stop_gradient(tf.where(tf.math.is_inf(highest), 0.0, highest))  # -inf - -inf is NaN
-    weights = tf.exp(lse - highest)
-    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=0))  # 0 where no part has a key
-    weights = tf.transpose(weights, [0, 1, 3, 2])[..., None]  # [parts, batch, time, heads, 1]
-    dtype = parts[0][0].dtype
-    outs = [tf.cast(split_states(out, heads), tf.float32) for out, _ in parts]
-    return tf.cast(merge_states(tf.add_n([weights[p] * out for p, out in enumerate(outs)])), dtype)
+    (first, order), *joined = _passes(n_ctx, heads, modes, blocksize)
+    return first.attention(q, k, v, scale=1 / sqrt(width // heads), order=order, joined=joined)
 
 
 @lru_cache(maxsize=64)
@@ -214,51 +193,9 @@ def _passes(
     found = []
     for number in range(max(map(len, per_mode))):
         patterns, orders = zip(*(own[number] if number < len(own) else (nothing, 1) for own in per_mode))
-        bst = _blocksparse(patterns, n_ctx, heads, blocksize)
+        bst = assemble(patterns, n_ctx, n_ctx, heads, blocksize)
         found.append((bst, [orders[head % len(orders)] for head in range(heads)]))
     return found
-
-
-def _blocksparse(
-    patterns: Sequence[Pattern], n_ctx: int, heads: int, blocksize: int
-) -> BlocksparseTransformer:
-    """The object whose head h has patterns[h % len(patterns)]."""
-    callback = _SizedCallback(patterns, blocksize)
-    blocks = n_ctx // blocksize
-    distinct = [table.layout(blocks) for table in callback.tables]
-    shared = len(distinct) == 1
-    layouts = distinct if shared else [distinct[head % len(distinct)] for head in range(heads)]
-    layout: object = layouts[0] if shared else layouts
-    if len(layouts) * blocks**2 <= _LARGEST_LAYOUT:
-        dense = np.stack([head.toarray() for head in layouts])
-        layout = dense[0] if shared else dense
-    return BlocksparseTransformer(layout, block_size=blocksize, mask_callback=callback, heads=heads)
-
-
-class _Callback:
-    """A mask_callback; head h has patterns[h % len(patterns)]."""
-
-    def __init__(self, patterns: Sequence[Pattern]):
-        self.patterns = patterns
-        self.distinct_heads = len(patterns)
-
-    def __call__(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
-        return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
-
-    def batch(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
-        pattern = self.patterns[head_idx % len(self.patterns)]
-        return BlockTable(pattern, blk_shape[0]).masks(qry_idx, key_idx)
-
-
-class _SizedCallback(_Callback):
-    """One for a known blocksize, which names a block that stands for all with its mask: few are evaluated."""
-
-    def __init__(self, patterns: Sequence[Pattern], blocksize: int):
-        super().__init__(patterns)
-        self.tables = [BlockTable(pattern, blocksize) for pattern in patterns]
-
-    def representative(self, head_idx, qry_idx, key_idx) -> tuple[np.ndarray, np.ndarray]:
-        return self.tables[head_idx % len(self.tables)].representative(qry_idx, key_idx)
 
 
 def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

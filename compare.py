@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from math import gcd
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from blocksparse.fused.op import kernel_name
+from blocksparse.native.machine import median, processor, wall
 from blocksparse.plan import pictures
 from blocksparse.plan.modes import head_modes
 
@@ -160,12 +158,7 @@ def _milliseconds(step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 3)
         from blocksparse.native.timing import device_ms
 
         return device_ms(step, tuple(inputs))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step(*inputs)[0].numpy()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+    return 1000 * median(wall(lambda: step(*inputs)[0].numpy(), repeats, warm_up=0))
 
 
 def _density(pattern: dict, n_ctx: int) -> float:
@@ -179,7 +172,7 @@ def _density(pattern: dict, n_ctx: int) -> float:
 
 def _kernel(step) -> str:
     operations = step.graph.get_operations()
-    return kernel_name() if any(op.type == "BlocksparseAttention" for op in operations) else "reference"
+    return kernel_name() if any(op.type.startswith("Blocksparse") for op in operations) else "reference"
 
 
 def _device() -> str:
@@ -187,16 +180,7 @@ def _device() -> str:
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()} ({cores} cores)"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{processor()} ({cores} cores)"
 
 
 def draw_connectivity(path: str) -> None:

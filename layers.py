@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from blocksparse import BlocksparseTransformer, Pattern, from_mask
 from blocksparse.plan.checks import check_heads
 from blocksparse.plan.modes import head_modes
+from blocksparse.transformer.predicate import Predicate, is_pattern
 
 from .attention import attention_impl, blocksparse_attention_impl
 from .decode import DecodeStep
@@ -34,9 +38,12 @@ class SparseSelfAttention(keras.layers.Layer):
         blocksparse: False computes the same with `attention_impl`, dense; its cost is quadratic.
         kernel_initializer: of W_q, W_k and W_v.
         output_initializer: of W_p; kernel_initializer by default.
+        sees: a pattern of one's own in the place of attn_mode, as `blocksparse.from_mask` takes it; causal only if it
+            says so. To save the layer, its functions need @keras.saving.register_keras_serializable.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
-    Raises: ValueError when heads does not divide the widths, and what `blocksparse_attention_impl` raises.
+    Raises: ValueError when heads does not divide the widths, when x carries a Keras mask or attention_mask is
+        given (padding is not kept out of the attention), and what `blocksparse_attention_impl` raises.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class SparseSelfAttention(keras.layers.Layer):
         blocksparse: bool = True,
         kernel_initializer="glorot_uniform",
         output_initializer=None,
+        sees: Predicate | Sequence[Predicate] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -65,6 +73,13 @@ class SparseSelfAttention(keras.layers.Layer):
         self.blocksparse = blocksparse
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer)
+        self.sees = tuple(sees) if isinstance(sees, Sequence) else sees
+        if sees is not None and (self.attn_mode != "all" or not blocksparse):
+            raise ValueError(
+                f"sees is the whole pattern of a block-sparse layer, but attn_mode={attn_mode!r} and "
+                f"blocksparse={blocksparse} were given: leave both out, or sees"
+            )
+        self._maps: dict[str, dict] = {}  # configurations of linear maps that were quantized, by their names
 
     @property
     def pattern(self) -> dict:
@@ -81,7 +96,10 @@ class SparseSelfAttention(keras.layers.Layer):
         def dense(units, name, initializer):
             # An initializer object with a seed repeats its draw: every matrix gets a copy with one of its own.
             copy = initializer.clone() if hasattr(initializer, "clone") else initializer
-            layer = keras.layers.Dense(units, kernel_initializer=copy, name=name, dtype=self.dtype_policy)
+            if name in self._maps:
+                layer = keras.layers.Dense.from_config(dict(self._maps[name]))
+            else:
+                layer = keras.layers.Dense(units, kernel_initializer=copy, name=name, dtype=self.dtype_policy)
             layer.build((*input_shape[:-1], width))
             return layer
 
@@ -90,15 +108,37 @@ class SparseSelfAttention(keras.layers.Layer):
         self.value = dense(width, "value", self.kernel_initializer)
         self.project = dense(width, "project", self.output_initializer or self.kernel_initializer)
 
-    def call(self, x):
-        attend = blocksparse_attention_impl if self.blocksparse else attention_impl
-        return self.project(attend(self.query(x), self.key(x), self.value(x), **self.pattern))
+    def call(self, x, mask=None, attention_mask=None):
+        _refuse_masks(mask, attention_mask)
+        return self.project(self._attend(self.query(x), self.key(x), self.value(x)))
+
+    def _attend(self, q, k, v):
+        if not self.blocksparse:
+            return attention_impl(q, k, v, **self.pattern)
+        n_ctx = q.shape[1]
+        if n_ctx is None:
+            raise ValueError(
+                f"x has shape {q.shape}; the time of a block-sparse layer has to be known, as its blocks depend on it: "
+                "give keras.Input((time, width)) and pad to that, make a model for each length around the same "
+                "layer, or take blocksparse=False, which is dense and takes any"
+            )
+        if self.sees is None:
+            return blocksparse_attention_impl(q, k, v, **self.pattern)
+        return _transformer(self.sees, n_ctx, self.heads, self.blocksize).attention(q, k, v)
+
+    def compute_output_spec(self, x, mask=None, attention_mask=None):
+        _refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+        return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def decode_step(self, batch: int, n_ctx: int) -> DecodeStep:
-        """The same attention one position at a time, for `step`; the layer has to be built."""
+        """The same attention one position at a time, for `step`; the layer has to be built, of an attn_mode."""
+        if self.sees is not None:
+            raise ValueError(
+                "a layer made with sees= has no decode_step: its keys may be anywhere; use attn_mode"
+            )
         return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **self.pattern)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
@@ -111,11 +151,75 @@ class SparseSelfAttention(keras.layers.Layer):
         return self.project(tf.cast(decode(q, k, v, position), self.compute_dtype))
 
     def get_config(self):
-        return {
+        config = {
             **super().get_config(),
             **self.pattern,
             "key_width": self.key_width,
             "blocksparse": self.blocksparse,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "sees": _saved(self.sees),
         }
+        maps = [self.query, self.key, self.value, self.project] if self.built else []
+        quantized = {layer.name: layer.get_config() for layer in maps if layer.quantization_mode}
+        return config | ({"maps": quantized} if quantized else {})
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        maps = config.pop("maps", {})
+        layer = super().from_config(config | {"sees": _loaded(config.get("sees"))})
+        layer._maps = maps
+        return layer
+
+
+@lru_cache(maxsize=64)
+def _transformer(sees, n_ctx: int, heads: int, blocksize: int) -> BlocksparseTransformer:
+    return from_mask(sees, n_ctx, n_ctx, heads, blocksize)
+
+
+def _refuse_masks(mask: Any, attention_mask: Any) -> None:
+    if attention_mask is not None:
+        raise ValueError(
+            "attention_mask was given, which SparseSelfAttention does not take: who sees whom is its pattern, the same "
+            "for every batch row; say it by attn_mode or sees"
+        )
+    if mask is not None:
+        raise ValueError(
+            "x carries a Keras mask (of Embedding(mask_zero=True) or Masking), which SparseSelfAttention cannot apply: "
+            "queries would see padding. Leave the mask out (mask_zero=False), put padding behind the tokens, "
+            "where a causal pattern does not look, and weigh the loss by sample_weight"
+        )
+
+
+def _saved(sees) -> Any:
+    """A predicate by its registered name, a Pattern as that and its numbers."""
+    if sees is None:
+        return None
+    if isinstance(sees, tuple):
+        return [_saved(each) for each in sees]
+    if is_pattern(sees):
+        return {name: getattr(sees, name) for name in _PROMISES} | {"sees": _saved(sees.sees)}
+    name = keras.saving.get_registered_name(sees)
+    if not isinstance(name, str) or keras.saving.get_registered_object(name) is not sees:
+        raise ValueError(
+            f"sees is {sees!r}, which cannot be saved by name: decorate the function with "
+            '@keras.saving.register_keras_serializable(package="...")'
+        )
+    return name
+
+
+def _loaded(saved: Any) -> Any:
+    if isinstance(saved, (list, tuple)):
+        return tuple(map(_loaded, saved))
+    if isinstance(saved, dict):
+        return Pattern(**{**saved, "sees": _loaded(saved["sees"])})
+    if not isinstance(saved, str):
+        return saved
+    found = keras.saving.get_registered_object(saved)
+    if found is None:
+        raise ValueError(f"sees={saved!r} is not registered: import the module that registers it, then load")
+    return found
+
+
+_PROMISES = ("shift", "period", "reach", "ahead")

@@ -1,5 +1,6 @@
 """Packages `sparse_attention` (the modules beside this file) and `blocksparse` (the engine)."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -25,7 +26,7 @@ nvrtc = f"nvidia-cuda-nvrtc-cu12>=12,<13; {LINUX}"  # 13 does not know compute c
 
 setup(
     name="sparse_attention",
-    version="1.0.0",
+    version=runpy.run_path(str(HERE / "__init__.py"))["__version__"],
     description="Sparse Transformer attention for TensorFlow 2, on a block-sparse engine for any CPU or GPU",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -34,12 +35,16 @@ setup(
     python_requires=">=3.10,<3.14",  # as TensorFlow 2.21
     packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
     package_dir={"sparse_attention": "."},
-    package_data={"blocksparse": ["**/*.h", "**/*.cc", "**/*.cu", "**/*.json"]},
+    package_data={
+        "sparse_attention": ["py.typed"],
+        "blocksparse": ["py.typed", "**/*.h", "**/*.cc", "**/*.cu", "**/*.json"],
+    },
     install_requires=["tensorflow" + TENSORFLOW, "numpy>=2.0", "scipy>=1.13"],
     extras_require={
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW, triton, nvrtc],
         "plot": ["matplotlib"],
         "examples": examples,
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": [
             *examples,
             triton,

@@ -24,10 +24,12 @@ if find_spec("tensorflow"):  # without it, blocksparse.plan still work
     from .nccl import allreduce, group_allreduce, serialize_allreduce_ops, sync_variables_op
     from .norms import layer_norm
     from .optimize import AdafactorOptimizer, AdamOptimizer, Ema, clip_by_global_norm, global_norm
+    from .plan.patterns import Pattern
     from .quantize import log_stats
     from .transformer import (
         BlocksparseTransformer,
         clear_bst_constants,
+        from_mask,
         masked_softmax,
         masked_top_k_softmax,
         rectified_top_k,
@@ -46,6 +48,7 @@ if find_spec("tensorflow"):  # without it, blocksparse.plan still work
         "AdamOptimizer",
         "BlocksparseTransformer",
         "Ema",
+        "Pattern",
         "add",
         "add_n",
         "allreduce",
@@ -57,6 +60,7 @@ if find_spec("tensorflow"):  # without it, blocksparse.plan still work
         "fast_gelu",
         "filter_tensor",
         "float_cast",
+        "from_mask",
         "gelu",
         "get_entropy",
         "global_norm",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 TensorLike = Any  # tensor, variable, array or number
-# AutoGraph would rewrite the planner too, for seconds: for what does not branch on the value of a tensor.
-do_not_convert = tf.autograph.experimental.do_not_convert
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def do_not_convert(function: _Function) -> _Function:
+    """AutoGraph would rewrite the planner too, for seconds: for what does not branch on the value of a tensor."""
+    return tf.autograph.experimental.do_not_convert(function)  # without types: readers would see no signature
 
 
 def as_bool(x: np.ndarray) -> tf.Tensor:
@@ -25,3 +32,20 @@ def as_float32(x: TensorLike) -> tf.Tensor:
 def same_float32(compute: Any, x: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
     """compute(x, *more) in float32, rounded once, to x's dtype."""
     return tf.cast(compute(*map(as_float32, (x, *more))), x.dtype)
+
+
+def register_gradient(op_type: str) -> Callable[[Callable], Callable]:
+    """tf.RegisterGradient for modules that are imported again, as notebooks do: it refuses a second function.
+
+    What is registered calls the newest import's function of the same name, for graphs built before as well.
+    """
+
+    def register(function: Callable) -> Callable:
+        def newest(op, *dys):
+            return getattr(sys.modules.get(function.__module__), function.__name__, function)(op, *dys)
+
+        with suppress(KeyError):  # registered by an earlier import
+            tf.RegisterGradient(op_type)(newest)
+        return function
+
+    return register

@@ -1,12 +1,9 @@
-"""Seeds for random ops that a recomputation must repeat."""
+"""Seeds for random ops."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ import tensorflow as tf
 from .tensors import TensorLike
 
 _eager = types.SimpleNamespace()
-_local = threading.local()
 
 
 def _home() -> Any:
@@ -24,9 +20,20 @@ def _home() -> Any:
         return _eager if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def _entropy() -> tuple[tf.Variable, Iterator[int]] | None:
-    """The seed, and a number for each call that draws from it, so that no two draw alike."""
+def _entropy() -> tuple[tf.Variable, list[int]] | None:
+    """The seed, and the number of the next call that draws from it: no two draw alike."""
     return getattr(_home(), "_blocksparse_entropy", None)
+
+
+def entropy_position() -> Callable[[], None]:
+    """What puts the calls' number back to what it is now, so that a second run numbers its draws as the first."""
+    numbers = (_entropy() or (None, [0]))[1]
+    now = numbers[0]
+
+    def put() -> None:
+        numbers[0] = now
+
+    return put
 
 
 def set_entropy(init: TensorLike = None) -> None:
@@ -43,7 +50,7 @@ def set_entropy(init: TensorLike = None) -> None:
         raise ValueError(f"init has {len(words)} bytes, but a seed needs 16: pass two int64, or None")
     with tf.init_scope(), tf.device("/cpu:0"):
         seed = tf.compat.v1.Variable(np.frombuffer(words, np.int64), trainable=False, name="Entropy")
-    _home()._blocksparse_entropy = (seed, itertools.count(1))
+    _home()._blocksparse_entropy = (seed, [1])
 
 
 def get_entropy() -> tf.Variable:
@@ -53,45 +60,6 @@ def get_entropy() -> tf.Variable:
     return entropy[0]
 
 
-class Seeds:
-    """The seeds that a function drew, in order, so that running it again draws the same ones."""
-
-    def __init__(self) -> None:
-        self._drawn: list[tf.Tensor] = []
-        self._again: Iterator[tf.Tensor] | None = None
-
-    @contextlib.contextmanager
-    def record(self) -> Iterator[None]:
-        """Notes what draw_seed() returns."""
-        with self._entered():
-            yield
-
-    @contextlib.contextmanager
-    def replay(self) -> Iterator[None]:
-        """Makes draw_seed() return what was noted."""
-        self._again = iter(self._drawn)
-        try:
-            with self._entered():
-                yield
-        finally:
-            self._again = None
-
-    @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
-        stack = _stack()
-        stack.append(self)
-        try:
-            yield
-        finally:
-            stack.pop()
-
-
-def _stack() -> list[Seeds]:
-    if not hasattr(_local, "seeds"):
-        _local.seeds = []
-    return _local.seeds
-
-
 def draw_seed() -> tf.Tensor:
     """A seed for TensorFlow's stateless random ops, int64 [2]: new on every run of the op, the same in a
     recomputation.
@@ -99,30 +67,11 @@ def draw_seed() -> tf.Tensor:
     With set_entropy() it is a function of that seed, of the call's number in the program and of how often it
     ran; without, TensorFlow's own seeds decide.
     """
-    stack = _stack()
-    replaying = next((i for i in reversed(range(len(stack))) if stack[i]._again is not None), None)
-    if replaying is None:
-        seed, recorders = _fresh_seed(), stack
-    else:
-        seed = next(stack[replaying]._again, None)  # type: ignore[arg-type]
-        if seed is None:
-            raise ValueError("a recomputed function drew more random numbers the second time than the first")
-        recorders = stack[replaying + 1 :]
-    for seeds in recorders:
-        seeds._drawn.append(seed)
-    return seed
-
-
-def _fresh_seed() -> tf.Tensor:
     entropy = _entropy()
     with tf.device("/cpu:0"):
         if entropy is None:
             return tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64)
         base, numbers = entropy
-        draw = tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64, seed=next(numbers))
+        draw = tf.random.uniform([2], -(2**62), 2**62, dtype=tf.int64, seed=numbers[0])
+        numbers[0] += 1
         return tf.bitwise.bitwise_xor(draw, tf.convert_to_tensor(base))
-
-
-def ceil_div(x: int, y: int) -> int:
-    """x / y, rounded up."""
-    return -(-x // y)

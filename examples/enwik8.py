@@ -8,18 +8,36 @@ Ends with status 1 when the held-out text costs 3.0 bits per byte or more. This 
 `examples/train.py` trains the paper's models.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
+from sparse_transformer import command
 
-from sparse_attention import blocksparse_attention_impl
+
+def arguments() -> argparse.Namespace:
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--data", metavar="FILE", help="text to learn (default: the standard library's source)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before TensorFlow is imported: --help and mistakes need not wait for it
+    ARGS = arguments()
+
+with command.quiet():
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from tqdm import tqdm
+
+    from sparse_attention import blocksparse_attention_impl
 
 TARGET = 3.0  # bits per byte; a uniform guess costs 8
 
@@ -168,13 +186,7 @@ def evaluate(model: SparseTransformer, text: np.ndarray) -> float:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", metavar="FILE", help="text to learn (default: the standard library's source)"
-    )
-    parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     config = SMOKE if args.smoke else Config()
     training, validation, _ = load_splits(args.data, config.n_ctx)
     model = train(config, training, config.seed)
@@ -187,4 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command.sentence(__file__):
+        main(ARGS)

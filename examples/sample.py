@@ -11,22 +11,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparse_transformer import command
+from sparse_transformer import command, runs
 
 
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--prompt", help="what to go on from: a text, an image file or a .wav file")
-    parser.add_argument("--seconds", type=float, default=2, help="how much of a .wav prompt to take")
-    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--prompt", help="what to go on from: a text, an image file, a .wav or .flac file")
     parser.add_argument(
-        "--length", type=int, help="tokens a sample, the model's context by default and at most"
+        "--seconds", type=command.number(0), default=2, help="how much of a recorded prompt to take"
+    )
+    parser.add_argument("--count", type=command.whole(1), default=1)
+    parser.add_argument(
+        "--length", type=command.whole(1), help="tokens a sample, the model's context by default and at most"
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="1 is the model's own distribution, 0 its mode"
+        "--temperature",
+        type=command.number(0),
+        default=1.0,
+        help="1 is the model's own distribution, 0 its mode",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=command.whole(-(2**31)), default=0)
     parser.add_argument("--out", type=Path, help="file name without ending; RUN/sample by default")
     return parser.parse_args()
 
@@ -34,14 +39,21 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        settings = runs.read_config(args.run)
+
+        from sparse_transformer import prompts
+
+        prompt = prompts.read_prompt(settings, args.prompt, args.seconds)
+        length = prompts.length_of(settings, prompt, args.length)
+        command.import_tensorflow()
+
         from sparse_transformer.evaluation import load_model
-        from sparse_transformer.generation import read_prompt, sample, write
+        from sparse_transformer.generation import sample, write
 
         model = load_model(args.run)
-        prompt = read_prompt(model.config, args.prompt, args.seconds)
-        tokens = sample(model, prompt, args.count, args.length, args.temperature, args.seed)
-        paths = write(model.config, tokens, args.out or args.run / "sample")
-    if model.config.data == "text":
+        tokens = sample(model, prompt, args.count, length, args.temperature, args.seed)
+        paths = write(settings, tokens, args.out or args.run / "sample")
+    if settings.data == "text":
         print(paths[0].read_bytes().decode(errors="replace"))
     print("wrote", *paths)
 

@@ -5,12 +5,19 @@
 The gradient the graph gives is checked against a difference quotient along a random direction.
 """
 
+import logging
 import sys
 
-import numpy as np
-import tensorflow.compat.v1 as tf
+from sparse_transformer import command
 
-from sparse_attention import blocksparse_attention_impl
+if __name__ == "__main__":  # before TensorFlow is imported: --help and mistakes need not wait for it
+    command.parser(__doc__).parse_args()
+
+with command.quiet():
+    import numpy as np
+    import tensorflow.compat.v1 as tf
+
+    from sparse_attention import blocksparse_attention_impl
 
 N_CTX, HEADS, N_EMBD, STEP = 256, 4, 128, 1e-2
 
@@ -26,6 +33,7 @@ def build_graph():
 
 
 def main():
+    tf.get_logger().setLevel(logging.ERROR)  # disable_v2_behavior warns of itself
     tf.disable_v2_behavior()
     inputs, loss, grads = build_graph()
     with tf.Session() as session:
@@ -47,4 +55,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with command.sentence(__file__):
+        main()

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-
-def processor() -> str:
-    """The CPU's name; where the system does not tell it, its architecture."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+from blocksparse.native.machine import processor as processor
 
 
 def peak_memory() -> int:

@@ -1,27 +1,11 @@
-"""Times of repeated runs, and the one function that makes one number of them."""
+"""Times of repeated runs on a GPU under PyTorch; those by the host's clock, and medians, are the library's."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-
-def median(times: Sequence[float]) -> float:
-    """What every table gives of repeated runs: one slow run among them (another process, a clock that fell) is
-    ignored; of an even number the mean of the middle two.
-    """
-    return statistics.median(times)
-
-
-def wall(step: Callable, repeats: int, warm_up: int = 1) -> list[float]:
-    """Seconds of each of `repeats` runs by the host's clock, after `warm_up` more; step waits for its own result."""
-    times = []
-    for _ in range(warm_up + repeats):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return times[warm_up:]
+from blocksparse.native.machine import median as median
+from blocksparse.native.machine import wall as wall
 
 
 def events(torch, step: Callable, repeats: int, flush: Callable, warm_up: int) -> list[float]:

@@ -62,14 +62,18 @@ def log(folder: Path) -> str:
 
 def work(folder: Path, args) -> None:
     """One worker's steps; the chief's folder gets `ready` after the first ones, waits for `go`, gets `result`."""
+    from sparse_transformer import cluster
+    from sparse_transformer.watchdog import Watchdog
+
+    job = cluster.from_environment()
+    watchdog = Watchdog(job)
+    watchdog.gather()  # before TensorFlow connects the workers, which nothing interrupts
     import tensorflow as tf
     from sparse_transformer import batches, config, data
     from sparse_transformer.trainer import Trainer, make_strategy
-    from sparse_transformer.watchdog import Watchdog
 
-    watchdog = Watchdog()
     settings = config.load("enwik8").override(args.override)
-    strategy = make_strategy()
+    strategy = make_strategy(job)
     trainer = Trainer(settings, strategy)
     source = data.load(settings)
     drawn = iter(

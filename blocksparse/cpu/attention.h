@@ -27,22 +27,24 @@ struct Inputs {
 
 template <typename T>
 struct Gradient {
-  const T *out, *dout;  // [batch, query_time, heads * value_dim]
+  const T *out, *dout;      // [batch, query_time, heads * value_dim]
   const float *lse, *dlse;  // [batch, heads, query_time]
   T *dq, *dk, *dv;
 };
 
-// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that sees
-// no key.
+// out = softmax(scale * q k^T) v over the visible keys, lse = log sum exp(scale * q k^T); 0 and -inf for a row that
+// sees no key. onto: out and lse hold those of a pass over other keys, and get those over the keys of both.
 template <typename T>
-void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
+void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto,
                        const Parallel& parallel);
 
 // Float32 numbers of workspace that attention_backward needs.
 int64_t backward_workspace(const Shape& shape, const Plan& plan);
 
+// The pass's share of the gradients. Where several passes were joined, out, lse and their gradients are the joint ones,
+// which make each pass's share the ordinary gradient. onto: dq, dk and dv hold other passes' shares and are added to.
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
-                        float* workspace, const Parallel& parallel);
+                        bool onto, float* workspace, const Parallel& parallel);
 
 }  // namespace blocksparse

@@ -11,12 +11,14 @@ constexpr int32_t kChunk = 256;  // queries in a task of add_partials
 template <typename T>
 class Backward {
  public:
-  Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, float* workspace)
+  Backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient, bool onto,
+           float* workspace)
       : shape_(shape),
         plan_(plan),
         tiles_(plan.by_key),
         in_(in),
         gradient_(gradient),
+        onto_(onto),
         head_width_(padded(shape.head_dim)),
         segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
         partial_(workspace) {}
@@ -47,6 +49,7 @@ class Backward {
     for (int32_t row = first; row < end; ++row) {
       if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
       sum.setZero();
+      if (onto_) read_row<T>(head.dq.row(row), shape_.head_dim, sum.data());
       for (const Segment* segment = segments; segment < last; ++segment) {
         if (!segment->touches(row)) continue;
         const float* part = partial(batch_head, *segment) + (row - segment->query_begin) * head_width_;
@@ -123,13 +126,14 @@ class Backward {
       });
     }
     for_plan_rows(run.head.dq, segment.own_begin, segment.own_end,
-                  [&](int32_t row, T* at) { write_row(run.by_row.dq + row * head_width_, shape_.head_dim, at); });
+                  [&](int32_t row, T* at) { put_row(run.by_row.dq + row * head_width_, shape_.head_dim, at, onto_); });
   }
 
   template <typename FetchNext>
   void run_tile(int32_t tile, Run* run, Work* work, const FetchNext& fetch_next) const {
     const Head& head = run->head;
     const int32_t count = tiles_.row_count[tile], begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
+    if (onto_ && begin == end) return fetch_next();
     work->start(count);
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -154,9 +158,9 @@ class Backward {
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
       work->finish_keys(row);
-      write_rows(work->staging, work->head_width, rows(tile), row, stop, head.dk);
+      write_rows(work->staging, work->head_width, rows(tile), row, stop, head.dk, onto_);
       work->finish_values(row);
-      write_rows(work->staging, work->value_width, rows(tile), row, stop, head.dv);
+      write_rows(work->staging, work->value_width, rows(tile), row, stop, head.dv, onto_);
     }
   }
 
@@ -220,6 +224,7 @@ class Backward {
   const TilePlan& tiles_;
   const Inputs<T>& in_;
   const Gradient<T>& gradient_;
+  const bool onto_;
   const int64_t head_width_;
   const Segments segments_;
   float* partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
@@ -235,16 +240,16 @@ int64_t backward_workspace(const Shape& shape, const Plan& plan) {
 
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
-                        float* workspace, const Parallel& parallel) {
-  const Backward<T> backward(shape, plan, in, gradient, workspace);
+                        bool onto, float* workspace, const Parallel& parallel) {
+  const Backward<T> backward(shape, plan, in, gradient, onto, workspace);
   run_tasks(parallel, backward.tasks(), shape.heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });
 }
 
-#define INSTANTIATE(T)                                                                                      \
-  template void attention_backward(const Shape&, const Plan&, const Inputs<T>&, const Gradient<T>&, float*, \
+#define INSTANTIATE(T)                                                                                            \
+  template void attention_backward(const Shape&, const Plan&, const Inputs<T>&, const Gradient<T>&, bool, float*, \
                                    const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(Eigen::half)

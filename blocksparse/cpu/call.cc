@@ -16,12 +16,12 @@ void run(const Call& call, const Plan& plan, const Parallel& parallel, float* wo
   const Inputs<T> inputs = {in(call.q), in(call.k), in(call.v)};
   if (!call.backward) {
     auto* lse = static_cast<float*>(const_cast<void*>(call.lse));
-    attention_forward(call.shape, plan, inputs, out(call.out), lse, parallel);
+    attention_forward(call.shape, plan, inputs, out(call.out), lse, call.onto, parallel);
     return;
   }
   const Gradient<T> gradient = {in(call.out), in(call.dout), real(call.lse), real(call.dlse),
                                 out(call.dq), out(call.dk),  out(call.dv)};
-  attention_backward(call.shape, plan, inputs, gradient, workspace, parallel);
+  attention_backward(call.shape, plan, inputs, gradient, call.onto, workspace, parallel);
 }
 
 }  // namespace

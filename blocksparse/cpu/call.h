@@ -22,6 +22,7 @@ struct Call {
   // out and lse are written by the forward pass and read by the backward pass.
   const void *q, *k, *v, *out, *lse, *dout, *dlse;
   void *dq, *dk, *dv;
+  bool onto;  // the results hold those of passes over other keys, and get those over the keys of all
 };
 
 // Memory for one call, where the tensors are; null when there is none left.

@@ -1,4 +1,5 @@
 #include "attention.h"
+#include "join.h"
 #include "query_tile.h"
 #include "tasks.h"
 
@@ -12,8 +13,8 @@ constexpr int32_t kRun = 4;  // neighbouring tiles of a head before another head
 template <typename T>
 class Forward {
  public:
-  Forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse)
-      : shape_(shape), plan_(plan), tiles_(plan.by_query), in_(in), out_(out), lse_(lse) {}
+  Forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto)
+      : shape_(shape), plan_(plan), tiles_(plan.by_query), in_(in), out_(out), lse_(lse), onto_(onto) {}
 
   int64_t tasks() const { return shape_.batch * shape_.heads * round_up(tiles_.most_row_tiles, kRun); }
 
@@ -49,7 +50,10 @@ class Forward {
     const int32_t number = tiles_.head_tiles[distinct] + index;
     if (number >= tiles_.head_tiles[distinct + 1]) return {};
     const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
-    return {number, tiles_.row_count[number], tiles_.offset[number], tiles_.offset[number + 1],
+    return {number,
+            tiles_.row_count[number],
+            tiles_.offset[number],
+            tiles_.offset[number + 1],
             {tiles_.row_granules(number), tiles_.granule},
             head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order),
             head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order),
@@ -59,6 +63,7 @@ class Forward {
   }
 
   void run_tile(const Tile& tile, const Tile& next, Work* work) const {
+    if (onto_ && tile.begin == tile.end) return;
     work->start(tile.count);
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
@@ -80,9 +85,23 @@ class Forward {
       float lse[kLanes];
       const int32_t end = std::min(row + kLanes, tile.count);
       work->finish(row, lse);
+      if (onto_) join_rows(tile, row, end, lse, work);
       write_rows(work->staging, work->value_width, tile.rows, row, end, tile.out);
       for_rows(tile.lse, tile.rows, row, end, [&](int32_t i, float* at) { *at = lse[i - row]; });
     }
+  }
+
+  // Joins rows row .. end, which stand in staging and lse, with what an earlier pass left in memory.
+  void join_rows(const Tile& tile, int32_t row, int32_t end, float* lse, Work* work) const {
+    JoinWeights weights[kLanes];
+    for_rows(tile.lse, tile.rows, row, end,
+             [&](int32_t i, const float* before) { weights[i - row] = join(*before, &lse[i - row]); });
+    for_rows(tile.out, tile.rows, row, end, [&](int32_t i, const T* before) {
+      const JoinWeights weight = weights[i - row];
+      Eigen::Map<Eigen::ArrayXf> own(work->staging + (i - row) * work->value_width, shape_.value_dim);
+      const Eigen::Map<const Eigen::Array<T, -1, 1>> old(before, shape_.value_dim);
+      own = weight.own * own + weight.before * old.template cast<float>();
+    });
   }
 
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
@@ -106,19 +125,20 @@ class Forward {
   const Inputs<T>& in_;
   T* out_;
   float* lse_;
+  const bool onto_;
 };
 
 }  // namespace
 
 template <typename T>
-void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse,
+void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto,
                        const Parallel& parallel) {
-  const Forward<T> forward(shape, plan, in, out, lse);
+  const Forward<T> forward(shape, plan, in, out, lse, onto);
   run_tasks(parallel, forward.tasks(), kRun * shape.heads, [&](const auto& take) { forward.run(take); });
 }
 
 #define INSTANTIATE(T) \
-  template void attention_forward(const Shape&, const Plan&, const Inputs<T>&, T*, float*, const Parallel&);
+  template void attention_forward(const Shape&, const Plan&, const Inputs<T>&, T*, float*, bool, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(Eigen::half)
 INSTANTIATE(Eigen::bfloat16)

@@ -19,9 +19,14 @@ class AttentionKernel : public tensorflow::OpKernel {
   }
 
  protected:
-  absl::Status read(OpKernelContext* context, int plan_input, Arguments* arguments) const {
+  // The arguments of each pass: inputs from `first_plan` on are plans.
+  absl::Status read(OpKernelContext* context, int first_plan, std::vector<Arguments>* passes) const {
     const auto shape = [context](int input) -> const TensorShape& { return context->input(input).shape(); };
-    return arguments->read(context->input(plan_input), shape(0), shape(1), shape(2), heads_, scale_);
+    for (int input = first_plan; input < context->num_inputs(); ++input) {
+      passes->emplace_back();
+      TF_RETURN_IF_ERROR(passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
+    }
+    return absl::OkStatus();
   }
 
   static Parallel threads(OpKernelContext* context) {
@@ -49,14 +54,16 @@ class ForwardKernel : public AttentionKernel {
   using AttentionKernel::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
-    Arguments arguments;
-    OP_REQUIRES_OK(context, read(context, /*plan_input=*/3, &arguments));
+    std::vector<Arguments> passes;
+    OP_REQUIRES_OK(context, read(context, /*first_plan=*/3, &passes));
     Tensor *out, *lse;
-    OP_REQUIRES_OK(context, context->allocate_output(0, arguments.out_shape(), &out));
-    OP_REQUIRES_OK(context, context->allocate_output(1, arguments.lse_shape(), &lse));
+    OP_REQUIRES_OK(context, context->allocate_output(0, passes[0].out_shape(), &out));
+    OP_REQUIRES_OK(context, context->allocate_output(1, passes[0].lse_shape(), &lse));
     const Inputs<T> in = {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2)};
-    attention_forward(arguments.shape, arguments.plan, in, out->flat<T>().data(), lse->flat<float>().data(),
-                      threads(context));
+    for (size_t pass = 0; pass < passes.size(); ++pass) {
+      attention_forward(passes[pass].shape, passes[pass].plan, in, out->flat<T>().data(), lse->flat<float>().data(),
+                        /*onto=*/pass > 0, threads(context));
+    }
   }
 };
 
@@ -66,32 +73,39 @@ class BackwardKernel : public AttentionKernel {
   using AttentionKernel::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
-    Arguments arguments;
-    OP_REQUIRES_OK(context, read(context, /*plan_input=*/7, &arguments));
+    std::vector<Arguments> passes;
+    OP_REQUIRES_OK(context, read(context, /*first_plan=*/7, &passes));
     const auto shape = [context](int input) -> const TensorShape& { return context->input(input).shape(); };
-    OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
+    OP_REQUIRES_OK(context, passes[0].check_gradient(shape(3), shape(4), shape(5), shape(6)));
     Tensor* d[3];
     for (int i : {0, 1, 2}) OP_REQUIRES_OK(context, context->allocate_output(i, shape(i), &d[i]));
     Tensor workspace;
-    const int64_t size = backward_workspace(arguments.shape, arguments.plan);
+    int64_t size = 0;
+    for (const Arguments& pass : passes) size = std::max(size, backward_workspace(pass.shape, pass.plan));
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT, {size}, &workspace));
     const Inputs<T> in = {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2)};
-    const Gradient<T> gradient = {input<T>(context, 3),     input<T>(context, 5),      input<float>(context, 4),
+    const Gradient<T> gradient = {input<T>(context, 3),     input<T>(context, 5),   input<float>(context, 4),
                                   input<float>(context, 6), d[0]->flat<T>().data(), d[1]->flat<T>().data(),
                                   d[2]->flat<T>().data()};
-    attention_backward(arguments.shape, arguments.plan, in, gradient, workspace.flat<float>().data(), threads(context));
+    for (size_t pass = 0; pass < passes.size(); ++pass) {
+      attention_backward(passes[pass].shape, passes[pass].plan, in, gradient, /*onto=*/pass > 0,
+                         workspace.flat<float>().data(), threads(context));
+    }
   }
 };
 
-#define REGISTER(T)                                                                                                    \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseAttention").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),          \
-                          ForwardKernel<T>);                                                                           \
-  REGISTER_KERNEL_BUILDER(Name("BlocksparseAttentionGrad").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),      \
-                          BackwardKernel<T>);
+#define REGISTER_ONE(op, Kernel, T) \
+  REGISTER_KERNEL_BUILDER(Name(op).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), Kernel<T>);
+#define REGISTER(T)                                            \
+  REGISTER_ONE("BlocksparseAttention", ForwardKernel, T)       \
+  REGISTER_ONE("BlocksparseAttentionGrad", BackwardKernel, T)  \
+  REGISTER_ONE("BlocksparseJoinedAttention", ForwardKernel, T) \
+  REGISTER_ONE("BlocksparseJoinedAttentionGrad", BackwardKernel, T)
 REGISTER(float)
 REGISTER(Eigen::half)
 REGISTER(Eigen::bfloat16)
 #undef REGISTER
+#undef REGISTER_ONE
 
 }  // namespace
 }  // namespace blocksparse

@@ -9,14 +9,14 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Fits q [batch, query_time, heads * head_dim], k [batch, key_time, heads * head_dim], v [batch, key_time, heads *
-// value_dim] and plan [size] together and gives the shapes of out and lse.
-absl::Status attention_shapes(InferenceContext* c, int plan_input, ShapeHandle* out, ShapeHandle* lse) {
+// Inputs from `first_plan` on are plans. Fits q [batch, query_time, heads * head_dim], k [batch, key_time, heads *
+// head_dim], v [batch, key_time, heads * value_dim] and each plan [size] together and gives the shapes of out and lse.
+absl::Status attention_shapes(InferenceContext* c, int first_plan, ShapeHandle* out, ShapeHandle* lse) {
   ShapeHandle q, k, v, plan;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &q));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 3, &k));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &v));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(plan_input), 1, &plan));
+  for (int i = first_plan; i < c->num_inputs(); ++i) TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 1, &plan));
   DimensionHandle batch, width, key_time, head_dim, value_dim;
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(q, 0), c->Dim(k, 0), &batch));
   TF_RETURN_IF_ERROR(c->Merge(batch, c->Dim(v, 0), &batch));
@@ -33,7 +33,7 @@ absl::Status attention_shapes(InferenceContext* c, int plan_input, ShapeHandle* 
 
 absl::Status forward_shapes(InferenceContext* c) {
   ShapeHandle out, lse;
-  TF_RETURN_IF_ERROR(attention_shapes(c, /*plan_input=*/3, &out, &lse));
+  TF_RETURN_IF_ERROR(attention_shapes(c, /*first_plan=*/3, &out, &lse));
   c->set_output(0, out);
   c->set_output(1, lse);
   return absl::OkStatus();
@@ -41,7 +41,7 @@ absl::Status forward_shapes(InferenceContext* c) {
 
 absl::Status backward_shapes(InferenceContext* c) {
   ShapeHandle out, lse, merged;
-  TF_RETURN_IF_ERROR(attention_shapes(c, /*plan_input=*/7, &out, &lse));
+  TF_RETURN_IF_ERROR(attention_shapes(c, /*first_plan=*/7, &out, &lse));
   for (int input : {3, 5}) TF_RETURN_IF_ERROR(c->Merge(c->input(input), out, &merged));
   for (int input : {4, 6}) TF_RETURN_IF_ERROR(c->Merge(c->input(input), lse, &merged));
   for (int input : {0, 1, 2}) c->set_output(input, c->input(input));
@@ -78,6 +78,40 @@ REGISTER_OP("BlocksparseAttentionGrad")
     .Attr("scale: float")
     .SetShapeFn(backward_shapes)
     .Doc("Gradients of BlocksparseAttention with respect to q, k and v, given those of out and lse.");
+
+// The two below are of several passes in one softmax. They are ops of their own because SavedModels hold those above.
+REGISTER_OP("BlocksparseJoinedAttention")
+    .Input("q: T")
+    .Input("k: T")
+    .Input("v: T")
+    .Input("plans: passes * int32")
+    .Output("out: T")
+    .Output("lse: float")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("passes: int >= 1")
+    .Attr("heads: int >= 1")
+    .Attr("scale: float")
+    .SetShapeFn(forward_shapes)
+    .Doc("BlocksparseAttention over the keys of all plans, no two of which may show a query the same key.");
+
+REGISTER_OP("BlocksparseJoinedAttentionGrad")
+    .Input("q: T")
+    .Input("k: T")
+    .Input("v: T")
+    .Input("out: T")
+    .Input("lse: float")
+    .Input("dout: T")
+    .Input("dlse: float")
+    .Input("plans: passes * int32")
+    .Output("dq: T")
+    .Output("dk: T")
+    .Output("dv: T")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("passes: int >= 1")
+    .Attr("heads: int >= 1")
+    .Attr("scale: float")
+    .SetShapeFn(backward_shapes)
+    .Doc("Gradients of BlocksparseJoinedAttention with respect to q, k and v, given those of out and lse.");
 
 }  // namespace
 }  // namespace blocksparse

@@ -62,6 +62,14 @@ inline void write_row(const float* from, int32_t width, T* to) {
   }
 }
 
+// Adds in float32 to a row that is there, or to zeros.
+template <typename T>
+inline void put_row(const float* from, int32_t width, T* to, bool onto) {
+  if (!onto) return write_row(from, width, to);
+  Eigen::Map<Eigen::Array<T, -1, 1>> row(to, width);
+  row = (row.template cast<float>() + Eigen::Map<const Eigen::ArrayXf>(from, width)).template cast<T>();
+}
+
 template <typename T>
 inline float dot(const T* a, const T* b, int32_t width) {
   using Row = Eigen::Map<const Eigen::Array<T, -1, 1>>;
@@ -101,11 +109,12 @@ void read_rows(const HeadRows<const T>& from, Granules granules, int32_t begin, 
            [&](int32_t i, const T* row) { read_row(row, from.width, to + (i - begin) * to_stride); });
 }
 
+// onto: as in put_row.
 template <typename T>
 void write_rows(const float* from, int64_t from_stride, Granules granules, int32_t begin, int32_t end,
-                const HeadRows<T>& to) {
+                const HeadRows<T>& to, bool onto = false) {
   for_rows(to, granules, begin, end,
-           [&](int32_t i, T* row) { write_row(from + (i - begin) * from_stride, to.width, row); });
+           [&](int32_t i, T* row) { put_row(from + (i - begin) * from_stride, to.width, row, onto); });
 }
 
 // Which rows stand in a column tile's scratch: neighbouring row tiles often share one.

@@ -1,12 +1,24 @@
-"""The attention op in TensorFlow: which kernel runs, its plan as a tensor, and its gradient."""
+"""The attention op in TensorFlow: which kernel runs, its plan as a tensor, and its gradient.
+
+Results and gradients of one call have the same bits in every run, with any number of threads, and in every way of
+running: eagerly, in a tf.function, in a session and under jit_compile=True. All of these run the same compiled code
+over the same plan, for every mode, merged ones included. They may differ in the last bits
+
+    between processors      a kernel for x86-64-v2, v3 or v4 sums 4, 8 or 16 numbers side by side; a CPU and a GPU, and
+                            GPUs of different generations, sum in other orders and in tiles of other sizes
+    with the batch          on the CPU the gradients of few heads and rows are cut into more parts, then added
+    between layouts         `a+b` as two passes and the same pattern in one layout; another blocksize
+    under BLOCKSPARSE_KERNELS=reference   which is made of TensorFlow's products, and XLA orders those in its own way
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,12 +26,12 @@ from tensorflow.python.ops import control_flow_util
 
 from ..gpu import tuning
 from ..native import cuda
-from ..native.devices import load_kernels, warn_of_reference
+from ..native.devices import in_tflite_conversion, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
-from .reference import Tables, refuse_second_gradient
-from .reference import attention as reference_attention
+from ..tensors import register_gradient
+from . import reference
 
 _LARGEST_CONSTANT = 1 << 26  # bytes; a graph is one protocol buffer, which holds 2 GB in all
 _KERNELS = ("auto", "reference")
@@ -42,20 +54,15 @@ class Attention:
     def __reduce__(self):
         return Attention, (self.blocks,)  # a copy builds plans and tables of its own: locks cannot be copied
 
-    def __call__(self, q, k, v, scale: float, order: tuple[int, ...]):
-        """(out, lse); the arguments as in reference.attention, order one number a head."""
-        heads = len(order)
-        head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
-        library = _library()
-        if library is None or not _takes(head_dim, value_dim):
-            return reference_attention(q, k, v, self.tables(order), scale)
-        tiles = _tiles(q.dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
-        plan = self.plan(order, *tiles)
-        out = library.blocksparse_attention(q, k, v, _plan_tensor(plan, library), heads=heads, scale=scale)
-        return out.out, out.lse
+    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> PackedPlan:
+        """The plan with the tiles that suit what is to be computed."""
+        tiles = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
+        return self.plan(order, *tiles)
 
-    def tables(self, order: tuple[int, ...]) -> Tables:
-        return self._once(order, lambda: Tables(self.blocks, np.array(order), self.blocks.head_index))
+    def tables(self, order: tuple[int, ...]) -> reference.Tables:
+        return self._once(
+            order, lambda: reference.Tables(self.blocks, np.array(order), self.blocks.head_index)
+        )
 
     def plan(self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int]) -> PackedPlan:
         def build():
@@ -75,6 +82,30 @@ class PackedPlan:
 
     def __init__(self, blob: np.ndarray):
         self.blob = blob
+
+
+def attend(
+    q, k, v, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float, with_lse: bool = False
+):
+    """out, or (out, lse), over the keys of all passes, the arguments as in reference.attention.
+
+    passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
+    keys has lse -inf.
+    """
+    heads = len(passes[0][1])
+    head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
+    library = _library()
+    if library is None or not _takes(head_dim, value_dim):
+        tables = [layout.tables(order) for layout, order in passes]
+        out, lse = reference.attention(q, k, v, tables, scale)
+        return (out, reference.with_infinity(lse)) if with_lse else out
+    packed = [layout.plan_for(q.dtype, head_dim, value_dim, order) for layout, order in passes]
+    plans = [_plan_tensor(plan, library) for plan in packed]
+    if len(plans) == 1:
+        out, lse = library.blocksparse_attention(q, k, v, *plans, heads=heads, scale=scale)
+    else:
+        out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=heads, scale=scale)
+    return (out, lse) if with_lse else out
 
 
 def kernel_name() -> str:
@@ -111,7 +142,7 @@ def _library():
     chosen = os.environ.get("BLOCKSPARSE_KERNELS") or "auto"
     if chosen not in _KERNELS:
         raise ValueError(f"BLOCKSPARSE_KERNELS={chosen} is not known; it can be one of {', '.join(_KERNELS)}")
-    return None if chosen == "reference" else load_kernels()
+    return None if chosen == "reference" or in_tflite_conversion() else load_kernels()
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
@@ -145,7 +176,20 @@ def _plan_tensor(plan: PackedPlan, library):
         return graph._blocksparse_plans[plan]
 
 
-@tf.RegisterGradient("BlocksparseAttention")
+def _expect_infinite_row_sums() -> None:
+    """Keep tf.debugging.enable_check_numerics from stopping healthy programs at the -inf that a row without keys has in
+    output 1: TensorFlow has a list of such outputs. A NaN among the row sums is in output 0 too, and found there.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # the list is not part of its interface
+        from tensorflow.python.debug.lib import check_numerics_callback as checks
+
+        checks.IGNORE_OP_OUTPUTS += (b"BlocksparseAttention", 1), (b"BlocksparseJoinedAttention", 1)
+
+
+_expect_infinite_row_sums()
+
+
+@register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
     q, k, v, plan = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
@@ -153,6 +197,15 @@ def _attention_gradient(op, dout, dlse):
     ), None
 
 
-@tf.RegisterGradient("BlocksparseAttentionGrad")
+@register_gradient("BlocksparseJoinedAttention")
+def _joined_gradient(op, dout, dlse):
+    q, k, v, *plans = op.inputs
+    return *load(CPU).ops.blocksparse_joined_attention_grad(
+        q, k, v, *op.outputs, dout, dlse, plans, heads=op.get_attr("heads"), scale=op.get_attr("scale")
+    ), *[None] * len(plans)
+
+
+@register_gradient("BlocksparseAttentionGrad")
+@register_gradient("BlocksparseJoinedAttentionGrad")
 def _second_gradient(op, *gradients):
-    return refuse_second_gradient()
+    return reference.refuse_second_gradient()

@@ -6,13 +6,15 @@ For a query i that sees the keys j in S(i), with s_ij = scale * q_i . k_j (Spars
 
 Only active blocks are computed. Rows of blocks are gathered into rectangles of batched matrix products
 (plan/rectangles.py), so the sums have a fixed order and nothing is scattered. Sums and softmax run in float32 whatever
-the dtype.
+the dtype. Every number is finite while the inputs are, so that a hunt for NaN stops at no healthy one: where nothing is
+seen stands EMPTY in the place of -inf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import tensorflow as tf
@@ -23,32 +25,42 @@ from ..tensors import as_bool
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
+EMPTY = np.float32(np.finfo(np.float32).min)
 
 
-def attention(q, k, v, tables: Tables, scale: float):
-    """(out, lse), with the gradient written out in `backward`.
+def attention(q, k, v, passes: Sequence[Tables], scale: float):
+    """(out, lse) over the keys of all passes, with the gradient written out in `backward`.
 
     q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
     v: [batch, key_time, heads * value_dim], all of one dtype.
+    passes: no two of them show a query the same key.
     out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
-    A query that sees no key has out 0, lse -inf and zero gradients.
+    A query that sees no key has out 0, lse EMPTY and zero gradients.
     """
 
     @tf.custom_gradient
     def run(q, k, v):
-        out, lse = forward(q, k, v, tables, scale)
-        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, tables, scale)
+        out, lse = join([forward(q, k, v, tables, scale) for tables in passes])
+        out = tf.cast(merge_heads(out), q.dtype)
+        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
 
     return run(q, k, v)
 
 
-def _gradient(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+def with_infinity(lse):
+    """-inf in the place of EMPTY, as the kernels have it."""
+    return tf.where(tf.equal(lse, EMPTY), -np.inf, lse)
+
+
+def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
     # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
 
     @tf.custom_gradient
-    def run(*tensors):
-        return backward(*tensors, tables, scale), refuse_second_gradient
+    def run(q, k, v, out, lse, dout, dlse):
+        # The joint out and lse make each pass's share the ordinary gradient.
+        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale) for tables in passes]
+        return tuple(tf.cast(_sum(x), q.dtype) for x in zip(*shares, strict=True)), refuse_second_gradient
 
     return run(q, k, v, out, lse, dout, dlse)
 
@@ -86,7 +98,7 @@ class Tables:
             for head, down in zip(heads, below, strict=True)
         ]
         query, key, mask = np.concatenate(entries, axis=1)
-        seen = blocks.masks.any((1, 2))[mask]
+        seen: np.ndarray = np.any(blocks.masks, axis=(1, 2))[mask]
         query, key, mask = query[seen], key[seen], mask[seen]
         limit = _CHUNK // (self.fold * self.block_size * _WIDTH)
         masks = np.concatenate(
@@ -116,21 +128,18 @@ class Tables:
         x = order.gather(tf.reshape(x, [-1, heads * time, d]), order.rows)
         return tf.reshape(x, [-1, heads // self.fold * time // self.block_size, self.block_size, d])
 
-    def join(self, x, order: _Order):
-        """The inverse of split."""
-        x = tf.transpose(self._heads(x, order), [0, 2, 1, 3])
-        _, time, _, d = x.shape.as_list()
-        return tf.reshape(x, [-1, time, self.heads * d])
-
-    def join_rows(self, x, order: _Order):
-        """The inverse of split_rows."""
-        return self._heads(x, order)[..., 0]
-
-    def _heads(self, x, order: _Order):
+    def unsplit(self, x, order: _Order):
+        """What split has made of blocks, as [batch, heads, time, d]."""
         _, blocks, size, d = x.shape.as_list()
         rows = self.fold * blocks * size
         x = order.gather(tf.reshape(x, [-1, rows, d]), order.inverse)
         return tf.reshape(x, [-1, self.heads, rows // self.heads, d])
+
+
+def merge_heads(x):
+    """[batch, heads, time, d] -> [batch, time, heads * d]"""
+    _, heads, time, d = x.shape.as_list()
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, time, heads * d])
 
 
 class _Order:
@@ -212,29 +221,49 @@ def _columns(x, columns):
     return tf.cast(tf.reshape(tf.gather(x, columns, axis=1), [-1, rows, width * size, d]), tf.float32)
 
 
+def join(parts: list[tuple[tf.Tensor, tf.Tensor]]):
+    """(out, lse) over disjoint sets of keys out of those over each: sum_p exp(lse_p - lse) out_p."""
+    if len(parts) == 1:
+        return parts[0]
+    outs, sums = zip(*parts, strict=True)
+    top = tf.reduce_max(tf.stack(sums), axis=0)
+    weights = [tf.exp(lse - top) for lse in sums]  # 0 for a part without keys beside one with some
+    total = _sum(weights)
+    out = _sum([(weight / total)[..., None] * part for weight, part in zip(weights, outs, strict=True)])
+    return out, top + tf.math.log(total)
+
+
+def _sum(terms):
+    """In order: tf.add_n promises none."""
+    return reduce(tf.add, terms)
+
+
 def forward(q, k, v, tables: Tables, scale: float):
-    """(out, lse) as in attention, with no gradient of its own."""
+    """(out, lse) of one pass: float32 [batch, heads, query_time, value_dim] and [batch, heads, query_time]."""
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
     values = tables.split(v, tables.key_order)
 
     def step(rows, columns, visible):
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
-        s = tf.where(visible, s, -np.inf)
+        s = tf.where(visible, s, EMPTY)
         top = tf.reduce_max(s, axis=-1, keepdims=True)
-        top = tf.where(tf.equal(top, -np.inf), 0.0, top)
+        top = tf.where(tf.equal(top, EMPTY), 0.0, top)
         p = tf.exp(s - top)
         total = tf.reduce_sum(p, axis=-1, keepdims=True)
-        out = tf.matmul(p, _columns(values, columns)) / tf.where(tf.equal(total, 0.0), 1.0, total)
-        return out, top + tf.math.log(total)
+        empty = tf.equal(total, 0.0)
+        total = tf.where(empty, 1.0, total)
+        return tf.matmul(p, _columns(values, columns)) / total, tf.where(
+            empty, EMPTY, top + tf.math.log(total)
+        )
 
-    shapes = (values.shape.as_list()[3], 0.0), (1, -np.inf)
+    shapes = (values.shape.as_list()[3], 0.0), (1, float(EMPTY))
     out, lse = tables.by_query.sweep(step, *shapes, batch=tf.shape(queries)[0])
-    return tf.cast(tables.join(out, tables.query_order), q.dtype), tables.join_rows(lse, tables.query_order)
+    return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 
 
 def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
-    """(dq, dk, dv), written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i - dlse_i and
-    ds_ij = p_ij (dout_i . v_j - delta_i):
+    """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
+    dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 
     dq_i = scale sum_j ds_ij k_j        dk_j = scale sum_i ds_ij q_i        dv_j = sum_i p_ij dout_i
     """
@@ -244,7 +273,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     outs = tables.split(out, tables.query_order)
     delta = tf.reduce_sum(tf.cast(gradients, tf.float32) * tf.cast(outs, tf.float32), axis=-1, keepdims=True)
     delta -= tables.split_rows(dlse, tables.query_order)
-    lse = tables.split_rows(tf.where(tf.equal(lse, -np.inf), 0.0, lse), tables.query_order)
+    lse = tables.split_rows(tf.where(tf.equal(lse, EMPTY), 0.0, lse), tables.query_order)
     # A query that sees a NaN or infinite key has NaN in ds already. Those that do not see it have ds = 0 there, and
     # 0 * NaN in the product with the keys would make their dq NaN too.
     finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
@@ -267,12 +296,8 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     width, batch = (keys.shape.as_list()[3], 0.0), tf.shape(queries)[0]
     (dq,) = tables.by_query.sweep(by_query, width, batch=batch)
     dk, dv = tables.by_key.sweep(by_key, width, (values.shape.as_list()[3], 0.0), batch=batch)
-    joined = (
-        tables.join(dq, tables.query_order),
-        tables.join(dk, tables.key_order),
-        tables.join(dv, tables.key_order),
-    )
-    return tuple(tf.cast(x, q.dtype) for x in joined)
+    results = (dq, tables.query_order), (dk, tables.key_order), (dv, tables.key_order)
+    return [merge_heads(tables.unsplit(x, order)) for x, order in results]
 
 
 def _distinguish(x, lse, dout):

@@ -3,6 +3,8 @@
     forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
+with -j1 before -sm where `joined`.
+
 The launcher makes the same word in C++ (key_of in launcher/launcher.cc; a test compares the two), looks for a folder of
 that name among the compiled kernels, and hands the word to compile.py where there is none.
 """
@@ -20,7 +22,7 @@ NARROW_ELEMENTS = 2**31 - 1  # a tensor of more is addressed with 64-bit offsets
 _TEXT = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
-    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])-sm(?P<capability>\d+)"
+    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])(?P<joined>-j1)?-sm(?P<capability>\d+)"
 )
 
 
@@ -40,11 +42,15 @@ class Key:
     long_rows: bool  # r: at least LONG column tiles a row tile on average, by query; of both passes
     closed: int  # c, 1: no key is seen in two row tiles; 2: nor has a row tile two column tiles; else 0
     capability: int  # sm: ten times the GPU's compute capability
+    joined: bool = (
+        False  # j: the results hold those of passes over other keys, and get those over the keys of all
+    )
 
     def __str__(self) -> str:
         m, n, g = self.by_query
         by_key = "-M{}-N{}-G{}".format(*self.by_key) if self.by_key else ""
         flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-c{self.closed:d}"
+        flags += "-j1" if self.joined else ""
         tiles = f"m{m}-n{n}-g{g}{by_key}"
         return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-{tiles}{flags}-sm{self.capability}"
 
@@ -87,16 +93,24 @@ def parse(text: str) -> Key:
         long_rows=found["long_rows"] == "1",
         closed=int(found["closed"]),
         capability=int(found["capability"]),
+        joined=found["joined"] is not None,
     )
 
 
 def key_of(
-    plan: Any, op: str, dtype: str, head_dim: int, value_dim: int, batch: int = 1, capability: int = 90
+    plan: Any,
+    op: str,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    batch: int = 1,
+    capability: int = 90,
+    joined: bool = False,
 ) -> Key:
     """The key of one pass over a plan.
 
     plan: a blocksparse.plan.plan.Plan. (Its class is not imported: this folder also stands alone, see compile.py.)
-    op, dtype, head_dim, value_dim, capability: as in Key. batch: rows of the batch, which matter for `wide` alone.
+    op, dtype, head_dim, value_dim, capability, joined: as in Key. batch: its rows, which matter for `wide` alone.
     """
     by_query, by_key = (
         (side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)
@@ -115,4 +129,5 @@ def key_of(
         long_rows=len(plan.by_query.columns) >= LONG * len(plan.by_query.rows),
         closed=plan.closed,
         capability=capability,
+        joined=joined,
     )

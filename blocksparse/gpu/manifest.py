@@ -129,7 +129,7 @@ def _side(key: Key, kernel: _Kernel) -> tuple[int, int, int]:
 def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, object]:
     """The flags that every kernel has."""
     m, n, g = _side(key, kernel)
-    return dict(
+    return dict[str, object](
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
         HEAD_PAD=tuning.padded(key.head_dim),
@@ -141,7 +141,7 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, objec
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-    )
+    ) | (dict(JOINED=True) if key.joined else {})
 
 
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, object]:

@@ -7,5 +7,6 @@ folders.py     where built files lie, and whose files are trusted
 cache.py       a library's file: prebuilt, built before, or built now
 compiler.py    g++ on one library
 libraries.py   what each library is made of
+machine.py     the processor, and times by the host's clock
 timing.py      device time of TensorFlow code
 """

@@ -7,7 +7,6 @@ BLOCKSPARSE_CACHE the folder of the cache (folders.py), CXX the compiler's comma
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import sys
@@ -24,6 +23,7 @@ from .folders import (
     warn_of_a_passing_folder,
 )
 from .libraries import Library
+from .machine import cpu_field
 
 _LEVELS = {  # what the CPU has to list, best level first (x86-64 psABI)
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -50,7 +50,7 @@ def _find_prebuilt(library: Library) -> Path | None:
 
 
 def _cached(library: Library) -> Path:
-    machine = [_cpu(field) for field in ("model name", "flags", "Features")] if library.tuned else []
+    machine = [cpu_field(field) for field in ("model name", "flags", "Features")] if library.tuned else []
     name = f"{library.name}-{_hash(_identity(library), compiler.version(), *machine)}"
     path = cache_folder() / f"{name}.so"
     if not _is_usable(path):
@@ -104,19 +104,8 @@ def _levels(library: Library) -> list[str]:
     """The x86-64 levels that this CPU has, best first; "any" for a library that is the same on all."""
     if not library.tuned:
         return ["any"]
-    flags, levels = set(_cpu("flags").split()), list(_LEVELS)
+    flags, levels = set(cpu_field("flags").split()), list(_LEVELS)
     return [level for at, level in enumerate(levels) if all(_LEVELS[below] <= flags for below in levels[at:])]
-
-
-@functools.cache
-def _cpu(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
-    return ""
 
 
 def _hash(*parts: str) -> str:

@@ -20,20 +20,36 @@ from .folders import cache_folder
 from .libraries import CPU, GPU, XLA
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA GPUs: Linux's own, and WSL's
+_TFLITE = "tensorflow.lite.python.lite"  # the converter's module
 _loading = threading.Lock()
 
 
 def load_kernels() -> ModuleType | None:
     """The ops, with kernels for every device of this machine; None where the reference has to run.
 
-    One warning says why it has to. Under jit_compile the first call builds the XLA library: half a minute.
+    One warning says why it has to. Under jit_compile the first call builds the XLA library (half a minute), so that the
+    reference can take its place where that fails; for what was traced outside, _load_for_xla does.
     """
     ops = loading.load_library()
     if ops is None:
         return None
+    _serve_xla()
     in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     with _loading:
         return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
+
+
+def in_tflite_conversion() -> bool:
+    """Whether the graph at hand is being built for TensorFlow Lite, which has TensorFlow's own operations alone.
+
+    The converter leaves no mark but its frames among those that led here.
+    """
+    if tf.executing_eagerly() or _TFLITE not in sys.modules:
+        return False
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != _TFLITE:
+        frame = frame.f_back
+    return frame is not None
 
 
 def register_ops() -> None:
@@ -46,7 +62,7 @@ def register_ops() -> None:
     if os.environ.get("BLOCKSPARSE_KERNELS") == "reference" or "blocksparse.build" in sys.orig_argv:
         return
     with contextlib.suppress(BuildError):
-        loading.load(CPU)
+        _serve_xla()
         if any(map(os.path.exists, _DRIVERS)):
             gpu_library()
 
@@ -67,6 +83,23 @@ def xla_library() -> loading.Loaded:
     gpu = gpu_library().functions.blocksparse_call_gpu if cuda.capabilities() else None
     xla.functions.blocksparse_xla_bind(ctypes.cast(cpu, ctypes.c_void_p), ctypes.cast(gpu, ctypes.c_void_p))
     return xla
+
+
+@functools.cache
+def _serve_xla() -> None:
+    """Load the ops and tell them how XLA's kernels come, which graphs traced earlier may want at any time."""
+    loading.load(CPU).functions.blocksparse_xla_on_demand(_load_for_xla)
+
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(ctypes.c_char), ctypes.c_int64)
+def _load_for_xla(error, size: int) -> int | None:
+    """on_demand.h's LoadXla, called by whichever thread of TensorFlow compiles."""
+    try:
+        return ctypes.cast(xla_library().functions.blocksparse_xla_kernel, ctypes.c_void_p).value
+    except BuildError as reason:
+        text = str(reason).encode()[: size - 1] + b"\0"
+        ctypes.memmove(error, text, len(text))
+        return None
 
 
 @functools.cache

@@ -37,15 +37,17 @@ class Library:
 # Eigen's half-precision packets for AVX512-FP16 do not compile in the headers that TensorFlow 2.21 ships: without this
 # line -march=native fails on every processor from Sapphire Rapids on. Products here are float32, nothing is lost.
 _EIGEN = ("-U__AVX512FP16__",)
+_TENSORFLOW_CC = ("-L{lib}", "-l:libtensorflow_cc.so.2")  # where XLA's registry is
 _FAST, _SMALL = ("-O3", *_EIGEN), ("-O1", *_EIGEN)
 _PLAN = ("cpu/plan.cc", "cpu/plan_check.cc")
 CPU = Library(
     "cpu",
     (
-        Unit(("cpu/ops.cc", "cpu/kernels.cc", "cpu/plan_op.cc"), _SMALL),
+        Unit(("cpu/ops.cc", "cpu/kernels.cc", "cpu/plan_op.cc", "xla/on_demand.cc"), _SMALL),
         Unit(("cpu/query_tile.cc", "cpu/key_tile.cc"), _FAST),
         Unit(("cpu/forward.cc", "cpu/backward.cc", "cpu/call.cc", *_PLAN), _FAST),
     ),
+    link=_TENSORFLOW_CC,
 )
 # The kernels themselves are compiled when first needed, by Triton or NVRTC: this is what launches them.
 GPU = Library(
@@ -67,7 +69,7 @@ GPU = Library(
     tuned=False,
     link=("-ldl",),
 )
-# Its own library because XLA's headers take half a minute: built when something is first compiled with XLA.
+# Its own library because XLA's headers take half a minute: xla/on_demand.cc asks for it when XLA first meets the op.
 XLA = Library(
     "xla",
     (
@@ -78,6 +80,6 @@ XLA = Library(
         Unit(("xla/custom_call.cc", *_PLAN), _SMALL),
     ),
     tuned=False,
-    link=("-L{lib}", "-l:libtensorflow_cc.so.2"),
+    link=_TENSORFLOW_CC,
     headers=("xla/ffi/api/ffi.h",),  # from 2.20 on
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import statistics
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from . import devices
+from .machine import median
 
 FLUSH = (
     1 << 30
@@ -52,7 +52,7 @@ def device_ms(
     step: Callable, inputs: Sequence[tf.Tensor], repeats: int = 20, prepare: Callable | None = None
 ) -> float:
     """The median of device_times."""
-    return statistics.median(device_times(step, inputs, repeats, prepare))
+    return median(device_times(step, inputs, repeats, prepare))
 
 
 def _tensors(nest) -> list[tf.Tensor]:

@@ -20,6 +20,7 @@ class Pattern:
     sees(query, key): boolean, broadcast over both.
     shift: sees(i + shift, j + shift) == sees(i, j).
     period, reach: sees(i, j - period) == sees(i, j) where i - j >= reach.
+    ahead: nothing is seen where j - i > ahead; 0 for causal patterns, None where nothing is promised.
 
     Patterns compose with `&`, `|` and `~`.
     """
@@ -28,12 +29,15 @@ class Pattern:
     shift: int = 1
     period: int = 1
     reach: int = 0
+    ahead: int | None = None
 
     def __and__(self, other: Pattern) -> Pattern:
-        return self._joined(other, lambda i, j: self.sees(i, j) & other.sees(i, j))
+        known = [pattern.ahead for pattern in (self, other) if pattern.ahead is not None]
+        return self._joined(other, lambda i, j: self.sees(i, j) & other.sees(i, j), min(known, default=None))
 
     def __or__(self, other: Pattern) -> Pattern:
-        return self._joined(other, lambda i, j: self.sees(i, j) | other.sees(i, j))
+        ahead = None if None in (self.ahead, other.ahead) else max(self.ahead, other.ahead)
+        return self._joined(other, lambda i, j: self.sees(i, j) | other.sees(i, j), ahead)
 
     def __invert__(self) -> Pattern:
         return Pattern(lambda i, j: ~self.sees(i, j), self.shift, self.period, self.reach)
@@ -41,14 +45,13 @@ class Pattern:
     def __bool__(self):
         raise TypeError("a Pattern has no truth value; compose patterns with &, | and ~")
 
-    def _joined(self, other: Pattern, sees: Callable) -> Pattern:
-        return Pattern(
-            sees, lcm(self.shift, other.shift), lcm(self.period, other.period), max(self.reach, other.reach)
-        )
+    def _joined(self, other: Pattern, sees: Callable, ahead: int | None) -> Pattern:
+        shift, period = lcm(self.shift, other.shift), lcm(self.period, other.period)
+        return Pattern(sees, shift, period, max(self.reach, other.reach), ahead)
 
 
-causal = Pattern(lambda i, j: j <= i)
-nothing = Pattern(lambda i, j: j < j)
+causal = Pattern(lambda i, j: j <= i, ahead=0)
+nothing = Pattern(lambda i, j: j < j, ahead=0)
 
 
 def local(window: int) -> Pattern:
@@ -84,4 +87,4 @@ def residue_classes(n_ctx: int, stride: int, without: Pattern = nothing) -> Patt
     def sees(i, j):
         return (i // length <= j // length) & (j <= i) & ~without.sees(position(i), position(j))
 
-    return Pattern(sees, shift=length * without.shift, reach=length)
+    return Pattern(sees, shift=length * without.shift, reach=length, ahead=0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ..fused.op import Attention
+from ..fused.op import Attention, attend
 from ..plan import build_blocks
 from ..plan.checks import check_heads
 from ..plan.plan import check_residues
@@ -73,6 +73,7 @@ class BlocksparseTransformer(LookupTables):
         scale: TensorLike | None = None,
         order: int | Sequence[int] = 1,
         with_lse: bool = False,
+        joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
@@ -84,10 +85,13 @@ class BlocksparseTransformer(LookupTables):
         order: s, one number or one a head: row r of the layout is time step (r % (n / s)) * s + r // (n / s),
             so that s = stride makes the rows of one residue class neighbours without moving any tensor.
         with_lse: also return the log of each row's sum of exp(scale q k^T).
+        joined: further objects with their orders, of the same heads and times: the result is the softmax over all of
+            their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
-        -inf and no gradient. A NaN or infinity in k reaches only the queries that see it; one in q, v or a
-        gradient, at most the tile of rows and columns that holds it.
+        -inf and no gradient. (Where plain TensorFlow runs, tf.debugging.enable_check_numerics stops at that -inf, with
+        with_lse=True alone.) A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at
+        most the tile of rows and columns that holds it.
         """
         q = self._operand("q", q, self.ctx_blks_q)
         k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
@@ -97,11 +101,10 @@ class BlocksparseTransformer(LookupTables):
             raise TypeError(
                 f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
             )
-        order = self._check_order(order)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
-        out, lse = self._attention(tf.cast(q, k.dtype), k, v, scale, order)
-        return (out, lse) if with_lse else out
+        passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
+        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse)
 
     @do_not_convert
     def query_key_op(
@@ -214,6 +217,19 @@ class BlocksparseTransformer(LookupTables):
             )
         return x
 
+    def _as_pass(
+        self, order: int | Sequence[int], first: BlocksparseTransformer
+    ) -> tuple[Attention, tuple[int, ...]]:
+        """What fused.op.attend takes, for one that is joined with `first` or is it."""
+        own, wanted = (
+            (bst.heads, bst.ctx_blks_q * bst.blk_size, bst.ctx_blks_k * bst.blk_size) for bst in (self, first)
+        )
+        if own != wanted:
+            raise ValueError(
+                f"joined has an object of {_described(own)}; all passes need the first one's {_described(wanted)}"
+            )
+        return self._attention, self._check_order(order)
+
     def _check_order(self, order: int | Sequence[int]) -> tuple[int, ...]:
         """One number for each head."""
         numbers = np.asarray(order, np.int32)
@@ -259,3 +275,7 @@ def _check_equal(what: str, axis: int, **tensors: tf.Tensor) -> None:
     if len({size for size in sizes.values() if size is not None}) > 1:
         came = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"{came} as its {what}; give all of them the same")
+
+
+def _described(sizes: tuple[int, int, int]) -> str:
+    return "{} heads, {} queries and {} keys".format(*sizes)

@@ -4,7 +4,8 @@ A block-sparse matrix is [batch, heads, blocks, block_size, block_size], blocks 
 
     nt: w_b = a_q b_k^T for each block b = (q, k)      nn: c_q = sum_k w_b b_k      tn: c_k = sum_q w_b^T b_q
 
-and softmax over all keys of a query. Sums run in float32; each gradient is made of the same operations.
+and softmax over all keys of a query. Sums run in float32; each gradient is made of the same operations (a graph
+that was saved and imported takes TensorFlow's own gradients instead, to the same numbers).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..plan.rectangles import gather_rows
+from ..recomputation.attach import with_gradient
 from ..tensors import as_bool
 
 _NO_LIMIT = 1 << 62  # entries a chunk: all in one, since these operations hold all scores at once anyway
@@ -44,7 +46,6 @@ class BlockProducts:
     def nt(self, a, b):
         """float32 w from a [batch, query_time, heads * d] and b [batch, key_time, heads * d]."""
 
-        @tf.custom_gradient
         def run(a, b):
             rows, columns = (
                 tf.gather(self._split(x), i, axis=1) for x, i in ((a, self._row), (b, self._column))
@@ -54,12 +55,11 @@ class BlockProducts:
             w = tf.reshape(w, [-1, self.heads, self.blocks, size, size])
             return w, lambda dw: (tf.cast(self.nn(dw, b), a.dtype), tf.cast(self.tn(dw, a), b.dtype))
 
-        return run(a, b)
+        return with_gradient(run, a, b)
 
     def nn(self, w, b):
         """[batch, query_time, heads * d] in b's dtype, from w and [batch, key_time, heads * d]."""
 
-        @tf.custom_gradient
         def run(w, b):
             def gradient(dc):
                 dc = self._shaped(dc, self._query_blocks, b)
@@ -68,12 +68,11 @@ class BlockProducts:
             entries = np.arange(len(self._column))
             return self._sum(self._by_row, entries, self._column, w, b, transpose=False), gradient
 
-        return run(w, b)
+        return with_gradient(run, w, b)
 
     def tn(self, w, b):
         """[batch, key_time, heads * d] in b's dtype, from w and [batch, query_time, heads * d]."""
 
-        @tf.custom_gradient
         def run(w, b):
             def gradient(dc):
                 dc = self._shaped(dc, self._key_blocks, b)
@@ -81,7 +80,7 @@ class BlockProducts:
 
             return self._sum(self._by_column, self._sorted, self._row, w, b, transpose=True), gradient
 
-        return run(w, b)
+        return with_gradient(run, w, b)
 
     def softmax(self, x, scale, visible, dtype):
         """exp(scale * x) over its sum along each query's visible keys; 0 where invisible, and in rows that
@@ -90,7 +89,6 @@ class BlockProducts:
         visible: None, or a bool tensor [lut_heads, blocks, bs, bs].
         """
 
-        @tf.custom_gradient
         def run(x):
             y = self._along_rows(lambda s, seen: _softmax(scale * s, seen), x, visible=visible)
 
@@ -98,11 +96,11 @@ class BlockProducts:
                 dx = self._along_rows(
                     lambda d, p, seen: scale * p * (d - _total(tf.where(seen, d * p, 0.0))), dy, y
                 )
-                return tf.cast(dx, x.dtype)
+                return (tf.cast(dx, x.dtype),)
 
             return tf.cast(y, dtype), gradient
 
-        return run(x)
+        return with_gradient(run, x)
 
     def _sum(self, table, entries, other, w, b, transpose: bool):
         """Each row's sum of its blocks of w (transposed or not) times the matching rows of b."""
@@ -144,9 +142,9 @@ class BlockProducts:
             y = tf.transpose(tf.reshape(y, [-1, rows, size, width, size]), [0, 1, 3, 2, 4])
             parts.append(tf.reshape(y, [-1, rows * width, size, size]))
             laid.append(rectangle.entries.reshape(-1))
-        laid = np.concatenate(laid)
+        entry = np.concatenate(laid)
         place = np.zeros(self.layouts * self.blocks, np.int32)
-        place[laid[laid >= 0]] = np.flatnonzero(laid >= 0)
+        place[entry[entry >= 0]] = np.flatnonzero(entry >= 0)
         y = tf.gather(tf.concat(parts, axis=1), place, axis=1)
         return tf.reshape(y, [-1, self.heads, self.blocks, size, size])
 

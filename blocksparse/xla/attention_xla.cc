@@ -1,18 +1,15 @@
-// BlocksparseAttention and BlocksparseAttentionGrad under XLA: each becomes a custom call on the op's own inputs.
+// Attention and its gradient under XLA, of one pass or several: each becomes a custom call on the op's own inputs.
+// on_demand.cc has them registered.
 #include <algorithm>
 #include <cstring>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "../cpu/arguments.h"
 #include "../cpu/compressed_plan.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 #include "constants.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
-#include "tensorflow/compiler/tf2xla/xla_op_registry.h"
-#include "tensorflow/core/framework/kernel_def_builder.h"
 #include "tensorflow/core/platform/tensor_float_32_utils.h"
 #include "xla/hlo/builder/xla_builder.h"
 
@@ -27,13 +24,17 @@ class AttentionXla : public tensorflow::XlaOpKernel {
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
-    const int last = context->num_inputs() - 1;
-    const bool backward = last == 7;
-    const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(last);
-    OP_REQUIRES_OK(context, plan.status());
-    Arguments arguments;
+    const bool backward = context->num_outputs() == 3;
+    const int first_plan = backward ? 7 : 3;
     const auto shape = [&](int input) { return context->InputShape(input); };
-    OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+    Arguments arguments;  // all passes have the same, save for the plan
+    std::string passes;
+    for (int input = first_plan; input < context->num_inputs(); ++input) {
+      const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(input);
+      OP_REQUIRES_OK(context, plan.status());
+      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+      absl::StrAppend(&passes, ", ", pass_words(arguments.plan, *plan));
+    }
     if (backward) OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
 
     const xla::PrimitiveType type = context->input_xla_type(0);
@@ -45,32 +46,34 @@ class AttentionXla : public tensorflow::XlaOpKernel {
       results.push_back(xla::ShapeUtil::MakeShape(xla::F32, arguments.lse_shape().dim_sizes()));
     }
     std::vector<xla::XlaOp> operands;
-    for (int input = 0; input <= last; ++input) operands.push_back(context->Input(input));
+    for (int input = 0; input < context->num_inputs(); ++input) operands.push_back(context->Input(input));
     const xla::XlaOp call = xla::CustomCall(
         context->builder(), kTarget, operands, xla::ShapeUtil::MakeTupleShape(results),
-        attribute(backward, type, arguments, *plan), /*has_side_effect=*/false, /*output_operand_aliasing=*/{},
+        attribute(backward, type, arguments.shape, passes), /*has_side_effect=*/false, /*output_operand_aliasing=*/{},
         /*literal=*/nullptr, xla::CustomCallSchedule::SCHEDULE_NONE, xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
     for (size_t i = 0; i < results.size(); ++i) context->SetOutput(i, xla::GetTupleElement(call, i));
   }
 
  private:
-  std::string attribute(bool backward, xla::PrimitiveType type, const Arguments& arguments,
-                        const tensorflow::Tensor& plan) const {
-    const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
-    const Shape& shape = arguments.shape;
-    Constants constants = {backward,
-                           type == xla::F16    ? 0
-                           : type == xla::BF16 ? 1
-                                               : single,
-                           shape.heads,
-                           shape.head_dim,
-                           shape.value_dim,
-                           shape.scale,
-                           arguments.plan.reordered()};
+  static std::string pass_words(const Plan& view, const tensorflow::Tensor& plan) {
+    PassConstants constants;
+    constants.reordered = view.reordered();
     std::copy_n(plan.vec<int32_t>().data(), kHeaderWords, constants.header);
-    int32_t words[kWords];
-    std::memcpy(words, &constants, sizeof(words));
-    return absl::StrCat("{constants = array<i32: ", absl::StrJoin(words, ", "), ">}");
+    return words(constants);
+  }
+
+  static std::string attribute(bool backward, xla::PrimitiveType type, const Shape& shape, const std::string& passes) {
+    const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
+    const int dtype = type == xla::F16 ? 0 : type == xla::BF16 ? 1 : single;
+    const Constants constants = {backward, dtype, shape.heads, shape.head_dim, shape.value_dim, shape.scale};
+    return absl::StrCat("{constants = array<i32: ", words(constants), passes, ">}");
+  }
+
+  template <typename Record>
+  static std::string words(const Record& record) {
+    int32_t words[sizeof(Record) / sizeof(int32_t)];
+    std::memcpy(words, &record, sizeof(words));
+    return absl::StrJoin(words, ", ");
   }
 
   int heads_;
@@ -89,34 +92,11 @@ class PlanXla : public tensorflow::XlaOpKernel {
   tensorflow::Tensor plan_;
 };
 
-REGISTER_XLA_OP(Name("BlocksparseAttention").CompileTimeConstantInput("plan"), AttentionXla);
-REGISTER_XLA_OP(Name("BlocksparseAttentionGrad").CompileTimeConstantInput("plan"), AttentionXla);
-REGISTER_XLA_OP(Name("BlocksparsePlan"), PlanXla);
-
-template <typename Kernel>
-void register_late(const char* op, const std::string& device) {
-  const auto create = [](tensorflow::OpKernelConstruction* context) -> tensorflow::OpKernel* {
-    return new Kernel(context);
-  };
-  const auto* kernel = tensorflow::KernelDefBuilder(op).Device(device.c_str()).HostMemory("plan").Build();
-  tensorflow::kernel_factory::OpKernelRegistrar(kernel, op, create);
-}
-
-// TensorFlow makes kernels of all XLA registrations when something is first compiled, and never again: a library that
-// is loaded later registers its kernels itself, for the devices that any other op has got one for.
-[[maybe_unused]] const bool registered_late = [] {
-  std::set<std::string> devices;
-  const tensorflow::KernelList others = tensorflow::GetRegisteredKernelsForOp("AddV2");
-  for (const tensorflow::KernelDef& kernel : others.kernel()) {
-    if (absl::EndsWith(kernel.device_type(), "_JIT")) devices.insert(kernel.device_type());
-  }
-  for (const std::string& device : devices) {
-    register_late<AttentionXla>("BlocksparseAttention", device);
-    register_late<AttentionXla>("BlocksparseAttentionGrad", device);
-    register_late<PlanXla>("BlocksparsePlan", device);
-  }
-  return !devices.empty();
-}();
-
 }  // namespace
 }  // namespace blocksparse
+
+// A blocksparse::MakeXlaKernel.
+extern "C" tensorflow::OpKernel* blocksparse_xla_kernel(tensorflow::OpKernelConstruction* context) {
+  if (context->def().op() == "BlocksparsePlan") return new blocksparse::PlanXla(context);
+  return new blocksparse::AttentionXla(context);
+}

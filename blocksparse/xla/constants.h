@@ -1,6 +1,7 @@
 // What the host knows when XLA compiles a call: the custom call's one attribute, an array of int32.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../cpu/plan_words.h"
@@ -13,9 +14,14 @@ constexpr const char* kDtypes[] = {"f16", "bf16", "f32", "tf32"};
 struct Constants {
   int32_t backward, dtype, heads, head_dim, value_dim;
   float scale;
+};
+constexpr size_t kWords = sizeof(Constants) / sizeof(int32_t);
+
+// Follows Constants once for each pass, in the order of the plans.
+struct PassConstants {
   int32_t reordered;
   int32_t header[kHeaderWords];  // the plan's first words
 };
-constexpr int kWords = sizeof(Constants) / sizeof(int32_t);
+constexpr size_t kPassWords = sizeof(PassConstants) / sizeof(int32_t);
 
 }  // namespace blocksparse

@@ -25,16 +25,12 @@ namespace ffi = xla::ffi;
 CallCpu* call_cpu = nullptr;
 CallGpu* call_gpu = nullptr;
 
-Call make_call(const Constants& constants, const std::vector<void*>& in, int64_t batch, int64_t plan_size,
-               const std::vector<void*>& out) {
+// Of the first pass, without its plan.
+Call make_call(const Constants& constants, const std::vector<void*>& in, int64_t batch, const std::vector<void*>& out) {
   Call call{};
   call.backward = constants.backward;
   call.dtype = kDtypes[constants.dtype];
   call.shape = {batch, constants.heads, constants.head_dim, constants.value_dim, constants.scale};
-  call.header = constants.header;
-  call.reordered = constants.reordered;
-  call.plan = in.back();
-  call.plan_size = plan_size;
   call.q = in[0], call.k = in[1], call.v = in[2];
   if (call.backward) {
     call.out = in[3], call.lse = in[4], call.dout = in[5], call.dlse = in[6];
@@ -48,26 +44,40 @@ Call make_call(const Constants& constants, const std::vector<void*>& in, int64_t
 template <typename Run>
 ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int32_t> words,
                     const Run& run) {
+  const auto wrong = [] { return ffi::Error(ffi::ErrorCode::kInvalidArgument, "another version's custom call"); };
+  if (words.size() < kWords) return wrong();
   Constants constants;
-  if (words.size() != kWords) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "another version's custom call");
   std::memcpy(&constants, words.begin(), sizeof(constants));
+  const size_t first_plan = constants.backward ? 7 : 3;
+  const size_t passes = arguments.size() - std::min(arguments.size(), first_plan);
+  if (passes == 0 || words.size() != kWords + passes * kPassWords) return wrong();
   std::vector<void*> in, out;
-  int64_t batch = 0, plan_size = 0;
+  std::vector<int64_t> rows;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto buffer = arguments.get<ffi::AnyBuffer>(i);
     if (buffer.has_error()) return buffer.error();
     in.push_back(buffer->untyped_data());
-    if (i == 0) batch = buffer->dimensions()[0];
-    plan_size = buffer->dimensions()[0];
+    rows.push_back(buffer->dimensions()[0]);
   }
   for (size_t i = 0; i < results.size(); ++i) {
     auto buffer = results.get<ffi::AnyBuffer>(i);
     if (buffer.has_error()) return buffer.error();
     out.push_back((*buffer)->untyped_data());
   }
-  if (batch == 0) return ffi::Error::Success();
-  const std::string error = run(make_call(constants, in, batch, plan_size, out));
-  return error.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInternal, error);
+  if (rows[0] == 0) return ffi::Error::Success();
+  Call call = make_call(constants, in, rows[0], out);
+  for (size_t pass = 0; pass < passes; ++pass) {
+    PassConstants own;
+    std::memcpy(&own, words.begin() + kWords + pass * kPassWords, sizeof(own));
+    call.onto = pass > 0;
+    call.header = own.header;
+    call.reordered = own.reordered;
+    call.plan = in[first_plan + pass];
+    call.plan_size = rows[first_plan + pass];
+    const std::string error = run(call);
+    if (!error.empty()) return ffi::Error(ffi::ErrorCode::kInternal, error);
+  }
+  return ffi::Error::Success();
 }
 
 // Work that XLA's threads share. The caller works too and waits only for iterations that some thread has taken, never
@@ -125,12 +135,10 @@ ffi::Error run_gpu(void* stream, ffi::ScratchAllocator scratch, ffi::RemainingAr
   return run_call(arguments, results, constants, [&](const Call& call) { return call_gpu(call, stream, allocate); });
 }
 
-XLA_FFI_DEFINE_HANDLER(handle_cpu, run_cpu,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .RemainingArgs()
-                           .RemainingRets()
-                           .Attr<ffi::Span<const int32_t>>("constants"));
+XLA_FFI_DEFINE_HANDLER(
+    handle_cpu, run_cpu,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<ffi::Span<const int32_t>>(
+        "constants"));
 XLA_FFI_DEFINE_HANDLER(handle_gpu, run_gpu,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::PlatformStream<void*>>()

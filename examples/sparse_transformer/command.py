@@ -1,20 +1,83 @@
-"""What the commands share: their parser, and how they end."""
+"""What the commands share: their parser, TensorFlow without its log lines, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Lines that TensorFlow writes while it is being imported, whatever TF_CPP_MIN_LOG_LEVEL says.
+LOG_LINE = re.compile(
+    rb"(WARNING: All log messages before absl|[IWE]\d{4} .*\d+ \S+\.cc:\d+\]|To enable the following)"
+)
 
 
 def parser(text: str) -> argparse.ArgumentParser:
     """A parser whose help is the command's docstring as it stands."""
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def whole(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of an argument that is a whole number of this range."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not lowest <= number <= highest:
+            limit = f" and at most {highest}" if highest < 2**31 - 1 else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {lowest}{limit}")
+        return number
+
+    return read
+
+
+def number(lowest: float) -> Callable[[str], float]:
+    """The type of an argument that is a finite number of at least `lowest`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= lowest):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest:g}")
+        return value
+
+    return read
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """TensorFlow's import inside says nothing; what else is written to the standard error comes out afterwards."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            kept.seek(0)
+            for line in kept:
+                if not LOG_LINE.match(line):
+                    os.write(2, line)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, which takes seconds: once the arguments were checked."""
+    if "tensorflow" not in sys.modules:
+        with quiet():
+            import tensorflow  # noqa: F401
 
 
 def _expected() -> tuple[type[BaseException], ...]:
@@ -24,9 +87,13 @@ def _expected() -> tuple[type[BaseException], ...]:
 
 
 @contextmanager
-def sentence(file: str, note: str = "") -> Iterator[None]:
-    """Ends the command of this file with what an error says, and no traceback."""
+def sentence(file: str, note: Callable[[], str] = str) -> Iterator[None]:
+    """Ends the command of this file with what an error says and the note, and no traceback."""
+    name = Path(file).name
     try:
         yield
     except _expected() as error:
-        sys.exit(f"{Path(file).name}: {error}{note}")
+        sys.exit(f"{name}: {error}{note()}")
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: stopped by Ctrl-C\n")
+        sys.exit(130)

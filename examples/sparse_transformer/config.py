@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 SPLITS = ("train", "valid", "test")
+KINDS = ("text", "cifar10", "imagenet64", "audio")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+IMAGES = ("cifar10", "imagenet64")
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class Config:
     """Defaults are the paper's common settings (section 6); widths and patterns have none."""
 
     name: str
-    data: str  # text, cifar10, imagenet64 or audio
+    data: str  # one of KINDS
     grid: tuple[int, ...]  # positions: (rows, columns, channels) of an image, (rows, stride) of anything else
     layers: int
     width: int
@@ -39,12 +45,11 @@ class Config:
     warmup: int = 5000
     weight_decay: float = 0.01
     clip: float = 1.0
-    average: float = (
-        0.999  # decay of the weights' moving average, as in the authors' later code; the paper is silent
-    )
+    # Decay of the weights' moving average, as in the authors' later code; the paper is silent.
+    average: float = 0.999
     batch: int = 16  # of all replicas together
     steps: int = 100_000
-    precision: str = "float32"  # or mixed_float16, mixed_bfloat16
+    precision: str = "float32"  # one of PRECISIONS
     seed: int = 42
     checkpoint_every: int = 500
 
@@ -58,20 +63,114 @@ class Config:
         return {name: getattr(self, name) for name in names}
 
     def override(self, assignments: list[str]) -> Config:
-        """Returns the config with each `key=value` applied; the value is a Python literal, else a string."""
-        known = {f.name for f in fields(self)}
+        """The config with each `key=value` applied, the value read as the field's type has it."""
         changes = {}
         for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in known:
+            key, equals, text = assignment.partition("=")
+            if not equals or key not in TYPES:
                 raise ValueError(
-                    f"--override {assignment}: wanted key=value with key one of {', '.join(sorted(known))}"
+                    f"--override {assignment}: wanted key=value with key one of {', '.join(sorted(TYPES))}"
                 )
             try:
-                changes[key] = ast.literal_eval(value)
-            except (SyntaxError, ValueError):
-                changes[key] = value
-        return replace(self, **changes)
+                changes[key] = _read(key, text)
+            except ValueError as error:
+                raise ValueError(f"--override {assignment}: {error}") from error
+        return replace(self, **changes).checked()
+
+    @classmethod
+    def from_fields(cls, content) -> Config:
+        """The config with these fields, all of them, as JSON has them. Raises ValueError."""
+        if not isinstance(content, dict) or content.keys() != TYPES.keys():
+            named = set(content) if isinstance(content, dict) else set()
+            differing = ", ".join(sorted(map(str, named ^ TYPES.keys()))[:5])
+            raise ValueError(f"its fields are not those of a configuration: {differing}")
+        return cls(**{key: _typed(key, value) for key, value in content.items()}).checked()
+
+    def checked(self) -> Config:
+        """Itself. Raises ValueError for values that mean no model; what a pattern wants is the model's to check."""
+        for key, (holds, wanted) in RANGES.items():
+            value = getattr(self, key)
+            if not all(map(holds, value if key == "grid" else [value])):
+                raise ValueError(f"{key}={value!r}: it has to be {wanted}")
+        for key, choices in (("data", KINDS), ("precision", PRECISIONS)):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(choices)}")
+        if not self.grid or not self.layer_modes:
+            raise ValueError("grid and layer_modes may not be empty")
+        if self.data in IMAGES and (len(self.grid) != 3 or self.grid[0] != self.grid[1] or self.grid[2] != 3):
+            raise ValueError(f"grid={self.grid}: an image's is (side, side, 3)")
+        if self.dropout and self.width % 2:
+            raise ValueError(
+                f"width={self.width}: it has to be even for dropout, which draws two numbers at once"
+            )
+        return self
+
+
+TYPES: dict[str, Any] = get_type_hints(Config)
+RANGES = {
+    **dict.fromkeys("layers width heads blocksize batch steps".split(), (lambda n: n > 0, "at least 1")),
+    **dict.fromkeys(
+        "local_attn_ctx num_verts vertsize".split(), (lambda n: n is None or n > 0, "None or at least 1")
+    ),
+    **dict.fromkeys("ff_ratio key_ratio clip".split(), (lambda x: x > 0, "above 0")),
+    **dict.fromkeys("learning_rate weight_decay warmup".split(), (lambda x: x >= 0, "at least 0")),
+    **dict.fromkeys("dropout average".split(), (lambda x: 0 <= x < 1, "at least 0 and less than 1")),
+    "checkpoint_every": (lambda n: n > 0, "at least 1"),
+    "grid": (lambda n: n > 0, "of numbers that are at least 1"),
+    "seed": (lambda n: 0 <= n < 2**32, "between 0 and 2^32 - 1"),
+}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a word",
+    NoneType: "None",
+    TYPES["grid"]: "a tuple of whole numbers, such as (16, 32)",
+    TYPES[
+        "layer_modes"
+    ]: "a tuple of modes, such as ('local', 'strided'), each for a layer or a tuple for its heads",
+}
+
+
+def _read(key: str, text: str):
+    """The value that `key=text` means: text itself where the field holds words, else a Python literal."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        value = text
+    if TYPES[key] is str and not isinstance(value, str):
+        value = text
+    if key == "layer_modes" and isinstance(value, str):
+        value = (value,)  # one mode for every layer
+    return _typed(key, value)
+
+
+def _typed(key: str, value):
+    """The value with lists as tuples. Raises ValueError where it is not of the field's type."""
+    try:
+        return _convert(value, TYPES[key])
+    except TypeError:
+        kinds = get_args(TYPES[key]) if get_origin(TYPES[key]) is UnionType else (TYPES[key],)
+        wanted = " or ".join(WORDS[kind] for kind in kinds)
+        raise ValueError(f"{key} is {wanted}, not {str(value)[:100]!r}") from None
+
+
+def _convert(value, kind):
+    if get_origin(kind) is UnionType:
+        for choice in get_args(kind):
+            try:
+                return _convert(value, choice)
+            except TypeError:
+                continue
+    elif get_origin(kind) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(each, get_args(kind)[0]) for each in value)
+    elif kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TypeError(value)
 
 
 def names() -> list[str]:

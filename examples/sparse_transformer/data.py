@@ -70,59 +70,97 @@ class Crops:
         return np.stack(crops).reshape(len(index), -1)
 
 
-def _stream(tokens: np.ndarray, config: Config, split: str, path) -> Stream:
+Source = Stream | Images | Crops
+
+
+def _stream(tokens: np.ndarray, config: Config, path) -> dict[str, Source]:
     """90% trains, 5% validates, 5% tests, as is usual for enwik8: 90M, 5M and 5M bytes."""
     ends = [len(tokens) * percent // 100 for percent in (90, 95)]
-    part = np.split(tokens, ends)[SPLITS.index(split)]
-    if len(part) < config.n_ctx:
+    parts = np.split(tokens, ends)
+    if min(map(len, parts)) < config.n_ctx:
         wanted = (
             f"at least {20 * config.n_ctx:,} tokens, so that 5% of them hold one context of {config.n_ctx:,}"
         )
         raise DataError(path or "built-in data", f"only {len(tokens):,} tokens", wanted)
-    return Stream(part, config.n_ctx)
+    return {split: Stream(part, config.n_ctx) for split, part in zip(SPLITS, parts, strict=True)}
 
 
-def _cifar10(path: Path, split: str) -> Images:
-    """48,000 / 2,000, drawn as the authors' later code does: scikit-learn's train_test_split, this random_state."""
+def _shares(images: np.ndarray, path) -> dict[str, Source]:
+    """90%, 5% and 5% of a set of images that has no splits of its own."""
+    if len(images) < 20:
+        raise DataError(
+            path, f"only {len(images)} images", "at least 20, of which one validates and one tests"
+        )
+    ends = [len(images) * percent // 100 for percent in (90, 95)]
+    chosen = np.split(np.random.RandomState(_SHUFFLE).permutation(len(images)), ends)
+    return {split: Images([images], numbers) for split, numbers in zip(SPLITS, chosen, strict=True)}
+
+
+_SHUFFLE = 11172018  # the authors' later code splits CIFAR-10 by scikit-learn's train_test_split with this random_state
+
+
+def _cifar10(path: Path) -> dict[str, Source]:
+    """48,000 / 2,000 / 10,000, drawn as the authors' later code does."""
     train, test = images.read_cifar10(path)
-    if split == "test":
-        return Images([test], np.arange(len(test)))
-    order = np.random.RandomState(11172018).permutation(len(train))
-    return Images([train], order[2_000:] if split == "train" else order[:2_000])
-
-
-def _imagenet64(path: Path, split: str) -> Images:
-    """The paper evaluates on the official validation set, here `test`; 50,018 of 1,281,167 training images validate."""
-    batches = images.read_imagenet64(path, training=split != "test")
-    total = sum(len(batch) for batch in batches)
-    held = max(1, total * 50_018 // 1_281_167)
-    chosen = {
-        "train": np.arange(total - held),
-        "valid": np.arange(total - held, total),
-        "test": np.arange(total),
+    order = np.random.RandomState(_SHUFFLE).permutation(len(train))
+    return {
+        "train": Images([train], order[2_000:]),
+        "valid": Images([train], order[:2_000]),
+        "test": Images([test], np.arange(len(test))),
     }
-    return Images(batches, chosen[split])
 
 
-def _crops(side: int, split: str) -> Crops:
+def _imagenet64(path: Path, splits: tuple[str, ...]) -> dict[str, Source]:
+    """The paper evaluates on the official validation set, here `test`; 50,018 of 1,281,167 training images validate."""
+    found: dict[str, Source] = {}
+    if "test" in splits:
+        batches = images.read_imagenet64(path, training=False)
+        found["test"] = Images(batches, np.arange(sum(map(len, batches))))
+    if set(splits) - {"test"}:
+        batches = images.read_imagenet64(path, training=True)
+        total = sum(map(len, batches))
+        held = max(1, total * 50_018 // 1_281_167)
+        found["train"] = Images(batches, np.arange(total - held))
+        found["valid"] = Images(batches, np.arange(total - held, total))
+    return found
+
+
+def _crops(side: int) -> dict[str, Source]:
     """The left four fifths of the photographs train, the rest validates and tests."""
     parts = [
         np.split(p, [p.shape[1] * 8 // 10, p.shape[1] * 9 // 10], axis=1) for p in toy_data.photographs()
     ]
-    return Crops([part[SPLITS.index(split)] for part in parts], side)
+    return {split: Crops([part[i] for part in parts], side) for i, split in enumerate(SPLITS)}
 
 
-def load(config: Config, path: str | None = None, split: str = "train") -> Stream | Images | Crops:
-    """Opens one split of the data set at `path`, or of built-in data of the same kind."""
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}; choose one of {', '.join(SPLITS)}")
+def _images(config: Config, path: Path, splits: tuple[str, ...]) -> dict[str, Source]:
+    side = config.grid[0]
+    if images.has_pictures(path):
+        return _shares(images.read_pictures(path, side), path)
+    own = 32 if config.data == "cifar10" else 64
+    if side != own:
+        raise DataError(path, f"images of {own} x {own} for grid={config.grid}", f"grid=({own}, {own}, 3)")
+    if path.is_file() and config.data == "imagenet64":
+        return _shares(images.read_batch(path), path)
+    return _cifar10(path) if config.data == "cifar10" else _imagenet64(path, splits)
+
+
+def load_splits(config: Config, path: str | None, splits: tuple[str, ...] = SPLITS) -> dict[str, Source]:
+    """These splits of the data set at `path`, or of built-in data of the same kind; read once for all of them."""
     if config.data == "text":
         tokens = text.read_text(Path(path)) if path else toy_data.python_source()
-        return _stream(tokens, config, split, path)
-    if config.data == "audio":
+        found = _stream(tokens, config, path)
+    elif config.data == "audio":
         seconds = max(240, 24 * config.n_ctx / audio.SAMPLE_RATE)
         tokens = audio.read_audio(Path(path)) if path else toy_data.melody(seconds)
-        return _stream(tokens, config, split, path)
-    if not path:
-        return _crops(config.grid[0], split)
-    return (_cifar10 if config.data == "cifar10" else _imagenet64)(Path(path), split)
+        found = _stream(tokens, config, path)
+    else:
+        found = _images(config, Path(path), splits) if path else _crops(config.grid[0])
+    return {split: found[split] for split in splits}
+
+
+def load(config: Config, path: str | None = None, split: str = "train") -> Source:
+    """One split, as load_splits has it."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}; choose one of {', '.join(SPLITS)}")
+    return load_splits(config, path, (split,))[split]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from . import checkpoint, data, flat
+from . import checkpoint, data, flat, runs
 from .model import SparseTransformer, bits
 
 
 def load_model(folder: Path, averaged: bool = True) -> SparseTransformer:
     """The model of a run, with the moving averages of its weights or with the weights themselves."""
-    config = checkpoint.read_config(folder)
+    config = runs.read_config(folder)
     arrays = checkpoint.read(folder)
     if arrays is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     model = SparseTransformer(config)
-    set_weights(model, arrays, averaged)
+    try:
+        set_weights(model, arrays, averaged)
+    except (KeyError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(f"{folder / checkpoint.NAME} belongs to another model: {error}") from error
     return model
 
 
@@ -41,38 +46,93 @@ def windows(length: int, n_ctx: int, min_context: int) -> tuple[np.ndarray, np.n
     return ends - n_ctx, n_ctx - np.diff(ends, prepend=0)
 
 
+def usual_limit(n_ctx: int) -> int:
+    """How many windows score a model where nobody says: a million tokens, in 16 to 256 windows."""
+    return int(np.clip(2**20 // n_ctx, 16, 256))
+
+
+@dataclass(frozen=True)
+class Score:
+    bits: float  # per token
+    error: float  # the mean's standard error, of windows drawn from the split
+    windows: int
+    total: int  # windows there are
+
+    def __str__(self) -> str:
+        whole = "all" if self.windows == self.total else f"{self.windows:,} of"
+        return f"{self.bits:.4f} +- {self.error:.4f} bits per dim over {whole} {self.total:,} windows"
+
+
+class Scorer:
+    """Scores a model over windows; `forward(tokens, *state)` gives its logits, and is traced once."""
+
+    def __init__(self, n_ctx: int, forward: Callable):
+        self.n_ctx = n_ctx
+
+        @tf.function(reduce_retracing=True)
+        def score(tokens, first, *state):
+            scored = tf.cast(tf.range(n_ctx) >= first[:, None], tf.float32)
+            spent = bits(forward(tokens, *state), tokens) * scored
+            return tf.reduce_sum(spent, axis=1), tf.reduce_sum(scored, axis=1)
+
+        self.score = score
+
+    def __call__(
+        self,
+        source,
+        state=(),
+        min_context: int = 0,
+        limit: int | None = None,
+        batch: int = 1,
+        bar: bool = False,
+    ) -> Score:
+        """Over the split, or over `limit` windows spread evenly over it."""
+        starts, first = self._windows(source, min_context)
+        total = len(starts)
+        if limit is not None and limit < total:
+            chosen = np.linspace(0, total - 1, limit).astype(int)
+            starts, first = starts[chosen], first[chosen]
+        spent, counted = [], []
+        places = range(0, len(starts), batch)
+        for at in tqdm(places, desc="evaluation", unit="batch", leave=False, disable=not bar):
+            part = slice(at, at + batch)
+            if isinstance(source, data.Stream):
+                tokens = source.tokens[starts[part, None] + np.arange(self.n_ctx)]
+            else:
+                tokens = source.examples(starts[part], 0)
+            sums = self.score(tf.constant(tokens, tf.int32), tf.constant(first[part], tf.int32), *state)
+            spent.append(sums[0].numpy().astype(np.float64))
+            counted.append(sums[1].numpy().astype(np.float64))
+        return _score(np.concatenate(spent), np.concatenate(counted), total)
+
+    def _windows(self, source, min_context: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= min_context < self.n_ctx:
+            raise ValueError(
+                f"--min-context {min_context} must lie between 0 and the model's context less one, "
+                f"{self.n_ctx - 1}"
+            )
+        if isinstance(source, data.Stream):
+            return windows(len(source.tokens), self.n_ctx, min_context)
+        if min_context:
+            raise ValueError(f"--min-context {min_context}: an image is a context of its own; leave it out")
+        return np.arange(source.size), np.zeros(source.size, int)
+
+
+def _score(spent: np.ndarray, counted: np.ndarray, total: int) -> Score:
+    """From the bits of each window and the tokens scored in it."""
+    mean = spent.sum() / counted.sum()
+    count = len(spent)
+    error = np.sqrt(np.sum((spent - mean * counted) ** 2) * count / max(1, count - 1)) / counted.sum()
+    return Score(float(mean), float(error), count, total)
+
+
+def evaluate(model: SparseTransformer, source, **kwargs) -> Score:
+    """The model's bits per token over a split; what else there is to say as in Scorer."""
+    return Scorer(model.config.n_ctx, model)(source, **kwargs)
+
+
 def mean_bits(
     model: SparseTransformer, source, min_context: int = 0, limit: int | None = None, batch: int = 1
 ) -> float:
     """Bits per token over the split, or over `limit` windows spread evenly over it."""
-    n_ctx = model.config.n_ctx
-    if not 0 <= min_context < n_ctx:
-        raise ValueError(
-            f"--min-context {min_context} must lie between 0 and the model's context less one, {n_ctx - 1}"
-        )
-    if isinstance(source, data.Stream):
-        starts, first = windows(len(source.tokens), n_ctx, min_context)
-    elif min_context:
-        raise ValueError(f"--min-context {min_context}: an image is a context of its own; leave it out")
-    else:
-        starts, first = np.arange(source.size), np.zeros(source.size, int)
-    if limit is not None and limit < len(starts):
-        chosen = np.linspace(0, len(starts) - 1, limit).astype(int)
-        starts, first = starts[chosen], first[chosen]
-
-    @tf.function(input_signature=[tf.TensorSpec([None, n_ctx], tf.int32), tf.TensorSpec([None], tf.int32)])
-    def score(tokens, first):
-        scored = tf.cast(tf.range(n_ctx) >= first[:, None], tf.float32)
-        return tf.reduce_sum(bits(model(tokens), tokens) * scored), tf.reduce_sum(scored)
-
-    total = count = 0.0
-    for at in tqdm(range(0, len(starts), batch), desc="evaluation", unit="batch", leave=False):
-        part = slice(at, at + batch)
-        if isinstance(source, data.Stream):
-            tokens = source.tokens[starts[part, None] + np.arange(n_ctx)]
-        else:
-            tokens = source.examples(starts[part], 0)
-        t, c = score(tokens.astype(np.int32), first[part].astype(np.int32))
-        total += float(t)
-        count += float(c)
-    return total / count
+    return evaluate(model, source, min_context=min_context, limit=limit, batch=batch).bits

@@ -10,15 +10,16 @@ import tensorflow as tf
 from PIL import Image
 
 from .config import Config
+from .files import replacing
 from .formats import audio
 from .model import SparseTransformer
 
 
-def make_generator(model: SparseTransformer, count: int, length: int):
+def make_generator(model: SparseTransformer, count: int, length: int, decoders=None):
     """Compiles (prompt [count, prompt length], temperature, seed) -> tokens [count, length]: one loop, one
     position at a time, which keeps the keys and values the patterns can still reach. Temperature 0 takes the
-    likeliest token."""
-    decoders = model.decoders(count)
+    likeliest token. `decoders` are the model's for `count`, made here where none are given."""
+    decoders = decoders or model.decoders(count)
 
     @tf.function(
         input_signature=[
@@ -58,51 +59,46 @@ def sample(
     seed: int,
 ) -> np.ndarray:
     """[count, length] tokens that begin with the prompt; the length is the model's context where none is given."""
-    n_ctx = model.config.n_ctx
-    length = n_ctx if length is None else length
-    if not len(prompt) < length <= n_ctx:
-        raise ValueError(
-            f"--length {length} must exceed the prompt's {len(prompt)} tokens, and at most be the model's "
-            f"context, {n_ctx}"
-        )
     generate = make_generator(model, count, length)
     prompts = tf.constant(np.tile(prompt.astype(np.int32), (count, 1)))
     return generate(prompts, tf.constant(temperature), tf.constant(seed)).numpy()
 
 
-def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarray:
-    """The tokens [length] that a sample begins with: a text, an image's upper half, the start of a recording."""
-    if prompt is None:
-        return np.zeros(0, np.uint8)
-    if config.data == "text":
-        return np.frombuffer(prompt.encode(), np.uint8)
-    if not Path(prompt).is_file():
-        raise ValueError(f"--prompt {prompt}: no such file; give an image for images, a .wav file for audio")
-    if config.data == "audio":
-        return audio.read_recording(Path(prompt))[: round(seconds * audio.SAMPLE_RATE)]
-    height, width, _ = config.grid
-    pixels = np.asarray(Image.open(prompt).convert("RGB").resize((width, height), Image.Resampling.BOX))
-    return pixels[: height // 2].reshape(-1)
+GAP = 2  # pixels between the images of a grid
 
 
 def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
     """tokens [count, length] -> the files written: one for text and for images, one a sample for audio."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     if config.data == "text":
         path = out.with_suffix(".txt")
-        path.write_bytes(b"\n----\n".join(bytes(sample.astype(np.uint8)) for sample in tokens))
+        with replacing(path) as file:
+            file.write(b"\n----\n".join(bytes(sample.astype(np.uint8)) for sample in tokens))
         return [path]
     if config.data == "audio":
         paths = [out.with_name(f"{out.name}{i}.wav") for i in range(len(tokens))]
         for path, sample in zip(paths, tokens, strict=True):
             samples = np.round(audio.decode_mu_law(sample) * 32767).astype(np.int16)
-            soundfile.write(path, samples, audio.SAMPLE_RATE, "PCM_16", format="WAV")
+            with replacing(path) as file:
+                soundfile.write(file, samples, audio.SAMPLE_RATE, "PCM_16", format="WAV")
         return paths
     path = out.with_suffix(".png")
+    with replacing(path) as file:
+        Image.fromarray(image_grid(tokens, config.grid)).save(file, "PNG")
+    return [path]
+
+
+def image_grid(tokens: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """tokens [count, length] as one picture, uint8 [height, width, channels]: white between the images, black where
+    a sample ends early."""
+    height, width, channels = grid
     columns = int(np.ceil(len(tokens) ** 0.5))
     rows = -(-len(tokens) // columns)
-    cells = np.zeros((rows * columns, np.prod(config.grid)), np.uint8)
-    cells[: len(tokens), : tokens.shape[1]] = tokens
-    height, width, channels = config.grid
-    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    Image.fromarray(grid.reshape(rows * height, columns * width, channels)).save(path)
-    return [path]
+    picture = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
+    for number, sample in enumerate(tokens):
+        row, column = divmod(number, columns)
+        image = np.zeros(height * width * channels, np.uint8)
+        image[: len(sample)] = sample
+        top, left = row * (height + GAP), column * (width + GAP)
+        picture[top : top + height, left : left + width] = image.reshape(grid)
+    return picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 import keras
@@ -197,6 +198,7 @@ class ResidualBlock(keras.layers.Layer):
         return x + self.contract(self.expand(self.norm2(x)))
 
 
+@keras.saving.register_keras_serializable(package="sparse_transformer")
 class SparseTransformer(keras.Model):
     """Bytes [batch, n_ctx] -> float32 logits [batch, n_ctx, 256] of each byte, given those before it.
 
@@ -228,6 +230,13 @@ class SparseTransformer(keras.Model):
             layer.build((*shape, self.config.width))
         self.built = True
 
+    def get_config(self):
+        return {"config": asdict(self.config), "shared": self.shared, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "config": Config.from_fields(config["config"])})
+
     def call(self, tokens, training=False, step=None):
         """`step` decides the dropout masks; under `fit` it is the optimizer's."""
         if training and step is None:
@@ -242,6 +251,12 @@ class SparseTransformer(keras.Model):
             run = like.shared if self.shared else like.block
             x = run(block.values(), x, tf.constant(index), step, first_row)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
+
+    def check_patterns(self) -> None:
+        """Raises ValueError where a mode does not fit the context, before any step is made."""
+        x = tf.TensorSpec([1, self.config.n_ctx, self.config.width], self.compute_dtype)
+        for block in self.blocks[: len(self.config.layer_modes)]:
+            tf.function(block.attention.call, autograph=False).get_concrete_function(x)
 
     def decoders(self, batch: int) -> list[DecodeStep]:
         """A decoding step for each block, to be made outside tf.function."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import matplotlib
@@ -11,10 +10,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from matplotlib.patches import Rectangle
 
 from blocksparse.plan.modes import head_modes
 
-from . import data
+from . import data, metrics, origin
 from .evaluation import load_model
 
 
@@ -46,49 +46,96 @@ def attention(
     if len(config.grid) != 3:
         raise ValueError(f"{folder} is no model of images")
     layers = layers or sorted({round(i) for i in np.linspace(0, config.layers - 1, 4)})
-    position = config.n_ctx * 5 // 8 if position is None else position
-    if not (0 <= min(layers) and max(layers) < config.layers and 0 <= position < config.n_ctx):
+    if position is None:  # the middle of a row, below the middle
+        rows, columns, channels = config.grid
+        position = (rows * 5 // 8 * columns + columns // 2) * channels
+    if not (max(layers) < config.layers and position < config.n_ctx):
         raise ValueError(f"--layers go up to {config.layers - 1} and --position to {config.n_ctx - 1}")
-    tokens = data.load(config, data_path, "test").examples(np.array([0]), 0)[0].astype(np.int32)
-    image = tokens.reshape(config.grid)
+    path = origin.path_of(folder, data_path)
+    source = data.load(config, path, "test")
+    tokens = source.examples(np.array([source.size // 2]), 0)[0].astype(np.int32)
     figure, axes = plt.subplots(
-        config.heads, len(layers) + 1, squeeze=False, figsize=(2 * len(layers) + 2, 2 * config.heads)
+        config.heads,
+        len(layers) + 1,
+        squeeze=False,
+        figsize=(2.2 * len(layers) + 2.2, 2.2 * config.heads + 0.6),
+        layout="constrained",
     )
-    for row in range(config.heads):
-        axes[row, 0].imshow(image)
-        axes[row, 0].set_ylabel(f"head {row}")
+    panels(axes[:, 0], [tokens.reshape(config.grid)] * config.heads, position, config.grid)
+    for row, left in enumerate(axes[:, 0]):
+        left.set_ylabel(f"head {row}")
+    axes[0, 0].set_title("the image", fontsize=9)
     for column, layer in enumerate(layers, 1):
-        # A slot holds the byte before it: what key j brings is the pixel of byte j - 1, and slot 0 holds none.
-        weights = np.roll(attention_weights(model, tokens, layer, position), -1, axis=1)
-        weights[:, -1] = 0
-        maps = weights.reshape(config.heads, *config.grid).sum(axis=-1)
-        for row in range(config.heads):
-            shade = maps[row] / max(maps[row].max(), 1e-30)
-            past = np.arange(config.n_ctx).reshape(config.grid)[..., 0] < position  # black: the causal mask
-            faded = image / 255 * 0.5 * past[..., None]
-            axes[row, column].imshow(faded + (1 - faded) * shade[..., None])
-        axes[0, column].set_title(f"layer {layer}", fontsize=9)
-    for each in axes.flat:
-        each.set(xticks=[], yticks=[])
+        weights = attention_weights(model, tokens, layer, position)
+        panels(axes[:, column], overlays(tokens, weights, position, config.grid), position, config.grid)
+        modes = head_modes(**model.blocks[layer].attention.pattern)
+        for row, each in enumerate(axes[:, column]):
+            each.set_title(f"layer {layer}, {mode_name(modes[row % len(modes)])}", fontsize=9)
+    channel = ("red", "green", "blue")[position % config.grid[-1]]
+    figure.suptitle(
+        f"{folder.name}: what is read for byte {position:,} ({channel}) of {config.n_ctx:,}. White: weight of a pixel, "
+        "on a square-root scale;\nframe: the pixel that is generated; black: not generated yet",
+        fontsize=9,
+    )
     return figure
 
 
+def mode_name(mode) -> str:
+    return "+".join(mode.names)
+
+
+def overlays(
+    tokens: np.ndarray, weights: np.ndarray, position: int, grid: tuple[int, ...]
+) -> list[np.ndarray]:
+    """[height, width, 3] in 0 .. 1 for each head's row of `weights`: white over the faded image, black what is to come.
+
+    Weights are spread over hundreds of keys, and a single one often takes most: their square root, full at the 99th
+    percentile of what is read, shows the others as well.
+    """
+    # A slot holds the byte before it: what key j brings is the pixel of byte j - 1, and slot 0 holds none.
+    weights = np.roll(weights, -1, axis=1)
+    weights[:, -1] = 0
+    past = np.arange(len(tokens)).reshape(grid)[..., 0] < position
+    faded = tokens.reshape(grid) / 255 * 0.5 * past[..., None]
+    pictures = []
+    for pixel in weights.reshape(len(weights), *grid).sum(axis=-1):
+        full = np.percentile(pixel[pixel > 0], 99) if (pixel > 0).any() else 1.0
+        shade = np.sqrt(np.clip(pixel / full, 0, 1))[..., None]
+        pictures.append(faded + (1 - faded) * shade)
+    return pictures
+
+
+def panels(column, pictures: list[np.ndarray], position: int, grid: tuple[int, ...]) -> None:
+    """Draws the pictures below each other, with a frame around the pixel of `position`."""
+    y, x, _ = np.unravel_index(position, grid)
+    for axes, picture in zip(column, pictures, strict=True):
+        axes.imshow(picture)
+        axes.add_patch(Rectangle((x - 1.5, y - 1.5), 3, 3, fill=False, edgecolor="red", linewidth=1.2))
+        axes.set(xticks=[], yticks=[], xlim=(-0.5, grid[1] - 0.5), ylim=(grid[0] - 0.5, -0.5))
+
+
 def curves(folders: list[Path], smooth: int) -> plt.Figure:
-    """Bits per dim over steps of several runs, as running means."""
+    """Bits per dim over steps of several runs, as running means; dots are those of held-out windows."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for folder in folders:
-        path = folder / "metrics.csv"
+        path = folder / metrics.NAME
         if not path.exists():
             raise ValueError(f"{path} does not exist; train the run with examples/train.py first")
-        with path.open() as file:
-            rows = [(int(row["step"]), float(row["bits"])) for row in csv.DictReader(file)]
+        rows = metrics.read_rows(path)
         if not rows:
             raise ValueError(f"{path} holds no steps yet")
-        steps, bits = map(np.array, zip(*rows, strict=True))
+        steps = np.array([int(row[0]) for row in rows])
+        bits, valid = (np.array([float(row[at] or "nan") for row in rows]) for at in (1, 5))
         window = min(smooth, len(bits))
         mean = np.convolve(bits, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], mean, label=folder.name)
-    axes.set(xlabel="step", ylabel="bits per dim")
+        (line,) = axes.plot(steps[window - 1 :], mean, label=folder.name)
+        axes.plot(steps, valid, "o", color=line.get_color(), markersize=4)
+    axes.set(
+        xlabel="step",
+        ylabel="bits per dim",
+        title=f"training, mean of {smooth} steps (lines); held out, averaged weights (dots)",
+    )
+    axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -7,22 +7,20 @@ float32, where the paper's is in float16 (section 5.6).
 
 from __future__ import annotations
 
-import json
-import os
-
 import keras
 import tensorflow as tf
 
 from blocksparse.plan.checks import nearest_multiple
 
 from . import flat
+from .cluster import Cluster
 from .config import Config
 from .model import SparseTransformer, bits
 
 
-def make_strategy() -> tf.distribute.Strategy:
-    """Every machine of TF_CONFIG, else every GPU of this one, else the one device there is."""
-    if "cluster" in json.loads(os.environ.get("TF_CONFIG") or "{}"):
+def make_strategy(cluster: Cluster | None) -> tf.distribute.Strategy:
+    """Every machine of the cluster, else every GPU of this one, else the one device there is."""
+    if cluster:
         several = tf.distribute.experimental.CommunicationImplementation
         way = several.NCCL if tf.config.list_physical_devices("GPU") else several.RING
         return tf.distribute.MultiWorkerMirroredStrategy(
@@ -76,6 +74,7 @@ class Trainer:
         keras.utils.set_random_seed(config.seed)
         with tf.device("CPU"):  # its structure and its start; the weights that train are below
             self.model = SparseTransformer(config, shared=True)
+            self.model.check_patterns()
         with strategy.scope():
             self.weights = [
                 keras.Variable(vector, name=name) for name, vector in flat.pack(self.model).items()
@@ -88,6 +87,26 @@ class Trainer:
     def variables(self) -> dict[str, keras.Variable]:
         """Everything that training changes: weights, their averages, the optimizer's slots, the loss scale."""
         return {v.path: v for v in (*self.weights, *self.optimizer.variables)}
+
+    @property
+    def averages(self) -> list[tf.Tensor]:
+        """The moving averages of the weights, as `logits` takes them."""
+        return [tf.convert_to_tensor(self.variables[f"adam_w/{name}_average"].value) for name in flat.NAMES]
+
+    def logits(self, tokens, *vectors):
+        """The model's, with these weights."""
+        of_model = zip(self.model.trainable_variables, flat.unpack(self.model, vectors), strict=True)
+        with keras.StatelessScope(of_model):
+            return self.model(tokens)
+
+    @tf.function
+    def total(self, number):
+        """The sum of a float32 number over all replicas: the same on every worker."""
+
+        def add():
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, number)
+
+        return self.strategy.experimental_local_results(self.strategy.run(add))[0]
 
     @property
     def scale(self):

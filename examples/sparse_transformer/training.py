@@ -2,52 +2,166 @@
 
 from __future__ import annotations
 
-import csv
 import math
+import os
+import signal
+import sys
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
 from tqdm import tqdm
 
-from . import checkpoint, config, data
+from blocksparse.fused.op import kernel_name
+
+from . import checkpoint, origin, runs
 from .batches import pipeline
-from .evaluation import load_model, mean_bits
+from .config import Config
+from .data import Source
+from .evaluation import Score, Scorer, usual_limit
+from .files import locked
+from .log import Log
+from .stopping import Stopping
 from .trainer import Trainer, make_strategy
 from .watchdog import Watchdog
-
-# What tf.summary.scalar writes; that function itself wants TensorBoard installed.
-SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
 
 
 class Stop(ValueError):
     """Training cannot go on; the message says why."""
 
 
-class Log:
-    """metrics.csv and TensorBoard's events, of the steps up to the checkpoint that training resumes from."""
+@dataclass(frozen=True)
+class Job:
+    """What train.py has read and checked: nothing of it was written yet."""
 
-    def __init__(self, folder: Path, start: int):
-        path = folder / "metrics.csv"
-        rows = [row for row in csv.reader(path.open()) if row[0].isdigit()] if path.exists() else []
-        self.file = path.open("w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", "bits", "gradient_norm", "seconds"])
-        self.writer.writerows(row for row in rows if int(row[0]) < start)
-        self.events = tf.summary.create_file_writer(str(folder))
-
-    def add(self, step: int, bits: float, norm: float, seconds: float) -> None:
-        self.writer.writerow([step, repr(bits), repr(norm), f"{seconds:.4f}"])
-        with self.events.as_default(step):
-            tf.summary.write("bits", bits, metadata=SCALAR)
-            tf.summary.write("gradient_norm", norm, metadata=SCALAR)
-
-    def flush(self) -> None:
-        self.file.flush()
-        self.events.flush()
+    settings: Config
+    folder: Path
+    origin: origin.Origin
+    sources: dict[str, Source]  # train and valid
+    watchdog: Watchdog
+    stopping: Stopping
 
 
-def check(step: int, bits: float, norm: float, scaled: bool) -> None:
+def train(job: Job, deterministic: bool = False) -> None:
+    """Trains to the last step. A signal ends it before, with a checkpoint and status 128 + the signal's number."""
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    trainer = Trainer(
+        job.settings, make_strategy(job.watchdog.cluster)
+    )  # refuses patterns, before a folder is made
+    job.stopping.install()
+    with nullcontext() if job.watchdog.own else locked(job.folder):
+        _train(job, trainer, job.watchdog)
+
+
+def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
+    start = checkpoint.restore(job.folder, trainer.variables)
+    if start > job.settings.steps:
+        raise Stop(f"{job.folder} has done {start} steps already, more than steps={job.settings.steps}")
+    _same_start(trainer, start)
+    if watchdog.own:
+        _steps(job, trainer, None, start)
+        watchdog.follow()
+        watchdog.close()
+        return
+    runs.write_config(job.folder, job.settings)
+    origin.write(job.folder, job.origin)
+    print(_description(job, trainer, start), flush=True)
+    writer = _Writer(job, trainer, start)
+    _steps(job, trainer, writer, start)
+    held_out = writer.score(usual_limit(job.settings.n_ctx))
+    print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
+    watchdog.close()
+
+
+class _Writer:
+    """What the chief does beside training: it keeps rows and checkpoints, and scores held-out data."""
+
+    def __init__(self, job: Job, trainer: Trainer, start: int):
+        self.job, self.trainer = job, trainer
+        self.scorer = Scorer(job.settings.n_ctx, trainer.logits)
+        self.log = Log(job.folder, start)
+
+    def score(self, limit: int) -> Score:
+        """The averaged weights over so many windows of the held-out split."""
+        job = self.job
+        return self.scorer(job.sources["valid"], self.trainer.averages, limit=limit, batch=job.settings.batch)
+
+    def note(self, step: int, bits: float, norm: float, seconds: float, stops: bool) -> None:
+        """The step's row, and a checkpoint where one is due: first the rows it counts as done, then itself."""
+        job, settings = self.job, self.job.settings
+        rate = float(self.trainer.schedule(step))
+        values = {"bits": bits, "gradient_norm": norm, "learning_rate": rate}
+        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+        if due:
+            job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
+            values["valid_bits"] = self.score(_few(settings.n_ctx)).bits
+        self.log.add(step, seconds, **values)
+        if due or stops:
+            try:
+                self.log.flush()
+                checkpoint.save(job.folder, step + 1, self.trainer.variables)
+            except OSError as error:
+                raise Stop(f"cannot write to {job.folder} ({error})") from error
+
+
+def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> None:
+    """All steps from `start` on. The chief has a writer."""
+    settings, stopping = job.settings, job.stopping
+    batches = iter(
+        trainer.strategy.distribute_datasets_from_function(
+            lambda context: pipeline(job.sources["train"], settings, start, context)
+        )
+    )
+    stopping.patient = True
+    with tqdm(
+        total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not writer
+    ) as bar:
+        for step in range(start, settings.steps):
+            job.watchdog.entered(step + 1)
+            stopping.moment = f"in step {step + 1}; {job.folder} has the checkpoint before it"
+            began = time.perf_counter()
+            bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
+            seconds = time.perf_counter() - began
+            _check(step, bits, norm, settings.precision == "mixed_float16")
+            _show(bar, step - start, bits, seconds, settings)
+            stops = _stops(job, trainer)
+            if writer:
+                writer.note(step, bits, norm, seconds, stops)
+            if stops:
+                _stop(job, step + 1)
+    stopping.patient, stopping.moment = False, f"after its last step; {job.folder} is complete"
+    if writer:
+        writer.log.close()
+
+
+def _few(n_ctx: int) -> int:
+    """Windows that are scored during training, at every checkpoint: an eighth of the usual ones."""
+    return max(4, usual_limit(n_ctx) // 8)
+
+
+def _stops(job: Job, trainer: Trainer) -> bool:
+    """Whether training ends here: on a signal, to any of the workers, who agree on the step."""
+    mine = job.stopping.signal is not None
+    if job.watchdog.cluster is None:
+        return mine
+    return float(trainer.total(tf.constant(float(mine)))) > 0
+
+
+def _stop(job: Job, done: int) -> None:
+    if job.watchdog.own:
+        job.watchdog.follow()  # until the chief has written the checkpoint
+    job.watchdog.close()
+    number = job.stopping.signal
+    job.stopping.say(
+        number, f"after step {done}; the same command goes on from there, {job.folder} has all of it"
+    )
+    sys.exit(128 + (number or signal.SIGTERM))
+
+
+def _check(step: int, bits: float, norm: float, scaled: bool) -> None:
     """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved."""
     if not math.isfinite(bits) or not (scaled or math.isfinite(norm)):
         raise Stop(
@@ -55,65 +169,46 @@ def check(step: int, bits: float, norm: float, scaled: bool) -> None:
         )
 
 
-def same_start(trainer: Trainer, start: int) -> None:
+def _same_start(trainer: Trainer, start: int) -> None:
     """Workers that resume from different checkpoints would train different models."""
-
-    @tf.function
-    def total():
-        context = tf.distribute.get_replica_context
-        return trainer.strategy.run(
-            lambda: context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(float(start)))
-        )
-
-    mean = trainer.strategy.experimental_local_results(total())[0] / trainer.strategy.num_replicas_in_sync
-    if float(mean) != start:
+    replicas = trainer.strategy.num_replicas_in_sync
+    if replicas > 1 and float(trainer.total(tf.constant(float(start)))) != start * replicas:
         raise Stop(
             f"this worker resumes from step {start}, others do not; --out must be a folder that all share"
         )
 
 
-def train(settings: config.Config, data_path: str | None, folder: Path, deterministic: bool = False) -> None:
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
-    watchdog = Watchdog()
-    strategy = make_strategy()
-    chief = watchdog.own == 0
-    source = data.load(settings, data_path)
-    trainer = Trainer(settings, strategy)
-    if chief:
-        checkpoint.write_config(folder, settings)
-    start = checkpoint.restore(folder, trainer.variables)
-    same_start(trainer, start)
-    log = Log(folder, start) if chief else None
+def _show(bar: tqdm, done: int, bits: float, seconds: float, settings: Config) -> None:
+    tokens = settings.batch * settings.n_ctx / seconds
+    bar.set_postfix_str(f"{bits:.4f} bits per dim, {tokens:,.0f} tokens/s", refresh=False)
+    bar.update()
+    if done == 2 and not bar.disable:  # the first step compiles
+        left = (settings.steps - bar.n) * seconds
+        bar.write(f"about {_duration(left)} to go, at {seconds:.3g} s a step", file=sys.stdout)
 
-    dataset = strategy.distribute_datasets_from_function(
-        lambda context: pipeline(source, settings, start, context)
-    )
-    batches = iter(dataset)
-    scaled = settings.precision == "mixed_float16"
-    tokens = settings.batch * settings.n_ctx
-    bar = tqdm(total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not chief)
-    for step in range(start, settings.steps):
-        watchdog.entered(step + 1)
-        began = time.perf_counter()
-        bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
-        seconds = time.perf_counter() - began
-        check(step, bits, norm, scaled)
-        bar.set_postfix_str(f"{bits:.4f} bits per dim, {tokens / seconds:,.0f} tokens/s", refresh=False)
-        bar.update()
-        if not chief:
-            continue
-        log.add(step, bits, norm, seconds)
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            try:
-                log.flush()
-                checkpoint.save(folder, step + 1, trainer.variables)
-            except OSError as error:
-                raise Stop(f"cannot write to {folder} ({error})") from error
-    bar.close()
-    if chief:
-        held_out = mean_bits(load_model(folder), data.load(settings, data_path, "valid"), limit=4)
-        print(f"{folder}: {held_out:.4f} bits per dim on held-out data, with averaged weights")
-    else:
-        watchdog.follow()
-    watchdog.close()
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds > 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _description(job: Job, trainer: Trainer, start: int) -> str:
+    """What runs, before it does."""
+    settings = job.settings
+    gpus = tf.config.list_physical_devices("GPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs" if gpus else f"CPU, {cores} cores"
+    kernel = kernel_name() if settings.blocksparse else "dense"
+    lines = [
+        f"{settings.name}: {trainer.model.count_params():,} parameters on {device}; attention by {kernel}",
+        f"data: {job.origin}",
+        f"run: {job.folder}, steps {start} to {settings.steps} of {settings.batch} x {settings.n_ctx:,} tokens",
+    ]
+    if not gpus and settings.precision != "float32":
+        lines.append(
+            f"warning: {settings.name} is meant for a GPU, and this is a CPU: a step may take minutes; its "
+            "small sibling, whose name ends in _small, suits a CPU"
+        )
+    return "\n".join(lines)

@@ -1,8 +1,11 @@
 """Ends a worker that waits for another: collectives, NCCL's above all, would wait for ever.
 
-Every worker tells every other once a second, by UDP on its own TF_CONFIG port (TensorFlow's is TCP), how many
+Every worker tells every other once a second, by UDP on its own TF_CONFIG address (TensorFlow's is TCP), how many
 steps it has entered. Whoever has heard nothing from a worker for LIMIT seconds, or has been in a step for that long
 which another has not entered, ends with a message and status 1. A step that is slow for all is left alone.
+
+TensorFlow connects the workers in a call that holds the interpreter, so that nothing could be said and no signal be
+taken meanwhile. Hence `gather`: TensorFlow is asked once all workers are known to be there.
 """
 
 from __future__ import annotations
@@ -15,32 +18,62 @@ import threading
 import time
 from contextlib import suppress
 
+from .cluster import Cluster
+
 LIMIT = float(os.environ.get("WORKER_TIMEOUT", "60"))
 
 
 class Watchdog:
-    """Watches from construction on; `entered` says that this worker begins a step, `follow` waits for the chief to be
-    done, `close` says that this worker is."""
+    """Watches from construction on; `gather` waits for all workers to be there, `entered` says that this worker begins
+    a step, `follow` waits for the chief to be done, `close` says that this worker is."""
 
-    def __init__(self):
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
-        workers = cluster.get("cluster", {}).get("worker", [])
-        self.own = int(cluster.get("task", {}).get("index", 0))
-        self.peers = {i: self._address(worker) for i, worker in enumerate(workers) if i != self.own}
+    def __init__(self, cluster: Cluster | None):
+        self.cluster = cluster
+        self.own = cluster.own if cluster else 0
+        self.peers = [i for i in range(len(cluster.workers)) if i != self.own] if cluster else []
         self.steps = 0
         self.since = time.monotonic()
-        self.heard = dict.fromkeys(self.peers, (time.monotonic(), 0))
+        self.heard: dict[int, tuple[float, int]] = {}  # when last, and the steps it had entered
+        self.known: set[int] = set()  # those that have heard this worker
         self.done = threading.Event()
         if self.peers:
-            self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self.socket.bind(("", self._address(workers[self.own])[1]))
-            for loop in (self._tell, self._listen, self._watch):
+            self.socket = self._open()
+            for loop in (self._tell, self._listen):
                 threading.Thread(target=loop, daemon=True).start()
 
-    @staticmethod
-    def _address(worker: str) -> tuple[str, int]:
-        host, _, port = worker.rpartition(":")
-        return host, int(port)
+    def _open(self) -> socket.socket:
+        """Listens where the job says that this worker is, and nowhere else."""
+        host, port = self.cluster.workers[self.own]
+        try:
+            family, kind, protocol, _, address = _resolve(host, port)
+            opened = socket.socket(family, kind, protocol)
+            opened.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"TF_CONFIG says that this worker, number {self.own}, is {host}:{port}, where it cannot listen "
+                f"({error.strerror}); give an address of this machine and a port that is free"
+            ) from error
+        return opened
+
+    def gather(self) -> None:
+        """Returns once every worker has been heard and has heard this one; says whom it waits for."""
+        began, clock, said = time.monotonic(), time.strftime("%H:%M:%S"), False
+        while missing := [peer for peer in self.peers if peer not in self.heard or peer not in self.known]:
+            waited = time.monotonic() - began
+            if waited > LIMIT:
+                self._end(missing[0], "has not been heard of")
+            if waited > 1 and not said:
+                names = ", ".join(map(self.cluster.name, missing))
+                sys.stderr.write(
+                    f"worker {self.own} waits for {names} since {clock}, for {LIMIT:.0f} seconds at most\n"
+                )
+                sys.stderr.flush()
+                said = True
+            time.sleep(0.05)
+        if self.peers:
+            self._send(3)  # the others need to know too, before TensorFlow holds the interpreter
+            self.heard = {peer: (time.monotonic(), steps) for peer, (_, steps) in self.heard.items()}
+            threading.Thread(target=self._watch, daemon=True).start()
 
     def entered(self, steps: int) -> None:
         self.steps, self.since = steps, time.monotonic()
@@ -54,13 +87,14 @@ class Watchdog:
         """Tells the others, so that none of them waits for this worker."""
         self.steps = sys.maxsize
         self.done.set()
-        for _ in range(3 if self.peers else 0):  # datagrams get lost
-            self._send()
+        self._send(3)
 
-    def _send(self) -> None:
-        for address in self.peers.values():
+    def _send(self, times: int = 1) -> None:
+        """Datagrams get lost: what matters is sent more than once."""
+        for peer in self.peers * times:
+            message = json.dumps([self.own, self.steps, peer in self.heard]).encode()
             with suppress(OSError):  # its machine may not be up yet; the limit decides
-                self.socket.sendto(json.dumps([self.own, self.steps]).encode(), address)
+                self.socket.sendto(message, _resolve(*self.cluster.workers[peer])[4])
 
     def _tell(self) -> None:
         while not self.done.wait(1):
@@ -68,13 +102,35 @@ class Watchdog:
 
     def _listen(self) -> None:
         while True:
-            peer, steps = json.loads(self.socket.recv(1024))
-            self.heard[peer] = (time.monotonic(), steps)
+            try:
+                message, sender = self.socket.recvfrom(1024)
+                self._hear(message, sender)
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+                RecursionError,
+            ):  # a peer's closed port, or what is no datagram of ours
+                continue
+
+    def _hear(self, message: bytes, sender) -> None:
+        """Takes what comes from a worker's own address; raises ValueError for what is no message of its."""
+        peer, steps, hears = json.loads(message)
+        if type(peer) is not int or peer not in self.peers:
+            raise ValueError(message)
+        if type(steps) is not int or not 0 <= steps <= sys.maxsize:
+            raise ValueError(message)
+        if sender[:2] != _resolve(*self.cluster.workers[peer])[4][:2]:
+            raise ValueError(sender)
+        self.heard[peer] = (time.monotonic(), steps)
+        if hears is True and peer not in self.known:
+            self.known.add(peer)
+            self._send()  # it may be waiting for just this
 
     def _watch(self) -> None:
         while not self.done.wait(1):
             now = time.monotonic()
-            for peer, (last, steps) in self.heard.items():
+            for peer, (last, steps) in list(self.heard.items()):
                 if steps == sys.maxsize:
                     continue
                 silent = now - last > LIMIT
@@ -84,10 +140,15 @@ class Watchdog:
                     )
 
     def _end(self, peer: int, problem: str) -> None:
-        host, port = self.peers[peer]
         sys.stderr.write(
-            f"\nworker {self.own} stops: worker {peer} ({host}, UDP port {port}) {problem} for {LIMIT:.0f} seconds. "
+            f"\nworker {self.own} stops: {self.cluster.name(peer)} {problem} for {LIMIT:.0f} seconds. "
             "Start all workers again to resume from the last checkpoint.\n"
         )
         sys.stderr.flush()
         os._exit(1)  # the main thread is inside a collective, which no exception reaches
+
+
+def _resolve(host: str, port: int):
+    """(family, kind, protocol, name, address) of the host, IPv4 where it has one."""
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)
+    return min(found, key=lambda entry: entry[0] != socket.AF_INET)

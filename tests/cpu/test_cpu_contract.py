@@ -12,11 +12,21 @@ from blocksparse.plan.blob import Word, digest
 
 pytestmark = needs_kernels
 Q, PLAN = tf.zeros((2, 64, 32)), Case(dense(4, heads=2), mask=causal(64)).plan
+LONGER, FOUR_HEADS = Case(dense(8, heads=2)).plan, Case(dense(4, heads=4)).plan
 HEADER = 64
 
 
 def call(q=Q, k=Q, v=Q, plan=PLAN, heads=2):
     return library.blocksparse_attention(q, k, v, plan, heads=heads, scale=1.0)
+
+
+def joined(*plans):
+    return library.blocksparse_joined_attention(Q, Q, Q, plans, heads=2, scale=1.0)
+
+
+def joined_gradient(*plans):
+    sums = tf.zeros((2, 2, 64))
+    return library.blocksparse_joined_attention_grad(Q, Q, Q, Q, sums, Q, sums, plans, heads=2, scale=1.0)
 
 
 def gradient(out=Q, lse=None, dout=Q, dlse=None):
@@ -40,6 +50,10 @@ CALLS = {
     "lse has shape [2,64]; it has to be [2,2,64]": lambda: gradient(lse=tf.zeros((2, 64))),
     "dout has shape [1,64,32]; it has to be [2,64,32]": lambda: gradient(dout=Q[:1]),
     "dlse has shape [2,1,64]; it has to be [2,2,64]": lambda: gradient(dlse=tf.zeros((2, 1, 64))),
+    "q has shape [2,64,32]; it has to be [2,128,32]": lambda: joined(PLAN, LONGER),
+    "heads is 2 but the plan has 4": lambda: joined(PLAN, FOUR_HEADS),
+    "64 int32 or more, not 10": lambda: joined(PLAN, PLAN, PLAN[:10]),
+    "the recorded size has to be its own": lambda: joined_gradient(PLAN, PLAN[:-4]),
 }
 
 
@@ -99,6 +113,23 @@ def test_a_damaged_plan_under_the_hash_of_a_good_one():
 def test_a_plan_too_short_for_its_header():
     with pytest.raises(tf.errors.InvalidArgumentError, match="64 int32 or more, not 10"):
         call(plan=PLAN[:10])
+
+
+def test_a_joined_call_has_a_pass_at_least():
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        joined()
+
+
+def test_shapes_of_joined_passes_are_inferred():
+    with tf.Graph().as_default():
+        q, k, v = (tf.compat.v1.placeholder(tf.float32, (None, 64, width)) for width in (32, 32, 48))
+        plans = [tf.constant(PLAN)] * 2
+        out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=2, scale=1.0)
+        assert out.shape.as_list() == [None, 64, 48] and lse.shape.as_list() == [None, 2, 64]
+        gradients = library.blocksparse_joined_attention_grad(
+            q, k, v, out, lse, out, lse, plans, heads=2, scale=1.0
+        )
+        assert [x.shape.as_list() for x in gradients] == [[None, 64, 32], [None, 64, 32], [None, 64, 48]]
 
 
 def test_shapes_are_inferred_and_checked_in_a_graph():

@@ -151,7 +151,7 @@ def test_prebuilt_files_need_no_compiler_and_fit_the_processor(small, tmp_path, 
     monkeypatch.setenv("CXX", "nowhere/g++")
     every = set().union(*cache._LEVELS.values())
     for flags, best in ((every, 0), (every - {"avx512f"}, 1), (every - {"fma"}, 2)):
-        monkeypatch.setattr(cache, "_cpu", lambda field, flags=flags: " ".join(flags))
+        monkeypatch.setattr(cache, "cpu_field", lambda field, flags=flags: " ".join(flags))
         assert cache.shared_object(small) == paths[best]
     paths[2].write_bytes(b"damaged")
     with pytest.raises(BuildError, match="no C\\+\\+ compiler"):

@@ -147,19 +147,25 @@ def test_loops_of_tensorflow_1(loops_of_tensorflow_1):
         plain, again = session.run([plain, again], {x: INPUT})
         np.testing.assert_allclose(plain, again, rtol=1e-5)
         assert np.abs(plain).max() > 1e-3
-        with pytest.raises(ValueError, match="inside a TensorFlow 1 condition or loop"):
-            tf.map_fn(lambda row: softmaxes(row, recompute=True), x)
+        inside = [tf.map_fn(lambda row, r=r: softmaxes(row, recompute=r), x) for r in (False, True)]
+        plain, again = session.run([tf.gradients(y**2, x)[0] for y in inside], {x: INPUT})
+        np.testing.assert_allclose(plain, again, rtol=1e-5)
+        assert np.abs(plain).max() > 1e-6
 
 
-def test_loaded_graph_says_what_to_do():
+def test_a_loaded_graph_has_the_gradient():
     with tf.Graph().as_default() as graph:
         x = tf1.placeholder(tf.float32, [4, 8], name="x")
-        tf.identity(softmaxes(x, recompute=True), name="y")
+        y = tf.identity(softmaxes(x, recompute=True), name="y")
+        (dx,) = tf.gradients(y**2, x)
         definition = graph.as_graph_def()
-    with tf.Graph().as_default() as graph:
+        with tf1.Session() as session:
+            expected = session.run(dx, {x: INPUT})
+    with tf.Graph().as_default() as graph, tf1.Session() as session:
         x, y = tf.import_graph_def(definition, return_elements=["x:0", "y:0"])
-        with pytest.raises(LookupError, match="only where it was built"):
-            tf.gradients(y, x)
+        (dx,) = tf.gradients(y**2, x)
+        np.testing.assert_allclose(session.run(dx, {x: INPUT}), expected, rtol=1e-5)
+        assert np.abs(expected).max() > 1e-6
 
 
 def test_gradients_are_dense_and_none_where_nothing_leads():

@@ -12,8 +12,10 @@ sys.modules["blocksparse"] = types.ModuleType(
     "blocksparse"
 )  # the package's own __init__ would import TensorFlow
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
+sys.path.insert(1, str(ROOT / "tests"))
 
 import numpy as np  # noqa: E402
+import oracle  # noqa: E402
 
 from blocksparse.gpu.key import key_of  # noqa: E402
 from blocksparse.plan import build_blocks, make_plan  # noqa: E402
@@ -51,6 +53,11 @@ class Case:
     wide: bool = False
     split: bool | None = None
     poison: dict = field(default_factory=dict)
+    then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
+
+    @property
+    def passes(self):
+        return self, *(replace(self, then=(), **fields) for fields in self.then)
 
 
 def grids(case):
@@ -62,8 +69,8 @@ def grids(case):
     ).reshape(shape)
 
 
-def plan_of(case, seen):
-    bs = case.bs
+def plan_of(case):
+    bs, seen = case.bs, grids(case)
     blocks = seen.reshape(case.heads, case.time[0] // bs, bs, case.time[1] // bs, bs)
 
     def callback(blk_shape, head, query, key, _):
@@ -73,52 +80,30 @@ def plan_of(case, seen):
     return make_plan(built, case.order, case.heads, *case.tiles)
 
 
+def visible(case):
+    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows."""
+    (query_time, key_time), union = case.time, np.zeros((case.heads, *case.time), int)
+    for one in case.passes:
+        for head, order in enumerate(np.broadcast_to(one.order, case.heads)):
+            rows = tensor_row(np.arange(query_time), query_time, order)
+            columns = tensor_row(np.arange(key_time), key_time, order)
+            union[head][np.ix_(rows, columns)] += grids(one)[head]
+    assert union.max() <= 1, "two passes show a query the same key"
+    return union == 1
+
+
 def tensor_row(rows, time, order):
     run = time // order
     return rows % run * order + rows // run
 
 
-def oracle(case, seen, q, k, v, dout, dlse):
-    """Values and gradients in float64, in tensor rows."""
-    batch, (query_time, key_time), heads = case.batch, case.time, case.heads
-    order = np.broadcast_to(case.order, heads)
-    mask = np.zeros_like(seen)
-    for head in range(heads):
-        rows = tensor_row(np.arange(query_time), query_time, order[head])
-        columns = tensor_row(np.arange(key_time), key_time, order[head])
-        mask[head][np.ix_(rows, columns)] = seen[head]
-
-    def split(x):
-        return x.astype(np.float64).reshape(batch, x.shape[1], heads, -1).transpose(0, 2, 1, 3)
-
-    def join(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch, x.shape[2], -1)
-
-    q, k, v, dout = map(split, (q, k, v, dout))
-    with np.errstate(all="ignore"):
-        s = np.where(mask, case.scale * q @ k.swapaxes(2, 3), -np.inf)
-        top = s.max(-1, keepdims=True, initial=-np.inf)
-        p = np.where(mask, np.exp(s - np.where(np.isinf(top), 0, top)), 0)
-        total = p.sum(-1, keepdims=True)
-        lse = np.where(total == 0, -np.inf, np.log(total) + top)[..., 0]
-        p = p / np.where(total == 0, 1, total)
-    out = p @ v
-    dp = dout @ v.swapaxes(2, 3)
-    ds = p * (dp - (out * dout).sum(-1, keepdims=True) + dlse[..., None])
-    results = dict(out=join(out), lse=lse)
-    results |= dict(
-        dq=join(case.scale * ds @ k),
-        dk=join(case.scale * ds.swapaxes(2, 3) @ q),
-        dv=join(p.swapaxes(2, 3) @ dout),
-    )
-    return results, mask
-
-
-def keys_of(case, plan, capability=90):
-    """The forward and the backward key, as the op makes them."""
+def passes_of(case, capability=90):
+    """(key, plan) of every pass in the op's order: forward over every plan, then backward."""
+    plans = [plan_of(one) for one in case.passes]
     for op in ("forward", "backward"):
-        key = key_of(plan, op, case.dtype, *case.dims, case.batch, capability)
-        yield replace(key, wide=case.wide)
+        for number, plan in enumerate(plans):
+            key = key_of(plan, op, case.dtype, *case.dims, case.batch, capability, joined=number > 0)
+            yield replace(key, wide=case.wide), plan
 
 
 def eval_(expression, values):
@@ -126,20 +111,30 @@ def eval_(expression, values):
     return eval(expression.replace("q.", "q_").replace("k.", "k_"), {}, values)
 
 
-def arrays_of(case, plan, tensors, dout, dlse):
-    """Every tensor and plan array of both passes by its name in a manifest, encoded; results are NaN."""
+def arrays_of(case, tensors, dout, dlse):
+    """Every tensor by its name in a manifest, encoded; results are NaN."""
     encode, batch, query_time = ENCODE[case.dtype], case.batch, case.time[0]
     arrays = {name: encode(x) for name, x in zip("qkv", tensors, strict=True)} | dict(dout=encode(dout))
     results = dict(out=dout, dq=tensors[0], dk=tensors[1], dv=tensors[2])
     arrays |= {name: encode(np.full(like.shape, np.float32(np.nan))) for name, like in results.items()}
     arrays["lse"] = np.full((batch, case.heads, query_time), np.nan, np.float32)
-    arrays["dlse"] = dlse.astype(np.float32)
+    return arrays | dict(dlse=dlse.astype(np.float32))
+
+
+def plan_arrays(plan):
+    """Every array of a plan by its name in a manifest."""
     fields = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
+    arrays = dict(head_index=plan.head_index.astype(np.int32), order=plan.residues.astype(np.int32))
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         for name in fields:
             arrays[f"{side}.{name}"] = np.ascontiguousarray(getattr(tiles, name)).view(np.int32)
-    arrays["head_index"], arrays["order"] = plan.head_index.astype(np.int32), plan.residues.astype(np.int32)
     return arrays
+
+
+def results_of(case, arrays):
+    """The results among `arrays`, decoded."""
+    results = {name: DECODE[case.dtype](arrays[name]) for name in ("out", "dq", "dk", "dv")}
+    return results | dict(lse=arrays["lse"])
 
 
 def values_of(case, plan):
@@ -166,12 +161,11 @@ def draw(case, seed=0):
 
 def errors(case, attention):
     """{result: relative error}; where the oracle is infinite the result has to be the same."""
-    seen = grids(case)
     tensors, dout, dlse = draw(case)
-    got = attention(case, seen, plan_of(case, seen), tensors, dout, dlse)
-    wanted, _ = oracle(case, seen, *tensors, dout, dlse)
+    got = attention(case, tensors, dout, dlse)
+    wanted = oracle.attention(*tensors, visible(case), case.scale, dout, dlse)
     report = {}
-    for name, truth in wanted.items():
+    for name, truth in zip(("out", "lse", "dq", "dk", "dv"), wanted, strict=True):
         value, finite = got[name].astype(np.float64), np.isfinite(truth)
         same = np.array_equal(value[~finite], truth[~finite])
         error = np.linalg.norm(value[finite] - truth[finite]) / max(np.linalg.norm(truth[finite]), 1e-30)
@@ -181,12 +175,11 @@ def errors(case, attention):
 
 def spread(case, attention):
     """Rows that a poisoned number reached beyond its due, by result: a NaN key's due are the queries that see it."""
-    seen = grids(case)
     tensors, dout, dlse = draw(case)
-    _, mask = oracle(case, seen, *tensors, dout, dlse)
+    mask = visible(case)
     (tensor, row), head_dim = *case.poison.items(), case.dims[0]
     tensors["qkv".index(tensor)][0, row, 0:head_dim] = np.nan
-    got = attention(case, seen, plan_of(case, seen), tensors, dout, dlse)
+    got = attention(case, tensors, dout, dlse)
     reached = {
         name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1)
         for name in ("out", "dq", "dk", "dv")
@@ -229,11 +222,26 @@ def from_32_on(head, query, key):
     return query + 0 * key >= 32
 
 
+def from_16_on(head, query, key):
+    return (key >= 16) & (query >= 8) & (query >= key)
+
+
 def uneven(head, query, key):
     return (query >= key) & ((head == 0) | (key < 16))
 
 
+def older_of_class(stride, window):
+    """In the order of residue classes modulo `stride` of 64 positions: the same class, `window` back or more."""
+
+    def sees(head, query, key):
+        query, key = tensor_row(query, 64, stride), tensor_row(key, 64, stride)
+        return (query % stride == key % stride) & (query - key >= window)
+
+    return sees
+
+
 SMALL = ((16, 16), (16, 16))
+STRIDED = dict(sees=older_of_class(4, 20), order=4, tiles=SMALL)
 CASES = {
     "causal": Case(causal),
     "causal split": Case(causal, tiles=((16, 16), (16, 16)), split=True),
@@ -266,7 +274,25 @@ CASES = {
     "float16, permuted": Case(chunk(16), dtype="f16", order=4),
     "bfloat16": Case(local(20), bs=8, dtype="bf16"),
 }
+CASES |= {
+    "joined": Case(local(20), then=(STRIDED,)),
+    "joined, float16": Case(local(20), dtype="f16", then=(STRIDED,)),
+    "joined, bfloat16, dims differ": Case(local(20), dtype="bf16", dims=(24, 40), then=(STRIDED,)),
+    "joined, closed first": Case(**STRIDED, dtype="f16", then=(dict(sees=local(20), order=1),)),
+    "joined, three passes": Case(local(20), then=(STRIDED, dict(sees=lambda h, q, k: (q < k) & (h == 1)))),
+    "joined, rows that neither shows a key": Case(
+        lambda h, q, k: with_empty_rows(h, q, k) & (k < 32),
+        then=(dict(sees=lambda h, q, k: (q >= k) & (q % 16 > 3) & (k >= 32)),),
+    ),
+    "joined, rows that one shows no key, split": Case(
+        from_16_on, tiles=SMALL, split=True, then=(dict(sees=lambda h, q, k: (k < 16) & (q < 48)),)
+    ),
+}
 POISONED = {
+    "NaN key, joined": Case(local(20), bs=8, poison={"k": 17}, then=(dict(STRIDED, bs=8),)),
+    "NaN key, joined, closed": Case(
+        local(20), bs=8, dtype="f16", poison={"k": 17}, then=(dict(STRIDED, bs=8),)
+    ),
     "NaN key": Case(local(20), bs=8, poison={"k": 17}),
     "NaN key, split": Case(causal, split=True, tiles=SMALL, poison={"k": 20}),
     "NaN key, closed": Case(chunk(16), bs=8, order=4, dtype="f16", poison={"k": 20}),

@@ -40,7 +40,7 @@ def keys(dtype, dims, block, work, capability, choice=None, **flags):
 
 
 def committed():
-    """About 60 kernels: every tile of every table, every dtype, flag and architecture at least once."""
+    """About 80 kernels: every tile of every table, every dtype, flag and architecture at least once."""
     for dim, work in itertools.product((32, 64, 128), WORK):
         yield from keys("f16", (dim, dim), 32, work, 90)
     yield from keys("f16", (32, 32), 32, "short", 90, permuted=True, closed=1)
@@ -51,6 +51,12 @@ def committed():
     yield from keys("bf16", (64, 128), 64, "long", 90, shared=False)
     yield from keys("f32", (64, 64), 32, "window", 90)
     yield from keys("tf32", (64, 64), 32, "window", 90, wide=True)
+    for dim, work in ((32, "window"), (64, "long"), (64, "window"), (128, "window")):
+        yield from keys("f16", (dim, dim), 32, work, 90, joined=True)
+    yield from keys("bf16", (64, 128), 64, "long", 90, shared=False, joined=True)
+    yield from keys("f16", (64, 64), 32, "short", 90, permuted=True, closed=1, joined=True)
+    yield from keys("f16", (128, 128), 32, "short", 90, permuted=True, closed=2, joined=True)
+    yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, joined=True)
     for capability in (80, 89, 120):
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)

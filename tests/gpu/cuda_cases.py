@@ -23,7 +23,6 @@ from blocksparse.gpu import cuda, manifest
 
 EMULATION = Path(__file__).with_name("emulation")
 FLAGS = ["-std=c++17", "-O0", "-shared", "-fPIC", "-fno-strict-aliasing", "-w"]
-RESULTS = ("out", "dq", "dk", "dv")
 
 
 def build(launch, folder):
@@ -57,15 +56,16 @@ def run(launch, arrays, values, folder):
 def attention(capability, folder):
     """What cases.errors and cases.spread call."""
 
-    def results_of(case, seen, plan, tensors, dout, dlse):
-        arrays, values = cases.arrays_of(case, plan, tensors, dout, dlse), cases.values_of(case, plan)
-        for key in cases.keys_of(case, plan, capability):
+    def results_of(case, tensors, dout, dlse):
+        arrays = cases.arrays_of(case, tensors, dout, dlse)
+        for key, plan in cases.passes_of(case, capability):
+            arrays |= cases.plan_arrays(plan)
+            values = cases.values_of(case, plan)
             for name, size in manifest.temps(key):
                 arrays[name] = np.full(eval(size, {}, values), 0xFF, np.uint8)
             for launch in manifest.launches(key):
                 run(launch, arrays, values, folder)
-        results = {name: cases.DECODE[case.dtype](arrays[name]) for name in RESULTS}
-        return results | dict(lse=arrays["lse"])
+        return cases.results_of(case, arrays)
 
     return results_of
 

@@ -121,16 +121,15 @@ def run(key, buffers, values, split):
         kernel[grid](**kernels.grouped(kernel.arg_names, given, constexprs))
 
 
-def attention(case, seen, plan, tensors, dout, dlse):
+def attention(case, tensors, dout, dlse):
     """Forward and backward through the manifests; results as float arrays."""
-    arrays = cases.arrays_of(case, plan, tensors, dout, dlse)
-    names = dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), cases.NAMES[case.dtype])
-    names |= dict.fromkeys(("lse", "dlse"), "float32")
-    buffers = {name: Tensor(array, names.get(name, "int32")) for name, array in arrays.items()}
-    for key in cases.keys_of(case, plan):
+    arrays = cases.arrays_of(case, tensors, dout, dlse)
+    types = dict.fromkeys(arrays, cases.NAMES[case.dtype]) | dict.fromkeys(("lse", "dlse"), "float32")
+    buffers = {name: Tensor(array, types[name]) for name, array in arrays.items()}
+    for key, plan in cases.passes_of(case):
+        buffers |= {name: Tensor(array, "int32") for name, array in cases.plan_arrays(plan).items()}
         run(key, buffers, cases.values_of(case, plan), case.split)
-    results = {name: cases.DECODE[case.dtype](arrays[name]) for name in ("out", "dq", "dk", "dv")}
-    return results | dict(lse=arrays["lse"])
+    return cases.results_of(case, arrays)
 
 
 def main(names):

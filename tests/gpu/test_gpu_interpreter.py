@@ -24,7 +24,10 @@ CASES = """causal|causal split|causal merged|local|fixed, per head|strided, 24 r
 uneven heads|rectangular|value_dim differs|dims of 8|dims of 96|wide tiles|blocks of 64 in tiles of 32|wide offsets
 negative scale|scale of zero|float16|float16, permuted|bfloat16|NaN key|NaN key, split|NaN key, float16
 float16, dims of 160|rows that see nothing or all|closed, rows that see nothing or all
-closed, several column tiles|closed, dims differ|NaN key, closed"""
+closed, several column tiles|closed, dims differ|NaN key, closed
+joined|joined, float16|joined, bfloat16, dims differ|joined, closed first|joined, three passes
+joined, rows that neither shows a key|joined, rows that one shows no key, split
+NaN key, joined|NaN key, joined, closed"""
 
 
 @pytest.mark.parametrize("case", CASES.replace("\n", "|").split("|"))

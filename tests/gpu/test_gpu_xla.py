@@ -116,3 +116,79 @@ def test_loaded_after_something_else_was_compiled():
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_traced_before(program, **environment):
+    """A program in a process of its own that has `attend`, its input x and what it should give, `want`."""
+    header = """
+        import sys, tempfile, numpy as np, tensorflow as tf
+        from blocksparse import BlocksparseTransformer
+        bst = BlocksparseTransformer(np.tri(4, dtype=bool), 16, 2)
+        attend = lambda x: bst.attention(x, x, x)
+        x = tf.random.stateless_normal([1, 64, 32], [1, 2])
+        want = attend(x).numpy().tobytes()
+    """
+    text = textwrap.dedent(header) + textwrap.dedent(program)
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", text]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_a_function_that_ran_before():
+    done = run_traced_before("""
+        inner = tf.function(attend)
+        inner(x)
+        assert tf.function(lambda x: inner(x), jit_compile=True)(x).numpy().tobytes() == want
+    """)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_a_saved_model_in_a_fresh_process(tmp_path, jit_compile):
+    save = """
+        module = tf.Module()
+        signature = [tf.TensorSpec([None, 64, 32])]
+        module.f = tf.function(attend, jit_compile=%s, input_signature=signature, autograph=False)
+        module.f(x)
+        tf.saved_model.save(module, %r)
+    """
+    done = run_traced_before(save % (jit_compile, str(tmp_path)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    load = """
+        f = tf.saved_model.load(%r).f
+        assert f(x).numpy().tobytes() == want
+        assert tf.function(lambda x: f(x), jit_compile=True)(x).numpy().tobytes() == want
+    """
+    done = run_traced_before(load % str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_kernels_are_built_by_the_thread_that_compiles(tmp_path):
+    """In an empty cache, where the process began without them."""
+    done = run_traced_before(
+        """
+        inner = tf.function(attend)
+        inner(x)
+        assert tf.function(lambda x: inner(x), jit_compile=True)(x).numpy().tobytes() == want
+        """,
+        BLOCKSPARSE_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("compiling its xla library") == 1
+
+
+def test_kernels_that_cannot_be_built_are_an_error_that_says_why():
+    done = run_traced_before("""
+        from blocksparse.native import compiler, devices
+        def refuse():
+            raise compiler.BuildError("no compiler today")
+        devices.xla_library = refuse
+        inner = tf.function(attend)
+        inner(x)
+        try:
+            tf.function(lambda x: inner(x), jit_compile=True)(x)
+        except tf.errors.OpError as error:
+            assert "cannot be compiled by XLA here: no compiler today" in error.message, error.message
+        else:
+            raise AssertionError
+    """)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -5,13 +5,17 @@ import pickle
 import tarfile
 import wave
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tensorflow as tf
+from PIL import Image
 from sparse_transformer import config, data
 from sparse_transformer.batches import batch_at, pipeline
 from sparse_transformer.formats import DataError, audio
+from sparse_transformer.formats.cifar_pickle import load_batch
 
 TEXT = replace(config.load("enwik8_small"), grid=(4, 16))
 CIFAR = config.load("cifar10_small")
@@ -213,7 +217,7 @@ def test_a_folder_of_wav_files(tmp_path):
 
 def test_audio_damaged(tmp_path):
     with pytest.raises(
-        DataError, match=r"no folder with \.wav files\. Wanted: a folder of \.wav or \.flac files"
+        DataError, match=r"no folder with \.wav or \.flac files\. Wanted: a \.wav or \.flac file, or a folder"
     ):
         data.load(AUDIO, str(tmp_path))
     path = tmp_path / "a.wav"
@@ -224,6 +228,133 @@ def test_audio_damaged(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"a\.wav: cut short: 4,956 of 20,000 bytes"):
         data.load(AUDIO, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, subtype, precise",
+    [
+        ("a.WAV", "FLOAT", 1e-9),
+        ("a.wav", "PCM_24", 1e-6),
+        ("a.flac", "PCM_24", 1e-6),
+        ("a.FLAC", "PCM_16", 1e-4),
+    ],
+)
+def test_one_recording_of_any_common_kind(tmp_path, name, subtype, precise):
+    x = 0.5 * np.sin(np.arange(20_000) / 40)
+    kind = name.rpartition(".")[2].upper()
+    soundfile.write(tmp_path / name, x, 12_000, subtype, format=kind)
+    heard = audio.read_recording(tmp_path / name)
+    assert np.abs(heard.astype(int) - audio.encode_mu_law(x)).max() <= (precise > 1e-5)
+    for path in (tmp_path / name, tmp_path):
+        tokens = np.concatenate([data.load(AUDIO, str(path), split).tokens for split in data.SPLITS])
+        np.testing.assert_array_equal(tokens, heard)
+
+
+def test_a_wav_file_of_unknown_length_is_read(tmp_path):
+    """As programs write that stream: the length in the header says nothing."""
+    write_wav(tmp_path / "a.wav", np.full(10_000, 0.5))
+    raw = bytearray((tmp_path / "a.wav").read_bytes())
+    raw[4:8] = raw[40:44] = b"\xff" * 4
+    (tmp_path / "a.wav").write_bytes(raw)
+    assert len(audio.read_recording(tmp_path / "a.wav")) == 10_000
+
+
+@pytest.mark.parametrize(
+    "place, value, problem",
+    [
+        (24, 0, "cannot be read|can be read"),  # Hz
+        (24, 2**31 - 1, "its header says 2,147,483,647 Hz"),
+        (22, 0, "can be read"),  # channels, and the alignment beside them
+    ],
+)
+def test_headers_that_ask_for_everything_or_nothing(tmp_path, place, value, problem):
+    write_wav(tmp_path / "a.wav", np.full(10_000, 0.5))
+    raw = bytearray((tmp_path / "a.wav").read_bytes())
+    size = 2 if place == 22 else 4
+    raw[place : place + size] = value.to_bytes(size, "little")
+    (tmp_path / "a.wav").write_bytes(raw)
+    with pytest.raises(DataError, match=rf"a\.wav: .*{problem}.*\. Wanted: a \.wav or \.flac file"):
+        audio.read_recording(tmp_path / "a.wav")
+
+
+# One's own
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for i in range(40):
+        image = np.full((30 + i, 50, 3), 6 * i, np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{i:02}.{('png', 'JPG', 'jpeg')[i % 3]}")
+    sizes = {split: data.load(CIFAR, str(tmp_path), split).size for split in data.SPLITS}
+    assert sizes == {"train": 36, "valid": 2, "test": 2}
+    sources = data.load_splits(replace(CIFAR, grid=(16, 16, 3)), str(tmp_path))
+    means = np.concatenate([s.examples(np.arange(s.size), 0).mean(axis=1) for s in sources.values()])
+    np.testing.assert_allclose(np.sort(means), 6 * np.arange(40), atol=2)
+    assert sources["train"].examples(np.array([0]), 0).shape == (1, 768)
+
+
+def test_one_batch_of_imagenet64(imagenet, tmp_path):
+    images = np.repeat(np.arange(100, dtype=np.uint8)[:, None], 12288, axis=1)
+    np.savez(tmp_path / "train_data_batch_1.npz", data=images)
+    sources = data.load_splits(IMAGENET, str(tmp_path / "train_data_batch_1.npz"))
+    assert {split: source.size for split, source in sources.items()} == {"train": 90, "valid": 5, "test": 5}
+    seen = np.concatenate([source.examples(np.arange(source.size), 0)[:, 0] for source in sources.values()])
+    assert sorted(seen) == list(range(100))
+
+
+def test_text_from_a_folder(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"first " * 500)
+    (tmp_path / "b" / "c.md").write_bytes(b"second" * 500)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / ".hidden").write_bytes(b"hidden")
+    tokens = np.concatenate([data.load(TEXT, str(tmp_path), split).tokens for split in data.SPLITS])
+    assert tokens.tobytes() == b"first " * 500 + b"\n" + b"second" * 500
+
+
+@pytest.mark.parametrize(
+    "settings, name, content, advice",
+    [
+        (TEXT, "text.gz", b"\x1f\x8b\x08", "unpack it with gunzip"),
+        (TEXT, "text.pdf", b"%PDF-1.7", "convert it with pdftotext"),
+        (AUDIO, "song.mp3", b"ID3", r"convert it: ffmpeg -i song\.mp3 song\.wav"),
+        (AUDIO, "folder/song.ogg", b"OggS", r"convert it: ffmpeg -i song\.ogg song\.wav"),
+        (CIFAR, "folder/a.webp", b"RIFF", r"convert them: magick mogrify -format png \*\.webp"),
+        (IMAGENET, "folder/a.gif", b"GIF8", r"convert them: magick mogrify -format png \*\.gif"),
+    ],
+)
+def test_a_wrong_kind_says_how_to_convert(settings, name, content, advice, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    given = path if path.parent == tmp_path else path.parent
+    with pytest.raises(DataError, match=advice):
+        data.load(settings, str(given))
+
+
+# Files that others made
+
+
+def test_a_pickle_holds_its_own_arrays_alone(tmp_path):
+    """An object array over bytes of the file's choosing would be pointers of its choosing."""
+    images = np.zeros((10_000, 3072), np.uint8)
+    for problem, content in {
+        "something else than u1 or i8": {b"data": images, b"labels": np.zeros(3, "O")},
+        "has no place": {b"data": images, b"labels": Path("x")},
+        "no array of 10,000 images": {b"data": images[:100]},
+        "'list' object has no attribute": {b"data": [1]},
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            load_batch(pickle.dumps(content, protocol=2))
+    np.testing.assert_array_equal(load_batch(pickle.dumps({b"data": images}, protocol=2)), images)
+    with pytest.raises(ValueError, match="memo is larger than the file"):
+        load_batch(b"\x80\x02}r\xff\xff\xff\x7f.")
+
+
+def test_a_batch_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "train_data_batch_1.npz"
+    np.savez_compressed(path, data=np.zeros((9_000, 12288), np.uint8))
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        data.load(IMAGENET, str(path))
 
 
 # What every machine has, and the order

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sparse_transformer import config, data, pictures
-from sparse_transformer.evaluation import mean_bits, windows
-from sparse_transformer.generation import read_prompt, write
+from sparse_transformer.evaluation import evaluate, mean_bits, usual_limit, windows
+from sparse_transformer.generation import write
 from sparse_transformer.model import SparseTransformer
+from sparse_transformer.prompts import length_of, read_prompt
 
 TEXT = replace(
     config.load("enwik8_small"), grid=(4, 16), width=32, heads=2, layers=1, local_attn_ctx=16, num_verts=2
@@ -41,6 +42,23 @@ def test_mean_bits_counts_every_token_alike():
     assert not np.isclose(alone, mean_bits(model, source), rtol=1e-5)
 
 
+def test_a_score_has_the_standard_error_of_its_windows():
+    model = SparseTransformer(TEXT)
+    model.logits.kernel.assign(tf.random.stateless_normal(model.logits.kernel.shape, [1, 2]))
+    source = data.Stream(np.random.default_rng(0).integers(0, 256, 64 * 20, dtype=np.uint8), 64)
+    score = evaluate(model, source, batch=8)
+    alone = [evaluate(model, data.Stream(source.tokens[i : i + 64], 64)).bits for i in range(0, 64 * 20, 64)]
+    np.testing.assert_allclose(score.bits, np.mean(alone), rtol=1e-6)
+    np.testing.assert_allclose(score.error, np.std(alone, ddof=1) / 20**0.5, rtol=1e-3)
+    assert str(score) == f"{score.bits:.4f} +- {score.error:.4f} bits per dim over all 20 windows"
+    part = evaluate(model, source, limit=5)
+    assert str(part).endswith("over 5 of 20 windows") and part.error > score.error
+
+
+def test_some_hundred_windows_are_usual():
+    assert [usual_limit(n) for n in (64, 3072, 12_288, 2**20)] == [256, 256, 85, 16]
+
+
 @pytest.mark.parametrize("min_context", [-1, 64])
 def test_min_context_out_of_range(min_context):
     with pytest.raises(
@@ -58,8 +76,9 @@ def test_samples_are_written_in_their_kind(tmp_path):
     pixels = np.arange(3 * 24).reshape(3, 24)
     (path,) = write(images, pixels, tmp_path / "s")
     grid = np.asarray(Image.open(path))
-    assert path.name == "s.png" and grid.shape == (8, 4, 3)
-    np.testing.assert_array_equal(grid[:4, 2:], pixels[1].reshape(4, 2, 3))
+    assert path.name == "s.png" and grid.shape == (4 + 2 + 4, 2 + 2 + 2, 3)
+    np.testing.assert_array_equal(grid[:4, 4:], pixels[1].reshape(4, 2, 3))
+    assert (grid[4:6] == 255).all() and (grid[:, 2:4] == 255).all() and (grid[6:, 4:] == 255).all()
 
     audio = replace(TEXT, data="audio")
     paths = write(audio, np.full((2, 12_000), 255), tmp_path / "s")
@@ -75,6 +94,9 @@ def test_prompts(tmp_path):
     np.testing.assert_array_equal(read_prompt(images, str(tmp_path / "a.png"), 0), np.full(12, 9))
     with pytest.raises(ValueError, match=r"--prompt none\.wav: no such file"):
         read_prompt(replace(TEXT, data="audio"), "none.wav", 1)
+    assert length_of(TEXT, np.zeros(3), None) == 64
+    with pytest.raises(ValueError, match=r"--length 3 must exceed the prompt's 3 tokens"):
+        length_of(TEXT, np.zeros(3), 3)
 
 
 @pytest.mark.parametrize("kind", ["modes", "connectivity"])
@@ -100,10 +122,30 @@ def test_attention_maps_are_the_layers_own_weights():
     np.testing.assert_allclose(block.attention.project(attended)[0], want, rtol=1e-4, atol=1e-5)
 
 
+def test_pictures_of_attention_show_structure_and_the_query():
+    grid, position = (8, 8, 3), 130
+    weights = np.zeros((2, 192))
+    weights[0, 1:131] = 1e-4  # nearly all on one key: the others have to be seen as well
+    weights[0, 61] = 0.9
+    weights[1, 1:131] = 1 / 130
+    first, second = pictures.overlays(np.zeros(192, int), weights, position, grid)
+    assert first[2, 4].min() == 1 and (first[0, 0] > 0.1).all()
+    assert second[0, 0].min() > 0.9 and (second[6:] == 0).all()
+    figure, axes = plt.subplots(2, 1)
+    pictures.panels(axes, [first, second], position, grid)
+    (frame,) = axes[0].patches
+    y, x = position // 3 // 8, position // 3 % 8
+    assert frame.get_x() + frame.get_width() / 2 == x and frame.get_y() + frame.get_height() / 2 == y
+    plt.close(figure)
+
+
 def test_curves_of_runs(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,bits,gradient_norm,seconds\n0,8.0,1,1\n1,7.0,1,1\n")
+    (tmp_path / "metrics.csv").write_text(
+        "step,bits,gradient_norm,seconds,learning_rate,valid_bits\n0,8.0,1,1,0,\n1,7.0,1,1,0,7.7\n"
+    )
     figure = pictures.curves([tmp_path], smooth=2)
     assert figure.axes[0].lines[0].get_ydata().tolist() == [7.5]
+    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), [np.nan, 7.7])
     plt.close(figure)
     with pytest.raises(ValueError, match=r"metrics\.csv does not exist"):
         pictures.curves([tmp_path / "none"], smooth=1)

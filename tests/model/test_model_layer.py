@@ -9,6 +9,8 @@ import tensorflow as tf
 from sparse_transformer import config
 from sparse_transformer.model import SparseTransformer
 
+from blocksparse import Pattern, from_mask
+from blocksparse.fused.op import kernel_name
 from sparse_attention.attention import attention_impl
 from sparse_attention.layers import SparseSelfAttention
 
@@ -69,3 +71,122 @@ def test_compile_and_fit(jit):
     tokens = np.tile(np.arange(64, dtype=np.int32), (16, 1))
     losses = model.fit(tokens, tokens, batch_size=4, epochs=5, verbose=0).history["loss"]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_a_quantized_model_is_saved_and_loaded(tmp_path, mode):
+    model = keras.Sequential([keras.Input((64, 16)), SparseSelfAttention(2, "local", 8, 8)])
+    x = np.random.default_rng(0).normal(size=(2, 64, 16)).astype(np.float32)
+    before = model(x)
+    model.quantize(mode)
+    after = model(x)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    maps = [
+        [layer.query, layer.key, layer.value, layer.project] for layer in (model.layers[0], loaded.layers[0])
+    ]
+    assert [own.dtype_policy.name for own in maps[1]] == [own.dtype_policy.name for own in maps[0]]
+    assert all(own.quantization_mode == mode for own in maps[1])
+    np.testing.assert_array_equal(loaded(x), after)
+    if mode != "float8":  # whose scales are those of a training to come
+        assert np.abs(after - before).max() > 0
+    again = SparseSelfAttention.from_config(loaded.layers[0].get_config())
+    again.build((None, 64, 16))
+    assert again.query.quantization_mode == mode
+
+
+def embedded(**kwargs):
+    return keras.layers.Embedding(10, 16, **kwargs)
+
+
+def test_a_keras_mask_is_refused_in_words():
+    """While a functional model is made, and in calls; never dropped."""
+    layer, ids = SparseSelfAttention(2, blocksize=8), keras.Input((64,), dtype="int32")
+    message = r"x carries a Keras mask .* Leave the mask out .* weigh the loss by sample_weight"
+    with pytest.raises(ValueError, match=message):
+        layer(embedded(mask_zero=True)(ids))
+    with pytest.raises(ValueError, match=message):
+        layer(keras.layers.Masking()(tf.ones([2, 64, 16])))
+    with pytest.raises(ValueError, match=message):
+        keras.Sequential([embedded(mask_zero=True), keras.layers.LayerNormalization(), layer])(
+            tf.ones([2, 64])
+        )
+    with pytest.raises(ValueError, match=message):
+        layer(tf.ones([2, 64, 16]), mask=tf.ones([2, 64], bool))
+    layer(embedded()(ids))  # without a mask there is nothing to refuse
+
+
+@pytest.mark.parametrize("x", [keras.KerasTensor((None, 64, 16)), np.ones([2, 64, 16], np.float32)])
+def test_attention_mask_is_refused_in_words(x):
+    with pytest.raises(ValueError, match="attention_mask was given, which SparseSelfAttention does not take"):
+        SparseSelfAttention(2, blocksize=8)(x, attention_mask=np.ones([2, 64, 64], bool))
+
+
+def test_an_unknown_time_is_refused_in_words():
+    model = keras.Sequential([keras.Input((None, 16)), SparseSelfAttention(2, blocksize=8)])
+    with pytest.raises(ValueError, match=r"x has shape .*give keras.Input\(\(time, width\)\)"):
+        tf.function(model).get_concrete_function(tf.TensorSpec([None, None, 16]))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def both_ways(query, key):
+    return abs(query - key) < 12
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def by_head(query, key, head):
+    return (key <= query) & ((query - key) % (head + 1) < 1)
+
+
+SEES = {
+    "function": both_ways,
+    "of the head": by_head,
+    "pattern": Pattern(both_ways, reach=12, ahead=12),
+    "one a head": (Pattern(both_ways, reach=12, ahead=12), both_ways),
+}
+
+
+@pytest.mark.parametrize("sees", SEES.values(), ids=SEES)
+def test_a_pattern_of_ones_own(tmp_path, sees):
+    model = keras.Sequential([keras.Input((64, 16)), SparseSelfAttention(2, blocksize=8, sees=sees)])
+    layer, x = model.layers[0], tf.random.stateless_normal([3, 64, 16], [1, 2])
+    want = from_mask(sees, 64, 64, 2, 8).attention(layer.query(x), layer.key(x), layer.value(x))
+    np.testing.assert_allclose(model(x), layer.project(want), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].sees == sees
+    np.testing.assert_array_equal(loaded(x), model(x))
+    with pytest.raises(ValueError, match="made with sees= has no decode_step"):
+        layer.decode_step(1, 64)
+
+
+def test_a_pattern_without_a_name_is_not_saved(tmp_path):
+    model = keras.Sequential([keras.Input((64, 16)), SparseSelfAttention(2, sees=lambda q, k: k <= q)])
+    with pytest.raises(ValueError, match=r"cannot be saved by name: decorate .*register_keras_serializable"):
+        model.save(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("more", [{"attn_mode": "local", "local_attn_ctx": 8}, {"blocksparse": False}])
+def test_sees_goes_alone(more):
+    with pytest.raises(ValueError, match="sees is the whole pattern of a block-sparse layer, but attn_mode="):
+        SparseSelfAttention(2, sees=both_ways, **more)
+
+
+def test_tensorflow_lite(tmp_path):
+    """The converter knows TensorFlow's operations alone: for it the graph is built of those, whatever runs here."""
+    model = keras.Sequential(
+        [keras.Input((64, 16), batch_size=1), SparseSelfAttention(**PATTERN | {"local_attn_ctx": 8})]
+    )
+    x = np.random.default_rng(0).normal(size=(1, 64, 16)).astype(np.float32)
+    want = model(x)
+    lite = tf.lite.Interpreter(model_content=tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    lite.allocate_tensors()
+    lite.set_tensor(lite.get_input_details()[0]["index"], x)
+    lite.invoke()
+    np.testing.assert_allclose(
+        lite.get_tensor(lite.get_output_details()[0]["index"]), want, rtol=0, atol=1e-5
+    )
+    ops = {
+        op.type for op in tf.function(model.call).get_concrete_function(tf.constant(x)).graph.get_operations()
+    }
+    assert kernel_name() == "reference" or "BlocksparseAttention" in ops  # elsewhere the kernels as ever

@@ -1,18 +1,23 @@
 """Training that survives whatever ends it, and stops where it cannot go on."""
 
+import re
 import resource
 import signal
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
 import plot
 import pytest
 import sample
+import tensorflow as tf
 import train
-from sparse_transformer import checkpoint
+from sparse_transformer import checkpoint, config, runs, training
+from sparse_transformer.files import locked
+from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
 # Runs the command, and kills it as it opens the (argv[1])-th array of its checkpoints for writing.
@@ -101,10 +106,18 @@ def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
 
 
 def test_another_configuration_is_refused(unbroken):
-    settings = checkpoint.read_config(unbroken)
-    checkpoint.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
+    settings = runs.read_config(unbroken)
+    runs.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
     with pytest.raises(ValueError, match=r"another configuration \(width 32 -> 64\); choose another --out"):
-        checkpoint.write_config(unbroken, replace(settings, width=64))
+        runs.write_config(unbroken, replace(settings, width=64))
+
+
+def test_two_trainings_in_one_folder_are_refused(unbroken, monkeypatch):
+    with (
+        locked(unbroken),
+        pytest.raises(SystemExit, match=r"train\.py: .* is being trained by process \d+ of"),
+    ):
+        call(monkeypatch, train, *train_command(unbroken, STEPS)[1:])
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -113,12 +126,54 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         checkpoint.read(tmp_path)
 
 
+def test_evaluating_gives_what_training_ended_with(unbroken, monkeypatch, capsys):
+    """The same windows of the same split, without a word about either; and training says what it is at its start."""
+    said = unbroken.with_suffix(".said").read_text()
+    first = "enwik8_small: 42,528 parameters on CPU, "
+    assert said.startswith(first) and "attention by " in said and "data: built-in data (" in said
+    assert f"run: {unbroken}, steps 0 to {STEPS} of 4 x 64 tokens" in said
+    assert re.search(r"about \d+ \w+ to go, at \S+ s a step", said)
+    call(monkeypatch, evaluate, unbroken)
+    score = re.compile(r": (\S+) \+- (\S+) bits per dim over 256 of ([\d,]+) windows")
+    trained, evaluated = (score.search(text).groups() for text in (said, capsys.readouterr().out))
+    assert trained[2] == evaluated[2] and float(trained[1]) > 0
+    np.testing.assert_allclose(float(trained[0]), float(evaluated[0]), atol=2e-4)
+
+
+def test_the_log_has_the_rate_and_held_out_bits(unbroken):
+    rows = read_rows(unbroken / "metrics.csv")
+    assert [bool(row[5]) for row in rows] == [False, True] * (STEPS // 2)  # at every checkpoint
+    assert [float(row[4]) for row in rows][:4] == pytest.approx([0, 0.75e-3, 1.5e-3, 2.25e-3])
+
+
+def test_a_model_for_a_gpu_warns_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+    trainer = SimpleNamespace(model=SimpleNamespace(count_params=lambda: 7))
+    for name, warns in (("cifar10", True), ("cifar10_small", False)):
+        job = SimpleNamespace(settings=config.load(name), folder="run", origin="built-in data")
+        said = training._description(job, trainer, 0)
+        assert (f"warning: {name} is meant for a GPU, and this is a CPU" in said) == warns
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"train\.py: (?!.*checkpoint)"):
+        call(monkeypatch, train, *train_command(tmp_path / "run", STEPS, "local_attn_ctx=12")[1:])
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_were_done_are_refused(unbroken, monkeypatch):
+    with pytest.raises(
+        SystemExit, match=r"has done 8 steps already, more than steps=4\n.*The last good checkpoint, of"
+    ):
+        call(monkeypatch, train, *train_command(unbroken, 4)[1:])
+
+
 def test_the_other_commands_take_the_run(unbroken, monkeypatch, capsys):
-    call(monkeypatch, evaluate, unbroken, "--limit", 3, "--min-context", 32)
+    call(monkeypatch, evaluate, unbroken, "--split", "test", "--limit", 3, "--min-context", 32)
     call(monkeypatch, sample, unbroken, "--length", 40, "--prompt", "import ")
     call(monkeypatch, plot, "curves", unbroken, "--out", unbroken / "curves.png")
     output = capsys.readouterr().out
-    assert "bits per dim on test, minimum context 32" in output and "import " in output
+    assert "windows of test, minimum context 32; data: built-in data" in output and "import " in output
     assert (unbroken / "sample.txt").stat().st_size == 40
     assert (unbroken / "curves.png").read_bytes().startswith(b"\x89PNG")
 

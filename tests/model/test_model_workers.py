@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
 
 import numpy as np
-from training_runs import STEPS, finish, metrics, run, start, train_command
+import pytest
+from sparse_transformer.cluster import Cluster
+from sparse_transformer.watchdog import Watchdog
+from training_runs import STEPS, arrays, finish, metrics, run, start, train_command
 
 
 def free_ports(count):
@@ -56,13 +60,77 @@ def test_a_stopped_worker_ends_the_other_and_both_resume(unbroken, tmp_path):
     check(tmp_path, unbroken)
 
 
+def lone_worker(out, **env):
+    port, other = free_ports(2)
+    cluster = {"worker": [f"localhost:{port}", f"localhost:{other}"]}
+    config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}})
+    return start(train_command(out, STEPS), env={"TF_CONFIG": config, **env}), other
+
+
+def test_a_lone_worker_says_whom_it_waits_for_and_ends(tmp_path):
+    worker, other = lone_worker(tmp_path / "run", WORKER_TIMEOUT="3")
+    status, output = finish(worker, timeout=60)
+    name = rf"worker 1 \(localhost, UDP port {other}\)"
+    assert re.search(rf"worker 0 waits for {name} since \d\d:\d\d:\d\d, for 3 seconds at most", output)
+    assert re.search(rf"worker 0 stops: {name} has not been heard of for 3 seconds", output)
+    assert status == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_lone_worker_ends_on_signals(number, name, tmp_path):
+    worker, _ = lone_worker(tmp_path / "run")
+    assert "waits for" in worker.stdout.readline()
+    worker.send_signal(number)
+    status, output = finish(worker, timeout=30)
+    assert status == 128 + number
+    assert output.strip() == f"train.py: stopped by {name} while it waited for other workers"
+
+
+def test_what_is_no_message_of_a_worker_is_ignored():
+    first, second, stranger = free_ports(3)
+    job = Cluster((("127.0.0.1", first), ("127.0.0.1", second)), 0)
+    watchdog = Watchdog(job)
+    assert watchdog.socket.getsockname() == ("127.0.0.1", first)  # where the job says, not everywhere
+    peer, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    peer.bind(("127.0.0.1", second))
+    other.bind(("127.0.0.1", stranger))
+    bad = [
+        b"", b"\xff\xfe", b"{", b"3", b"null", b"[]", b"[1, 2]", b"[1, 2, 3, 4]", b'["1", 2, true]', b"[1, -1, true]",
+        b"[1, 1e9, true]", b"[true, 1, true]", b"[0, 1, true]", b"[7, 1, true]", b"[{}, 1, true]", b"[" * 900,
+    ]  # fmt: skip
+    for message in bad:
+        peer.sendto(message, ("127.0.0.1", first))
+    other.sendto(b"[1, 5, true]", ("127.0.0.1", first))  # right, but from nobody of the job
+    time.sleep(0.2)
+    assert watchdog.heard == {}
+    peer.sendto(b"[1, 5, true]", ("127.0.0.1", first))
+    watchdog.gather()
+    assert watchdog.heard[1][1] == 5
+    watchdog.close()
+    for each in (peer, other):
+        each.close()
+
+
+def test_a_signal_to_one_worker_ends_both_at_one_step(tmp_path):
+    workers = start_two(tmp_path, 4000)
+    while not (tmp_path / "checkpoint.npz").exists():
+        assert workers[0].poll() is None, finish(workers[0])
+        time.sleep(0.02)
+    workers[1].send_signal(signal.SIGTERM)
+    (chief, said), (other, heard) = map(finish, workers)
+    assert chief == other == 128 + signal.SIGTERM, said + heard
+    step = int(re.search(r"train\.py: stopped by another worker after step (\d+)", said)[1])
+    assert f"stopped by SIGTERM after step {step}" in heard
+    assert int(arrays(tmp_path)["step"]) == step == len(metrics(tmp_path))
+
+
 MIRRORED = """
 import sys, runpy
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from sparse_transformer import training
-training.make_strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+training.make_strategy = lambda _: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

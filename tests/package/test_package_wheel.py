@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
-ENGINE_SUFFIXES = {".py", ".h", ".cc", ".json"}
+ENGINE_SUFFIXES = {".py", ".h", ".cc", ".json", ".typed"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def expected_files(clone):
         for file in clone.glob("blocksparse/**/*")
         if file.suffix in ENGINE_SUFFIXES and "__pycache__" not in file.parts
     }
-    return root | engine
+    return root | engine | {"sparse_attention/py.typed"}
 
 
 def wheel_files(source, folder):

@@ -40,6 +40,9 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     M, N, GRANULE    16 to 128, 16 to 128, and g, which divides both
     PERMUTED         some head's order is not 1; else `order` is not read
     SHARED           all heads have one plan: head_index and head_tiles are not read
+    JOINED           the results hold those of passes over other keys, and get those over the keys of all: out and lse
+                     the softmax over both; dq, dk and dv the sum, which is the gradient when out, lse, dout and dlse
+                     are those of all passes. A row's results are read and written by the program that owns it
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 

@@ -59,6 +59,7 @@ class Flags(NamedTuple):
     STAGES: int | None = None
     REGISTERS: int | None = None
     TURNS: int | None = None
+    JOINED: bool = False
 
 
 def flags_of(constexprs: dict) -> Flags:

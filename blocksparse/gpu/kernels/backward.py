@@ -14,8 +14,8 @@ from .primitives import (
     load_rows,
     locate,
     mask_words,
+    put_rows,
     row_tile,
-    store_rows,
     visible,
 )
 
@@ -98,7 +98,7 @@ def attention_query_gradient(
             queries, gradients, row_lse, row_delta, k, v, tiles, 0, tiles.count,
             tl.zeros((flags.M, flags.QK.PAD), tl.float32), scale_log2, heads, flags, True, True,
         )  # fmt: skip
-    store_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK)
+    put_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK, flags.JOINED)
 
 
 @triton.jit
@@ -176,5 +176,5 @@ def attention_key_gradient(
         keys, values, q, dout, lse, delta, tiles, tiles.unmasked if flags.SPLIT else 0, tiles.count,
         key_gradient, value_gradient, scale_log2, heads, flags, True, AHEAD,
     )  # fmt: skip
-    store_rows(dk + key_row * flags.QK.DIM, own, stored, key_gradient * scale, heads, flags.QK)
-    store_rows(dv + key_row * flags.VO.DIM, own, stored, value_gradient, heads, flags.VO)
+    put_rows(dk + key_row * flags.QK.DIM, own, stored, key_gradient * scale, heads, flags.QK, flags.JOINED)
+    put_rows(dv + key_row * flags.VO.DIM, own, stored, value_gradient, heads, flags.VO, flags.JOINED)

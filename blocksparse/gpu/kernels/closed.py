@@ -12,8 +12,10 @@ from .primitives import (
     ask_rows,
     column_rows,
     held,
+    join,
     locate,
     mask_words,
+    put_rows,
     row_tile,
     store_rows,
     visible,
@@ -74,11 +76,16 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
         acc = tl.dot(p.to(values_j.dtype), values_j, acc * fade[:, None], input_precision=flags.PRECISION)
         m = top
 
+    out += query_row * flags.VO.DIM
+    lse += (batch * heads + head) * sizes.query_time
     empty = l == 0.0
     l = tl.where(empty, 1.0, l)
-    store_rows(out + query_row * flags.VO.DIM, own, stored, acc / l[:, None], heads, flags.VO)
+    result = acc / l[:, None]
     log_sum = tl.where(empty, -float("inf"), (m + tl.log2(l)) / LOG2_E)
-    tl.store(lse + (batch * heads + head) * sizes.query_time + own, log_sum, mask=stored)
+    if flags.JOINED:
+        result, log_sum = join(out, lse, own, stored, result, log_sum, heads, flags.VO)
+    store_rows(out, own, stored, result, heads, flags.VO)
+    tl.store(lse + own, log_sum, mask=stored)
 
 
 @triton.jit
@@ -139,11 +146,11 @@ def attention_whole_gradient(
         p = tl.where(sees, tl.exp2(s * scale_log2 - row_lse[:, None]), 0.0)
         ds = tl.where(sees, p * (dp - delta[:, None]), 0.0).to(queries.dtype)
         value_gradient = tl.dot(p.to(gradients.dtype).T, gradients, input_precision=flags.PRECISION)
-        store_rows(dv, here, exist, value_gradient, heads, flags.VO)
+        put_rows(dv, here, exist, value_gradient, heads, flags.VO, flags.JOINED)
         key_gradient = tl.dot(ds.T, queries, input_precision=flags.PRECISION)
-        store_rows(dk, here, exist, key_gradient * scale, heads, flags.QK)
+        put_rows(dk, here, exist, key_gradient * scale, heads, flags.QK, flags.JOINED)
         # A NaN or infinite key times the ds = 0 of a query that does not see it would be NaN; those that do see it have
         # NaN in ds already.
         keys_j = tl.where(tl.abs(keys_j) < float("inf"), keys_j, 0.0)
         gradient = tl.dot(ds, keys_j, gradient, input_precision=flags.PRECISION)
-    store_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK)
+    put_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK, flags.JOINED)

@@ -10,6 +10,7 @@ from .primitives import (
     LOG2_E,
     gather,
     gathered_rows,
+    join,
     load_rows,
     locate,
     mask_words,
@@ -82,15 +83,13 @@ def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.cons
         m, l, acc, scale_log2, heads, flags, True,
     )  # fmt: skip
 
+    out += (batch * sizes.query_time * heads + head) * flags.VO.DIM
+    lse += (batch * heads + head) * sizes.query_time
     empty = l == 0.0
     l = tl.where(empty, 1.0, l)
-    store_rows(
-        out + (batch * sizes.query_time * heads + head) * flags.VO.DIM,
-        own,
-        stored,
-        acc / l[:, None],
-        heads,
-        flags.VO,
-    )
+    result = acc / l[:, None]
     log_sum = tl.where(empty, -float("inf"), (m + tl.log2(l)) / LOG2_E)
-    tl.store(lse + (batch * heads + head) * sizes.query_time + own, log_sum, mask=stored)
+    if flags.JOINED:
+        result, log_sum = join(out, lse, own, stored, result, log_sum, heads, flags.VO)
+    store_rows(out, own, stored, result, heads, flags.VO)
+    tl.store(lse + own, log_sum, mask=stored)

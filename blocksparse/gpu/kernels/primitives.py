@@ -183,6 +183,33 @@ def held(tile, exists, layout):
 
 
 @triton.jit
+def join(out, lse, own, stored, tile, log_sum, heads, layout):
+    """(tile, log_sum), of this pass's keys alone, over those of earlier passes too, which stand in out and lse.
+
+    sum of w_p out_p, w_p = exp(lse_p - lse), lse = log sum of exp(lse_p); a pass that shows a row no key has weight 0.
+    """
+    before = tl.load(lse + own, mask=stored, other=-float("inf"))
+    top = tl.maximum(before, log_sum)
+    top = tl.where(top == -float("inf"), 0.0, top)  # no pass has shown a key: -inf - -inf would be NaN
+    old, new = tl.exp2((before - top) * LOG2_E), tl.exp2((log_sum - top) * LOG2_E)
+    total = old + new
+    log_sum = tl.where(total == 0.0, -float("inf"), top + tl.log2(total) / LOG2_E)
+    total = tl.where(total == 0.0, 1.0, total)
+    rows = load_rows(out, own, stored, heads, layout).to(tl.float32)
+    tile = tile * (new / total)[:, None] + rows * (old / total)[:, None]
+    tl.debug_barrier()  # several threads read one row's lse; without this one of them may write it before all have
+    return tile, log_sum
+
+
+@triton.jit
+def put_rows(pointer, rows, exists, tile, heads, layout, JOINED: tl.constexpr):
+    """store_rows; JOINED: of the sum of the tile and what is there."""
+    if JOINED:
+        tile += load_rows(pointer, rows, exists, heads, layout).to(tl.float32)
+    store_rows(pointer, rows, exists, tile, heads, layout)
+
+
+@triton.jit
 def store_rows(pointer, rows, exists, tile, heads, layout):
     """Writes [M, PAD] to one head's rows, rounded to the tensor's dtype."""
     wanted = inside(exists, layout)

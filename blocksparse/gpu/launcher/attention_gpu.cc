@@ -1,4 +1,4 @@
-// BlocksparseAttention and BlocksparseAttentionGrad on a GPU: checks, outputs, then the launcher.
+// Attention and its gradient on a GPU, of one pass or several: checks, outputs, then the launcher.
 #include <type_traits>
 
 #include "../../cpu/arguments.h"
@@ -32,13 +32,19 @@ class AttentionGpu : public tensorflow::OpKernel {
 
   void Compute(OpKernelContext* context) override {
     const Tensor &q = context->input(0), &k = context->input(1), &v = context->input(2);
-    const Tensor& plan = context->input(context->num_inputs() - 1);
-    OP_REQUIRES(context, plan.dims() == 1, absl::InvalidArgumentError("plan has to be a vector"));
+    constexpr int first_plan = backward ? 7 : 3;
     void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
-    auto device_plan = PlanCache::global().get(context, plan, stream);
-    OP_REQUIRES_OK(context, device_plan.status());
-    Arguments arguments{(*device_plan)->plan};
-    OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
+    std::vector<std::shared_ptr<const DevicePlan>> passes;
+    Arguments arguments;  // all passes have the same, save for the plan
+    for (int input = first_plan; input < context->num_inputs(); ++input) {
+      const Tensor& plan = context->input(input);
+      OP_REQUIRES(context, plan.dims() == 1, absl::InvalidArgumentError("plan has to be a vector"));
+      auto device_plan = PlanCache::global().get(context, plan, stream);
+      OP_REQUIRES_OK(context, device_plan.status());
+      passes.push_back(*device_plan);
+      arguments = Arguments{(*device_plan)->plan};
+      OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
+    }
     Call call{backward, dtype_name<T>(), arguments.shape};
     call.q = q.data(), call.k = k.data(), call.v = v.data();
     if constexpr (backward) {
@@ -55,20 +61,27 @@ class AttentionGpu : public tensorflow::OpKernel {
       call.out = out, call.lse = lse;
     }
     if (arguments.shape.batch == 0) return;
-    call.header = (*device_plan)->header.data();
-    call.reordered = (*device_plan)->reordered;
-    call.plan = (*device_plan)->blob.data();
-    call.plan_size = plan.NumElements();
-    std::vector<Tensor> temps;  // released to the allocator at return: it reuses memory in the stream's order
-    OP_REQUIRES_OK(context, run(call, stream, [&](size_t bytes) -> void* {
-                     temps.emplace_back();
-                     const tensorflow::TensorShape shape{static_cast<int64_t>(bytes)};
-                     if (!context->allocate_temp(tensorflow::DT_UINT8, shape, &temps.back()).ok()) return nullptr;
-                     return temps.back().data();
-                   }));
+    for (size_t pass = 0; pass < passes.size(); ++pass) {
+      call.onto = pass > 0;
+      OP_REQUIRES_OK(context, run_pass(context, *passes[pass], stream, &call));
+    }
   }
 
  private:
+  static absl::Status run_pass(OpKernelContext* context, const DevicePlan& plan, void* stream, Call* call) {
+    call->header = plan.header.data();
+    call->reordered = plan.reordered;
+    call->plan = plan.blob.data();
+    call->plan_size = plan.host.NumElements();
+    std::vector<Tensor> temps;  // released to the allocator at return: it reuses memory in the stream's order
+    return run(*call, stream, [&](size_t bytes) -> void* {
+      temps.emplace_back();
+      const tensorflow::TensorShape shape{static_cast<int64_t>(bytes)};
+      if (!context->allocate_temp(tensorflow::DT_UINT8, shape, &temps.back()).ok()) return nullptr;
+      return temps.back().data();
+    });
+  }
+
   static absl::Status allocate(OpKernelContext* context, int index, const tensorflow::TensorShape& shape, void** data) {
     Tensor* output;
     absl::Status status = context->allocate_output(index, shape, &output);
@@ -80,17 +93,19 @@ class AttentionGpu : public tensorflow::OpKernel {
   float scale_;
 };
 
-#define REGISTER(T)                                                                                              \
-  REGISTER_KERNEL_BUILDER(                                                                                       \
-      Name("BlocksparseAttention").Device(tensorflow::DEVICE_GPU).HostMemory("plan").TypeConstraint<T>("T"),     \
-      AttentionGpu<T, false>);                                                                                   \
-  REGISTER_KERNEL_BUILDER(                                                                                       \
-      Name("BlocksparseAttentionGrad").Device(tensorflow::DEVICE_GPU).HostMemory("plan").TypeConstraint<T>("T"), \
-      AttentionGpu<T, true>);
+#define REGISTER_ONE(op, plans, backward, T)                                                                \
+  REGISTER_KERNEL_BUILDER(Name(op).Device(tensorflow::DEVICE_GPU).HostMemory(plans).TypeConstraint<T>("T"), \
+                          AttentionGpu<T, backward>);
+#define REGISTER(T)                                             \
+  REGISTER_ONE("BlocksparseAttention", "plan", false, T)        \
+  REGISTER_ONE("BlocksparseAttentionGrad", "plan", true, T)     \
+  REGISTER_ONE("BlocksparseJoinedAttention", "plans", false, T) \
+  REGISTER_ONE("BlocksparseJoinedAttentionGrad", "plans", true, T)
 REGISTER(Eigen::half)
 REGISTER(Eigen::bfloat16)
 REGISTER(float)
 #undef REGISTER
+#undef REGISTER_ONE
 
 }  // namespace
 }  // namespace blocksparse::gpu

@@ -64,8 +64,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
   const Shape& shape = call.shape;
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
-         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed], "-sm",
-                      capability);
+         absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
+                      call.onto ? "-j1" : "", "-sm", capability);
 }
 
 namespace {

@@ -13,11 +13,13 @@ from . import DataError
 
 SAMPLE_RATE = 12_000  # paper, section 7.4
 AUDIO = (
-    "a folder of .wav or .flac files; the paper's classical music is the set of Dieleman et al. 2018, which is "
-    "not public"
+    "a .wav or .flac file, or a folder of such; the paper's classical music is the set of Dieleman et al. 2018, which "
+    "is not public"
 )
-RATES = range(1_000, 1_000_000)  # Hz of recordings; a header that says otherwise is broken
+RATES = range(1_000, 400_000)  # Hz of recordings; a header that says otherwise is broken
 UNKNOWN = 2**32 - 256  # a WAV file's length from here on means "not known yet": a pipe wrote it
+OTHERS = (".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff", ".mp4")
+MARKS = (b"RIFF", b"RIFX", b"RF64", b"fLaC")
 DENSEST = 1_000  # frames a byte; FLAC codes silence in 4,096 frames of 14 bytes
 
 
@@ -36,6 +38,9 @@ def read_recording(path: Path) -> np.ndarray:
     """One WAV or FLAC file as mu-law bytes [length], channels averaged, at 12 kHz."""
     from scipy.signal import resample_poly  # takes a second, which commands without audio need not wait for
 
+    with path.open("rb") as start:
+        if start.read(4) not in MARKS:  # libsndfile reads much else, some of it with a noise of its own
+            raise DataError(path, "not a WAV or FLAC file", AUDIO)
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate not in RATES:
@@ -68,8 +73,19 @@ def _mono(path: Path, file: soundfile.SoundFile) -> np.ndarray:
 
 
 def read_audio(path: Path) -> np.ndarray:
-    """Every .wav and .flac file below the folder, one after the other, as mu-law bytes [length]."""
-    files = sorted(path.rglob("*.wav")) if path.is_dir() else []
+    """One recording, or every one below a folder, one after the other, as mu-law bytes [length]."""
+    if path.is_file():
+        files = [path]
+    else:
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (".wav", ".flac")]
+    if len(files) == 1 and files[0].suffix.lower() in OTHERS:
+        raise DataError(path, _convert(path), AUDIO)
     if not files:
-        raise DataError(path, "no folder with .wav files", AUDIO)
+        others = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in OTHERS]
+        raise DataError(path, _convert(others[0]) if others else "no folder with .wav or .flac files", AUDIO)
     return np.concatenate([read_recording(file) for file in files])
+
+
+def _convert(path: Path) -> str:
+    wav = path.with_suffix(".wav").name
+    return f"{path.name} is neither WAV nor FLAC; convert it: ffmpeg -i {path.name} {wav}"

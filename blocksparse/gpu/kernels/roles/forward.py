@@ -17,6 +17,7 @@ from .ring import (
     copied,
     copy_own,
     fetch_tiles,
+    loaded_part,
     make_barriers,
     make_own,
     make_ring,
@@ -124,6 +125,30 @@ def absorb_overlapping(queries, ring, PART: gl.constexpr, first, full, last, m, 
 
 
 @gluon.jit
+def join(
+    out, lse, result, log_sum, queries, out_granules, lse_granules, walk, work, PART: gl.constexpr, shape
+):
+    """primitives.join of 64 rows; their queries are done with. All threads that read a row's lse are in one warp."""
+    rows, exist = part_rows(lse_granules, walk, work, PART, shape, row_of(shape.N))
+    sums = lse + (work.batch * walk.heads + work.head) * walk.own_time
+    before = gl.load(sums + rows, mask=exist, other=-float("inf"))
+    top = gl.maximum(before, log_sum)
+    top = gl.where(top == -float("inf"), 0.0, top)
+    old, new = gl.exp2((before - top) * LOG2_E), gl.exp2((log_sum - top) * LOG2_E)
+    total = old + new
+    log_sum = gl.where(total == 0.0, -float("inf"), top + gl.log2(total) / LOG2_E)
+    total = gl.where(total == 0.0, 1.0, total)
+    rows = loaded_part(out, out_granules, walk, work, PART, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+    if shape.VALUE_PAD == shape.HEAD_PAD:
+        rows = through(queries, rows, accumulator(shape.VALUE_PAD))
+    else:
+        rows = gl.convert_layout(rows, accumulator(shape.VALUE_PAD))
+    result = result * gl.convert_layout(new / total, row_of(shape.VALUE_PAD))[:, None]
+    old = gl.convert_layout(old / total, row_of(shape.VALUE_PAD))[:, None]
+    return result + rows.to(gl.float32) * old, log_sum
+
+
+@gluon.jit
 def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, shape):
     """A computing warpgroup: out and lse of 64 rows of each row tile, the first (PART 0) or the last (PART 1)."""
     place, turn = 0, 0
@@ -152,7 +177,13 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
             m, l, acc = absorb_in_turn(queries, ring, PART, full, last, m, l, acc, factor, shape, True)
         empty = l == 0.0
         l = gl.where(empty, 1.0, l)
-        result = (acc * gl.convert_layout(1.0 / l, row_of(shape.VALUE_PAD))[:, None]).to(out.dtype.element_ty)
+        result = acc * gl.convert_layout(1.0 / l, row_of(shape.VALUE_PAD))[:, None]
+        log_sum = gl.where(empty, -float("inf"), (m + gl.log2(l)) / LOG2_E)
+        if shape.JOINED:
+            result, log_sum = join(
+                out, lse, result, log_sum, queries, out_granules, lse_granules, walk, work, PART, shape
+            )
+        result = result.to(out.dtype.element_ty)
         if shape.VALUE_PAD == shape.HEAD_PAD:
             result = through(queries, result, copied(shape.VALUE_PAD))
         else:
@@ -161,7 +192,7 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
         store_rows(out, result, out_granules, walk, work, PART, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         rows, exist = part_rows(lse_granules, walk, work, PART, shape, row_of(shape.N))
         sums = lse + (work.batch * walk.heads + work.head) * walk.own_time
-        gl.store(sums + rows, gl.where(empty, -float("inf"), (m + gl.log2(l)) / LOG2_E), mask=exist)
+        gl.store(sums + rows, log_sum, mask=exist)
         work, place, turn = after, last, turn + 1
 
 

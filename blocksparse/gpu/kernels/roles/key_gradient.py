@@ -8,6 +8,7 @@ from ..primitives import LOG2_E
 from .ring import (
     PLAIN,
     accumulator,
+    added,
     any_visible,
     await_x,
     await_y,
@@ -178,7 +179,11 @@ def differentiate(
             dk, dv = gather_in_turn(
                 keys, values, lse, delta, ring, PART, full, last, dk, dv, scale_log2, shape, True
             )
-        dk = through(keys, (dk * scale).to(dk_out.dtype.element_ty), copied(shape.HEAD_PAD))
+        dk = added(
+            dk * scale, dk_out, keys, dk_granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD
+        )
+        dv = added(dv, dv_out, values, dv_granules, walk, work, PART, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        dk = through(keys, dk.to(dk_out.dtype.element_ty), copied(shape.HEAD_PAD))
         dv = through(values, dv.to(dv_out.dtype.element_ty), copied(shape.VALUE_PAD))
         own.release(turn)
         store_rows(dk_out, dk, dk_granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)

@@ -14,6 +14,7 @@ from .ring import (
     PLAIN,
     VECTOR,
     accumulator,
+    added,
     addresses,
     any_visible,
     await_x,
@@ -22,6 +23,7 @@ from .ring import (
     copied,
     copy_own,
     fetch_tiles,
+    loaded_part,
     make_barriers,
     make_own,
     make_ring,
@@ -40,7 +42,7 @@ from .ring import (
     through,
     visible,
 )
-from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
+from .walk import computing_registers, fetch_registers, find_work, kept, make_shape, make_walk, next_work
 
 
 @gluon.aggregate
@@ -173,7 +175,9 @@ def gather_overlapping(
 def differentiate(
     PART: gl.constexpr, delta, dq_out, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
 ):  # fmt: skip
-    """A computing warpgroup: delta and dq of 64 queries of each row tile; into `poison`, whether some dq holds NaN."""
+    """A computing warpgroup: delta and dq of 64 queries of each row tile; into `poison`, whether some dq holds NaN;
+    where passes are joined, 1 + the number of the first row tile with one.
+    """
     read: gl.constexpr = copied(shape.VALUE_PAD)
     place, turn, poisoned = 0, 0, 0
     work = find_work(walk, gl.program_id(0), shape)
@@ -210,10 +214,29 @@ def differentiate(
             dq = gather_in_turn(
                 queries, gradients, ring, PART, full, last, row_lse, row_delta, dq, scale_log2, shape, True
             )
-        poisoned |= gl.max(gl.max((dq != dq).to(gl.int32), 1), 0)
-        result = through(queries, (dq * scale).to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
+        if shape.JOINED:
+            # What has been added to cannot be computed again: from the first NaN on nothing is stored, and walk_again
+            # starts there.
+            bad = gl.max(gl.max((dq != dq).to(gl.int32), 1), 0)
+            poisoned = gl.where((poisoned == 0) & (bad != 0), number + 1, poisoned)
+        else:
+            poisoned |= gl.max(gl.max((dq != dq).to(gl.int32), 1), 0)
+        target = kept(work, poisoned == 0) if shape.JOINED else work
+        dq = added(
+            dq * scale,
+            dq_out,
+            queries,
+            dq_granules,
+            walk,
+            target,
+            PART,
+            shape,
+            shape.HEAD_DIM,
+            shape.HEAD_PAD,
+        )
+        result = through(queries, dq.to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
         inputs.release(turn)
-        store_rows(dq_out, result, dq_granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        store_rows(dq_out, result, dq_granules, walk, target, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         work, place, turn = after, last, turn + 1
     poison.index(PART).store(gl.full([1], poisoned, gl.int32, VECTOR))
 
@@ -263,14 +286,20 @@ def differentiate_again(
         ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
         dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(1), dq, is_async=True)])
         gl.barrier()
-    result = gl.convert_layout((dq * scale).to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
     granules = part_granules(walk, work, PART, shape, x_layout)
+    dq = dq * scale
+    if shape.JOINED:
+        old = loaded_part(dq_out, granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        dq += gl.convert_layout(old, accumulator(shape.HEAD_PAD)).to(gl.float32)
+    result = gl.convert_layout(dq.to(dq_out.dtype.element_ty), copied(shape.HEAD_PAD))
     store_rows(dq_out, result, granules, walk, work, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
 
 
 @gluon.jit
-def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape):
-    """dq of all row tiles of the program once more, by the four warps that go on after warp_specialize."""
+def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, scale_log2, shape):
+    """dq of all row tiles of the program once more, by the four warps that go on after warp_specialize; where passes
+    are joined, of those that were not stored.
+    """
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -283,7 +312,9 @@ def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2
             loaded_rows(dout, y_rows, walk.own_time, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         )
         for part in gl.static_range(2):
-            differentiate_again(part, k, v, lse, delta, dq, walk, work, own, ring, scale, scale_log2, shape)
+            first = gl.max(poison.index(part).load(VECTOR), 0) if shape.JOINED else 1
+            target = kept(work, (first != 0) & (number + 1 >= first)) if shape.JOINED else work
+            differentiate_again(part, k, v, lse, delta, dq, walk, target, own, ring, scale, scale_log2, shape)
 
 
 @gluon.jit
@@ -324,4 +355,4 @@ def attention_query_gradient_roles(
     # A NaN key makes dq NaN in all rows of its row tiles, by 0 * NaN, also in those that do not see it. Asking for it
     # in the loop would cost every call; so a program that finds NaN in some dq computes all of its own once more.
     if gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0) != 0:
-        walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, scale, scale_log2, shape)
+        walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, scale_log2, shape)

@@ -336,3 +336,36 @@ def store_rows(
     pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
     where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
     gl.store(where, result, mask=exist[:, None] & inside)
+
+
+@gluon.jit
+def loaded_part(
+    pointer, granules, walk, work, PART: gl.constexpr, shape, DIM: gl.constexpr, PAD: gl.constexpr
+):
+    """64 rows of one head, as they are in memory."""
+    rows, exist = part_rows(granules, walk, work, PART, shape, gl.SliceLayout(1, copied(PAD)))
+    pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
+    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    return gl.load(where, mask=exist[:, None] & inside, other=0.0)
+
+
+@gluon.jit
+def added(
+    result,
+    pointer,
+    shared,
+    granules,
+    walk,
+    work,
+    PART: gl.constexpr,
+    shape,
+    DIM: gl.constexpr,
+    PAD: gl.constexpr,
+):
+    """result, and where passes are joined the sum with what other passes have left; by way of own rows that are done
+    with.
+    """
+    if shape.JOINED:
+        old = loaded_part(pointer, granules, walk, work, PART, shape, DIM, PAD)
+        result += through(shared, old, accumulator(PAD)).to(gl.float32)
+    return result

@@ -25,6 +25,7 @@ class Shape:
     STAGES: gl.constexpr
     TURNS: gl.constexpr
     OVERLAP: gl.constexpr  # see overlaps
+    JOINED: gl.constexpr
 
 
 @gluon.constexpr_function
@@ -42,7 +43,7 @@ def overlaps(turns, registers):
 def make_shape(flags):
     return Shape(
         flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
-        flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS),
+        flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS), flags.JOINED,
     )  # fmt: skip
 
 
@@ -150,3 +151,10 @@ def find_work(walk, number, shape):
 def next_work(walk, number, work, shape):
     """The program's row tile after `number`, asked for while that is worked on."""
     return find_work(walk, number + gl.num_programs(0), shape) if shape.TURNS > 1 else work
+
+
+@gluon.jit
+def kept(work, wanted):
+    """The row tile, with rows to be read and stored only where `wanted`."""
+    stored = gl.where(wanted, work.stored, 0)
+    return Work(work.batch, work.head, work.tile, work.start, work.end, work.full, stored, work.stride)

@@ -1,0 +1,133 @@
+"""What a recomputed function may hold: kinds of operations that a second run would not simply repeat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+from zlib import crc32
+
+import tensorflow as tf
+from tensorflow.python.eager import context  # the definitions of functions, which the public interface hides
+from tensorflow.python.framework import op_def_registry
+
+# Operations that give something else when they run again: what they gave is kept, and given again.
+_DRAWS = re.compile(
+    r"(Parameterized)?(Random|TruncatedNormal|Multinomial)|Stateful(Random|Standard|Truncated|Uniform)|RngReadAndSkip$"
+    r"|NonDeterministicInts$|Timestamp$|PyFunc$|SampleDistorted|IteratorGetNext|Queue.*Dequeue|.*CandidateSampler$"
+)
+# The same, but with a gradient, which would be lost with what is kept.
+_LOST = {"EagerPyFunc": "tf.py_function", "RandomGamma": "tf.random.gamma"}
+_ASSIGNS = re.compile(
+    r"Assign(Add|Sub)?$|Assign\w*VariableOp$|(Resource)?(Sparse)?Apply|ResourceScatter|Scatter\w*$|ResourceCountUpTo$"
+    r"|ResourceStridedSliceAssign$"
+)
+_CALLS = re.compile(r"(Stateful)?PartitionedCall$|(Stateless)?(If|While|Case)$")
+_LOOPS = {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration"}
+_SAME = re.compile(
+    r"ReadVariableOp$|ResourceGather$|GatherV2$|Identity|Placeholder$|NoOp$|Empty\w*List|\w*TensorList"
+)
+
+
+class Refused(ValueError):
+    """A recomputed function that cannot be computed twice to the same effect."""
+
+    __init__ = Exception.__init__  # what AutoGraph asks for, else it raises an error of its own instead
+
+
+def is_draw(kind: str) -> bool:
+    """Whether an operation gives something else when it runs again."""
+    return _DRAWS.match(kind) is not None and _definition(kind).is_stateful
+
+
+def is_assignment(kind: str) -> bool:
+    """Whether an operation changes a variable."""
+    if _ASSIGNS.match(kind) is None:
+        return False
+    return any(x.is_ref or x.type == tf.resource.as_datatype_enum for x in _definition(kind).input_arg)
+
+
+def is_call(kind: str) -> bool:
+    """Whether an operation runs functions: a call, condition or loop."""
+    return _CALLS.match(kind) is not None
+
+
+def is_function(kind: str) -> bool:
+    """Whether kind is no operation of TensorFlow's, but the name of a function, as eager execution says it."""
+    return _definition(kind) is None
+
+
+def is_loop_of_tensorflow_1(kind: str) -> bool:
+    """Whether an operation is part of a condition or loop without control flow v2."""
+    return kind in _LOOPS
+
+
+def check(kind: str, inside: bool, assignments: bool = True) -> None:
+    """Raises Refused for what cannot be computed twice. inside: in control flow or in a tf.function."""
+    if assignments and is_assignment(kind):
+        raise Refused(
+            "a recomputable function made or assigned a variable, which the backward pass would do again; "
+            "do that outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
+            "tf.nn.experimental.stateless_dropout)"
+        )
+    if inside and is_draw(kind):
+        raise Refused(
+            f"a recomputable function ran {kind} inside control flow or a tf.function, where the draw cannot be "
+            "kept for the backward pass; draw statelessly there (tf.nn.experimental.stateless_dropout, "
+            "tf.random.stateless_uniform)"
+        )
+    if kind in _LOST:
+        raise Refused(
+            f"a recomputable function ran {_LOST[kind]}, which would give another result in the backward pass, "
+            "and whose first result cannot be kept with its gradient; call it outside and give its result as an "
+            "argument"
+        )
+
+
+def functions_of(operation: tf.Operation) -> list[str]:
+    """The names of the functions that an operation of a graph calls."""
+    names = []
+    for value in operation.node_def.attr.values():
+        names += [value.func.name] if value.HasField("func") else [f.name for f in value.list.func]
+    return names
+
+
+def inner_kinds(name: str, graph: tf.Graph | None) -> tuple[str, ...]:
+    """The kinds of all operations in a function and in those that it calls, in order."""
+    while graph is not None:
+        if (function := graph._get_function(name)) is not None:
+            definition = getattr(function, "cached_definition", None) or function.definition
+            return tuple(_walk(definition.node_def, graph))
+        graph = getattr(graph, "outer_graph", None)
+    return _eager_kinds(name)
+
+
+@lru_cache(maxsize=4096)
+def _eager_kinds(name: str) -> tuple[str, ...]:
+    return tuple(_walk(context.get_function_def(name).node_def, None))
+
+
+def _walk(nodes: Any, graph: tf.Graph | None) -> Iterator[str]:
+    for node in nodes:
+        yield node.op if node.op != "Const" else f"Const {crc32(node.attr['value'].SerializeToString())}"
+        for value in node.attr.values():
+            for function in [value.func] if value.HasField("func") else value.list.func:
+                yield from inner_kinds(function.name, graph)
+
+
+def skeleton(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """kinds without those by which reading a variable may differ from having its value, or a loop that has to be
+    differentiated from one that has not."""
+    loops = any(is_call(kind) for kind in kinds)
+    return tuple(kind for kind in kinds if not _SAME.match(kind) and not (loops and kind.startswith("Const")))
+
+
+def plain_name(function: str) -> str:
+    """The name that a function had in Python."""
+    return re.sub(r"^__(inference|forward|backward)_(.*)_\d+$", r"\2", function)
+
+
+@lru_cache(maxsize=4096)
+def _definition(kind: str) -> Any:
+    return op_def_registry.get(kind)

@@ -1,0 +1,202 @@
+"""The operations that one run of a function made in a graph: their signs, draws, and what they took from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+import tensorflow as tf
+
+from . import kinds
+from .attach import has_gradient
+from .signs import Signs, different
+from .variables import variable_dtype
+
+_ENTERS = {"Enter", "RefEnter"}  # of TensorFlow 1's loops
+READS = ("ReadVariableOp", "ResourceGather")
+_NAMES = {
+    "shared_name",
+    "container",
+    "output_shapes",
+    "parallel_iterations",
+}  # attributes without a meaning here
+
+
+class Replaced:
+    """In the graph of a second run: which of its tensors took the place of which result of an operation."""
+
+    def __init__(self) -> None:
+        self.by: dict = {}  # what is used now -> the result
+        self.with_: dict = {}
+
+    def add(self, result: tf.Tensor, by: tf.Tensor) -> None:
+        self.by.setdefault(by.ref(), result)
+        self.with_[result.ref()] = by
+
+
+class Trace:
+    """What was made in graph since it had `before` operations.
+
+    inputs: tensors of the caller's. A second run has the `first`, and those inputs of it that its own stand for.
+    """
+
+    def __init__(
+        self,
+        graph: tf.Graph,
+        before: int,
+        inputs: Sequence[tf.Tensor],
+        first: Trace | None = None,
+        stand_for: Sequence[tf.Tensor] = (),
+    ):
+        self.graph, self.first = graph, first
+        self.replaced = getattr(graph, "_blocksparse_replaced", None) or Replaced()
+        self.outside: dict = {}  # what was taken from outside: origin -> tensor of this graph
+        self.context = graph._get_control_flow_context()
+        operations = graph.get_operations()[before:]
+        around = _around(self.context)
+        outside = {inner.op for _, inner in getattr(graph, "captures", ())} | {x.op for x in inputs}
+        outside |= {
+            op for op in operations if op.type in _ENTERS and op._get_control_flow_context() in around
+        }
+        self.operations = [op for op in operations if op not in outside]
+        self.inside = set(self.operations)
+        self.loops = any(kinds.is_loop_of_tensorflow_1(op.type) for op in self.operations)
+        self.signs, self.draws = Signs(), list[list[tf.Tensor]]()
+        for x, other in zip(inputs, stand_for or inputs):
+            self.signs.of[x.ref()] = _outside_sign(other)
+        initial = self._initial()
+        for op in self.operations:
+            if op not in initial:
+                self._step(op)
+
+    def check(self, makes_variables: bool) -> None:
+        """Raises for what cannot be computed twice."""
+        for op in self.operations:
+            kinds.check(op.type, op._get_control_flow_context() is not self.context, not makes_variables)
+            if kinds.is_call(op.type):
+                for name in kinds.functions_of(op):
+                    for kind in set(kinds.inner_kinds(name, self.graph)):
+                        kinds.check(kind.split()[0], inside=True)
+
+    def sign(self, x: tf.Tensor) -> int:
+        """The sign of a value."""
+        x = self._first_of(x)
+        if x.ref() not in self.signs.of:
+            root = origin(x).ref()
+            if x.op not in self.inside:
+                self.outside.setdefault(root, x)
+            known = self.first and self.first.signs.of.get(
+                root
+            )  # the first run computed it, and somebody kept it
+            self.signs.of[x.ref()] = known or _outside_sign(x)
+        return self.signs.of[x.ref()]
+
+    def taken(self, x: tf.Tensor) -> tf.Tensor:
+        """This run's tensor for what a second run took from outside."""
+        root = origin(x).ref()
+        if root in self.outside:
+            return self.outside[root]
+        if x.op in self.inside and self._is_leaf(x):
+            return x
+        if root in self.signs.of and has_gradient(x) and any(map(has_gradient, self.leaves([x]).values())):
+            raise different(
+                f"it kept the tensor {x.name} that it computed the first time, and took it from there the second, "
+                "where it has no gradient"
+            )
+        return x
+
+    def leaves(self, results: Sequence[tf.Tensor]) -> dict:
+        """What the results depend on that was there before, or was read of variables: origin -> tensor."""
+        found, seen, queue = {}, set(), list(results)
+        while queue:
+            x = self._first_of(queue.pop())
+            if x.ref() in seen:
+                continue
+            seen.add(x.ref())
+            if not self._is_leaf(x):
+                queue.extend(x.op.inputs)
+            elif has_gradient(x) or variable_dtype(x) is not None:
+                x = self.replaced.with_.get(x.ref(), x)
+                found[x.ref() if self._is_read(x.op) else origin(x).ref()] = x
+        return found
+
+    def reads(self) -> list[tuple[tuple, tf.Tensor]]:
+        """What was read of variables: (kind of operation, origin of the handle), and the value."""
+        reads = [op for op in self.operations if self._is_read(op)]
+        values = [self.replaced.with_.get(op.outputs[0].ref(), op.outputs[0]) for op in reads]
+        return [((op.type, origin(op.inputs[0]).ref()), value) for op, value in zip(reads, values)]
+
+    def _is_read(self, op: tf.Operation) -> bool:
+        return op.type in READS and op in self.inside and op._get_control_flow_context() is self.context
+
+    def _first_of(self, x: tf.Tensor) -> tf.Tensor:
+        """What x was before a run around this one replaced it."""
+        result = self.replaced.by.get(x.ref())
+        return x if result is None or result.op not in self.inside else result
+
+    def _is_leaf(self, x: tf.Tensor) -> bool:
+        made = x.op in self.inside and x.op.type != "VarHandleOp"
+        return not made or self._is_read(x.op) or any(y.dtype._is_ref_dtype for y in x.op.inputs)
+
+    def _initial(self) -> set:
+        """The operations that compute the first values of variables made here: the second run makes none."""
+        queue = [op for op in self.operations if kinds.is_assignment(op.type)]
+        found = set(queue)
+        while queue:
+            for x in queue.pop().inputs:
+                if x.op in self.inside and x.op not in found:
+                    found.add(x.op)
+                    queue.append(x.op)
+        return found
+
+    def _step(self, op: tf.Operation) -> None:
+        keys = [y.ref() for y in op.outputs]
+        given = [self.sign(x) for x in op.inputs]
+        if kinds.is_draw(op.type):
+            self.signs.draw(op.type, keys)
+            self.draws.append([self.replaced.with_.get(y.ref(), y) for y in op.outputs])
+            return
+        if op.type in (
+            "ReadVariableOp",
+            "IdentityN",
+        ):  # a value stands for its variable; recomputation adds IdentityN
+            self.signs.of.update(zip(keys, given))
+        elif kinds.is_call(op.type):
+            inner = [kinds.skeleton(kinds.inner_kinds(name, self.graph)) for name in kinds.functions_of(op)]
+            kind = op.type.replace("Stateless", "").replace("Stateful", "")
+            self.signs.step(kind, str(inner), sorted(set(given)), keys)
+        else:
+            self.signs.step(op.type, _details(op), given, keys)
+
+
+def origin(x: tf.Tensor) -> tf.Tensor:
+    """The tensor that a placeholder of a function stands for, through all functions and loops around it."""
+    if tf.is_symbolic_tensor(x) and x.op.type in _ENTERS:
+        return origin(x.op.inputs[0])
+    for external, internal in getattr(getattr(x, "graph", None), "captures", ()):
+        if internal is x:
+            return origin(external)
+    return x
+
+
+def _outside_sign(x: tf.Tensor) -> int:
+    return hash(("outside", origin(x).ref()))
+
+
+def _around(context: Any) -> list:
+    """The TensorFlow 1 loops and conditions around a context, and None around all."""
+    found = [context]
+    while found[-1] is not None:
+        found.append(found[-1].outer_context)
+    return found
+
+
+def _details(op: tf.Operation) -> tuple:
+    """What decides an operation's results besides its arguments."""
+    found = []
+    for name, value in sorted(op.node_def.attr.items()):
+        if not name.startswith("_") and name not in _NAMES:
+            data = value.SerializeToString(deterministic=True)
+            found.append((name, crc32(data), len(data)))
+    return tuple(found)

@@ -1,0 +1,63 @@
+"""A run: the folder that holds all there is of one training.
+
+config.json      the configuration
+data.json        the data set it learns: where it lies, its size, a digest
+checkpoint.npz   the step, and every variable (checkpoint.py)
+metrics.csv      a row for each step (log.py), and TensorBoard's events
+lock             held while a training writes here (files.py)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from .config import Config
+from .files import replacing
+
+LARGEST = 1 << 20  # bytes of a configuration; more is none
+
+
+def read_json(path: Path, wanted: str):
+    """What the file holds. Raises ValueError that names it and says what was wanted."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("it is longer than a megabyte")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); wanted: {wanted}") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_config(folder: Path) -> Config:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no run (no config.json); train one with examples/train.py CONFIG")
+    wanted = "the configuration that examples/train.py writes"
+    fields = read_json(path, wanted)
+    try:
+        return Config.from_fields(fields)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); wanted: {wanted}") from error
+
+
+def check_config(folder: Path, config: Config) -> None:
+    """Raises ValueError where the folder's run has another configuration, its length apart."""
+    if not (folder / "config.json").exists():
+        return
+    old, new = asdict(read_config(folder)), asdict(config)
+    differing = [k for k in new if old[k] != new[k] and k not in ("checkpoint_every", "steps")]
+    if differing:
+        changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differing)
+        raise ValueError(f"{folder} holds a run with another configuration ({changes}); choose another --out")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Notes the configuration; a run cannot be resumed with another one, its length apart."""
+    check_config(folder, config)
+    write_json(folder / "config.json", asdict(config))
