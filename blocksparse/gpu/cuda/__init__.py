@@ -119,6 +119,7 @@ def macros(
         "SHARED",
         "WIDE",
     )
+    sizes |= dict(JOINED=int(constants.get("JOINED", False)))
     return sizes | {name: int(constants[name]) for name in wanted}
 
 

@@ -31,6 +31,18 @@ DEVICE void absorb(Softmax& softmax, float (&s)[kScoreTiles][kPart], float scale
   }
 }
 
+// The log-sum-exp of one row over the keys of all passes, and in factor and kept the weights of this pass's result and
+// of the earlier ones', factor being the former's own. A pass that shows the row no key has weight 0.
+DEVICE float join(float earlier, float log_sum, float* factor, float* kept) {
+  float top = larger(earlier, log_sum);
+  if (top == -infinity()) top = 0.0f;  // no pass has shown a key: -infinity - -infinity would be NaN
+  const float before = power_of_two((earlier - top) * kLog2E), now = power_of_two((log_sum - top) * kLog2E);
+  const float total = before + now, share = 1.0f / (total == 0.0f ? 1.0f : total);
+  *factor *= now * share;
+  *kept = before * share;
+  return total == 0.0f ? -infinity() : top + logarithm(total) / kLog2E;
+}
+
 KERNEL BOUNDS(kThreads, BLOCKS)
     attention_forward(const Element* q, const Element* k, const Element* v, Element* out, float* lse,
                       const int* head_index, const int* order, const int* head_tiles, const int* rows,
@@ -69,17 +81,28 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   });
 
   sync();  // the rows' own place takes their results
-  float factor[kSlots];
+  float factor[kSlots], kept[kSlots], earlier[kSlots];
+  float* const lse_of_head = lse + (tile.batch * heads + tile.head) * query_time;
+  if (kJoined) {
+    UNROLL for (int r = 0; r < kSlots; ++r) {
+      const int row = warp_row + row_of(r);
+      kept[r] = 0.0f;
+      earlier[r] = exists(tile, row) ? lse_of_head[own_row(tile, row, query_time)] : -infinity();
+    }
+    load_own<kValueDim, kValuePitch>(own, out + query_row * kValueDim, tile, query_time, heads, false);
+    sync();  // also before a row's lse is written, which several threads read
+  }
   UNROLL for (int r = 0; r < kSlots; ++r) {
     const float sum = row_sum(softmax.sum[r]);
     const bool empty = sum == 0.0f;
     factor[r] = 1.0f / (empty ? 1.0f : sum);
     const int row = warp_row + row_of(r);
     if (!exists(tile, row)) continue;
-    const i64 at = (tile.batch * heads + tile.head) * query_time + own_row(tile, row, query_time);
-    lse[at] = empty ? -infinity() : (softmax.top[r] + logarithm(sum)) / kLog2E;
+    float log_sum = empty ? -infinity() : (softmax.top[r] + logarithm(sum)) / kLog2E;
+    if (kJoined) log_sum = join(earlier[r], log_sum, &factor[r], &kept[r]);
+    lse_of_head[own_row(tile, row, query_time)] = log_sum;
   }
-  put_results<kValueTiles, kValuePitch>(own + warp_row * kValuePitch + slice, softmax.result, factor);
+  put_results<kValueTiles, kValuePitch>(own + warp_row * kValuePitch + slice, softmax.result, factor, kept);
   sync();
   store_own<kValueDim, kValuePitch>(out + query_row * kValueDim, own, tile, query_time, heads);
 }

@@ -49,10 +49,15 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   });
 
   sync();  // the rows' own places take their results
+  if (kJoined) {
+    load_own<kHeadDim, kHeadPitch>(own_key, dk + key_row * kHeadDim, tile, key_time, heads, false);
+    load_own<kValueDim, kValuePitch>(own_value, dv + key_row * kValueDim, tile, key_time, heads, false);
+    sync();
+  }
   float as_is[kSlots], scaled[kSlots];
   UNROLL for (int r = 0; r < kSlots; ++r) as_is[r] = 1.0f, scaled[r] = scale;
-  put_results<kHeadTiles, kHeadPitch>(own_key + warp_row * kHeadPitch + head_slice, key_gradient, scaled);
-  put_results<kValueTiles, kValuePitch>(own_value + warp_row * kValuePitch + value_slice, value_gradient, as_is);
+  put_results<kHeadTiles, kHeadPitch>(own_key + warp_row * kHeadPitch + head_slice, key_gradient, scaled, as_is);
+  put_results<kValueTiles, kValuePitch>(own_value + warp_row * kValuePitch + value_slice, value_gradient, as_is, as_is);
   sync();
   store_own<kHeadDim, kHeadPitch>(dk + key_row * kHeadDim, own_key, tile, key_time, heads);
   store_own<kValueDim, kValuePitch>(dv + key_row * kValueDim, own_value, tile, key_time, heads);

@@ -102,9 +102,13 @@ KERNEL BOUNDS(kThreads, BLOCKS)
     silenced = sync_or(bad) && !silenced;
   } while (silenced);
 
-  float factor[kSlots];
-  UNROLL for (int r = 0; r < kSlots; ++r) factor[r] = scale;
-  put_results<kHeadTiles, kHeadPitch>(own + warp_row * kHeadPitch + slice, result, factor);
+  if (kJoined) {  // the last step has ended with all threads past their queries
+    load_own<kHeadDim, kHeadPitch>(own, dq + query_row * kHeadDim, tile, query_time, heads, false);
+    sync();
+  }
+  float factor[kSlots], kept[kSlots];
+  UNROLL for (int r = 0; r < kSlots; ++r) factor[r] = scale, kept[r] = 1.0f;
+  put_results<kHeadTiles, kHeadPitch>(own + warp_row * kHeadPitch + slice, result, factor, kept);
   sync();
   store_own<kHeadDim, kHeadPitch>(dq + query_row * kHeadDim, own, tile, query_time, heads);
 }

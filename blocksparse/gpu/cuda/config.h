@@ -19,6 +19,7 @@ constexpr int kColumns = COLUMNS;  // columns of a column tile that are multipli
 constexpr int kSlices = SLICES;    // warps that share rows: each has a slice of the results' columns
 constexpr int kWarps = WARPS, kThreads = 32 * WARPS;
 constexpr bool kPermuted = PERMUTED, kShared = SHARED, kWide = WIDE, kHeaviestFirst = HEAVIEST_FIRST;
+constexpr bool kJoined = JOINED;  // the results hold those of passes over other keys, and get those over all keys
 #undef M
 #undef N
 

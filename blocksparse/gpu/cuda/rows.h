@@ -70,12 +70,17 @@ DEVICE void store_own(Element* head, const Stored* from, const Tile& tile, int t
   }
 }
 
-// A warp's results, times `factor` of each of a lane's rows, into shared memory.
+// A warp's results, times `factor` of each of a lane's rows, into shared memory; joined: plus what stands there, the
+// results of earlier passes, times `kept`.
 template <int kTiles, int kPitch>
-DEVICE void put_results(Stored* to, const float (&c)[kTiles][kPart], const float (&factor)[kSlots]) {
+DEVICE void put_results(Stored* to, const float (&c)[kTiles][kPart], const float (&factor)[kSlots],
+                        const float (&kept)[kSlots]) {
   UNROLL for (int t = 0; t < kTiles; ++t) UNROLL for (int i = 0; i < kPart; i += 2) {
     const int s = slot_of(i);
-    put_pair(to + row_of(s) * kPitch + dim_of(t, i), c[t][i] * factor[s], c[t][i + 1] * factor[s]);
+    Stored* at = to + row_of(s) * kPitch + dim_of(t, i);
+    float first = c[t][i] * factor[s], second = c[t][i + 1] * factor[s];
+    if (kJoined) first = fused(value_of(at[0]), kept[s], first), second = fused(value_of(at[1]), kept[s], second);
+    put_pair(at, first, second);
   }
 }
 

@@ -15,8 +15,8 @@ DEVICE u32 rounded(float x) {  // to nearest even; a NaN stays one
 }
 #else
 typedef float Element;
-DEVICE float value_of(Element x) { return x; }
 #endif
+DEVICE float value_of(Stored x) { return x; }
 
 DEVICE bool finite(Stored x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
 
