@@ -14,7 +14,6 @@ from ..gpu.compilers import has_triton
 from .folders import prebuilt_folder
 
 _GPU = Path(__file__).parents[1] / "gpu"
-OVERRIDE = "BLOCKSPARSE_CAPABILITY"  # 70 or 75: a newer GPU runs that one's kernels, for tests of theirs
 
 
 def configure(library: ctypes.CDLL, cache: Path) -> None:
@@ -43,10 +42,10 @@ def reason_for_reference(cache: Path) -> str | None:
 
 
 def override() -> int | None:
-    """The capability whose kernels are to run on any newer GPU, out of the environment. Raises ValueError."""
-    given = os.environ.get(OVERRIDE)
+    """BLOCKSPARSE_CAPABILITY, 70 or 75: a newer GPU runs that one's kernels, for tests of theirs. Raises ValueError."""
+    given = os.environ.get("BLOCKSPARSE_CAPABILITY")
     if given and given not in ("70", "75"):
-        raise ValueError(f"{OVERRIDE}={given}: it has to be 70 or 75, or not set")
+        raise ValueError(f"BLOCKSPARSE_CAPABILITY={given}: it has to be 70 or 75, or not set")
     return int(given) if given else None
 
 

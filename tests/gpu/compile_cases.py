@@ -66,7 +66,7 @@ def committed():
 
 
 def committed_cuda():
-    """About 50 kernels: every tile of both tables, every cut of a warp, every flag."""
+    """About 75 kernels: every tile of both tables, every cut of a warp, every flag."""
     for capability in (70, 75):
         for dim, work in (
             (64, "window"),
@@ -80,6 +80,10 @@ def committed_cuda():
         yield from keys(
             "f16", (24, 64), 8, "short", capability, permuted=True, closed=1, shared=False, wide=True
         )
+        for dim in (64, 128, 256):
+            yield from keys("f16", (dim, dim), 32, "long", capability, joined=True)
+    yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True, joined=True)
+    yield from keys("f32", (256, 256), 32, "long", 70, joined=True)
     yield from keys("f32", (64, 64), 32, "window", 70)
     yield from keys("bf16", (256, 256), 32, "long", 70)
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True)

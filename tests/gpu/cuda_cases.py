@@ -33,8 +33,12 @@ def build(launch, folder):
         source = f'-DKERNEL_SOURCE="{cuda.FOLDER / launch.function}.cu"'
         names = [source, f"-DKERNEL_NAME={launch.function}"]
         folders = [f"-I{EMULATION}", f"-I{cuda.FOLDER}"]
-        command = ["g++", *FLAGS, *folders, *names, *macros, str(EMULATION / "launch.cc"), "-o", str(library)]
+        own = library.with_suffix(
+            f".{os.getpid()}"
+        )  # another process may be building the same, or loading it
+        command = ["g++", *FLAGS, *folders, *names, *macros, str(EMULATION / "launch.cc"), "-o", str(own)]
         subprocess.run(command, check=True)
+        own.rename(library)
     return library
 
 

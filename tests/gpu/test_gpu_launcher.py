@@ -273,6 +273,7 @@ def test_gpus_of_two_generations_want_a_compiler_each(monkeypatch, tmp_path, fou
 
 def test_a_newer_gpu_takes_the_kernels_of_an_older_one(monkeypatch, tmp_path):
     """As PTX, in a folder of their own: the keys are the older one's."""
+    monkeypatch.delenv("BLOCKSPARSE_CAPABILITY", raising=False)
     usual = cuda.kernel_folders(tmp_path)
     monkeypatch.setenv("BLOCKSPARSE_CAPABILITY", "70")
     assert cuda.override() == 70

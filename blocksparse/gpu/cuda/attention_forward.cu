@@ -82,12 +82,12 @@ KERNEL BOUNDS(kThreads, BLOCKS)
 
   sync();  // the rows' own place takes their results
   float factor[kSlots], kept[kSlots], earlier[kSlots];
-  float* const lse_of_head = lse + (tile.batch * heads + tile.head) * query_time;
   if (kJoined) {
+    const float* before = lse + (tile.batch * heads + tile.head) * query_time;
     UNROLL for (int r = 0; r < kSlots; ++r) {
       const int row = warp_row + row_of(r);
       kept[r] = 0.0f;
-      earlier[r] = exists(tile, row) ? lse_of_head[own_row(tile, row, query_time)] : -infinity();
+      earlier[r] = exists(tile, row) ? before[own_row(tile, row, query_time)] : -infinity();
     }
     load_own<kValueDim, kValuePitch>(own, out + query_row * kValueDim, tile, query_time, heads, false);
     sync();  // also before a row's lse is written, which several threads read
@@ -98,9 +98,10 @@ KERNEL BOUNDS(kThreads, BLOCKS)
     factor[r] = 1.0f / (empty ? 1.0f : sum);
     const int row = warp_row + row_of(r);
     if (!exists(tile, row)) continue;
+    const i64 at = (tile.batch * heads + tile.head) * query_time + own_row(tile, row, query_time);
     float log_sum = empty ? -infinity() : (softmax.top[r] + logarithm(sum)) / kLog2E;
     if (kJoined) log_sum = join(earlier[r], log_sum, &factor[r], &kept[r]);
-    lse_of_head[own_row(tile, row, query_time)] = log_sum;
+    lse[at] = log_sum;
   }
   put_results<kValueTiles, kValuePitch>(own + warp_row * kValuePitch + slice, softmax.result, factor, kept);
   sync();
