@@ -46,7 +46,7 @@ setup(
         "test": [
             *examples,
             triton,
-            "clang-format>=20",
+            "clang-format==23.*",
             "hypothesis",
             "mypy",
             "pytest",
