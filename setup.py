@@ -49,7 +49,7 @@ setup(
             *examples,
             triton,
             nvrtc,
-            "clang-format>=20",
+            "clang-format==23.*",
             "hypothesis",
             "mypy",
             "pytest",

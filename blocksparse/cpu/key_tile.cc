@@ -5,8 +5,12 @@
 namespace blocksparse {
 
 KeyTile::KeyTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim, float scale)
-    : head_width(padded(head_dim)), value_width(padded(value_dim)), tiles_(tiles), head_dim_(head_dim),
-      value_dim_(value_dim), scale_(scale),
+    : head_width(padded(head_dim)),
+      value_width(padded(value_dim)),
+      tiles_(tiles),
+      head_dim_(head_dim),
+      value_dim_(value_dim),
+      scale_(scale),
       scratch_({{&staging, int64_t{kLanes} * std::max(head_width, value_width)},
                 {&queries, int64_t{tiles.column_tile} * head_width},
                 {&douts, int64_t{tiles.column_tile} * value_width},

@@ -31,7 +31,7 @@ class KeyTile {
   void finish_values(int32_t row);
 
   const int32_t head_width, value_width;  // head_dim and value_dim, rounded up: the strides of what follows
-  float *staging;                         // [kLanes][head_width or value_width]
+  float* staging;                         // [kLanes][head_width or value_width]
   float *queries, *douts;                 // [column_tile][head_width], [column_tile][value_width]
 
  private:

@@ -8,8 +8,8 @@ namespace blocksparse {
 
 class StripMask {
  public:
-  // The strip from `row` on of a tile of `count` rows; rows past them see nothing. mask: the tile's, null when every row
-  // sees every column.
+  // The strip from `row` on of a tile of `count` rows; rows past them see nothing. mask: the tile's, null when every
+  // row sees every column.
   StripMask(const TilePlan& tiles, const uint32_t* mask, int32_t row, int32_t count) {
     if (mask == nullptr) {
       end = tiles.column_tile;

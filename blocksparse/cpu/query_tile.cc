@@ -7,7 +7,10 @@
 namespace blocksparse {
 
 QueryTile::QueryTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim)
-    : head_width(padded(head_dim)), value_width(padded(value_dim)), tiles_(tiles), head_dim_(head_dim),
+    : head_width(padded(head_dim)),
+      value_width(padded(value_dim)),
+      tiles_(tiles),
+      head_dim_(head_dim),
       scratch_({{&staging, int64_t{kLanes} * std::max(head_width, value_width)},
                 {&keys, int64_t{tiles.column_tile} * head_width},
                 {&values, int64_t{tiles.column_tile} * value_width},

@@ -21,7 +21,7 @@ class QueryTile {
   void finish(int32_t row, float* lse);
 
   const int32_t head_width, value_width;  // head_dim and value_dim, rounded up: the strides of what follows
-  float *staging;                         // [kLanes][head_width or value_width]
+  float* staging;                         // [kLanes][head_width or value_width]
   float *keys, *values;                   // [column_tile][head_width], [column_tile][value_width]
 
  private:

@@ -8,8 +8,9 @@
 
 namespace blocksparse {
 
-// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left. A thread gets runs of
-// up to `neighbours` tasks, which share lines and pages of memory: on several threads these would move between caches.
+// Calls worker(take) on several threads; take() is the next task's number, or -1 when none is left. A thread gets runs
+// of up to `neighbours` tasks, which share lines and pages of memory: on several threads these would move between
+// caches.
 template <typename Worker>
 void run_tasks(const Parallel& parallel, int64_t tasks, int64_t neighbours, const Worker& worker) {
   const int64_t run = std::max<int64_t>(1, std::min(neighbours, tasks / (4 * parallel.threads)));

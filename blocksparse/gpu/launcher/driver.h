@@ -27,8 +27,7 @@ struct Driver {
   Result (*module_function)(Handle* function, Handle module, const char* name);
   Result (*function_attribute)(Handle function, int attribute, int value);
   Result (*launch)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared, Handle stream, void** parameters,
-                   void** extra);
+                   unsigned block_y, unsigned block_z, unsigned shared, Handle stream, void** parameters, void** extra);
   Result (*copy_to_device)(DevicePointer to, const void* from, size_t bytes, Handle stream);
   Result (*set_bytes)(DevicePointer to, unsigned char value, size_t bytes, Handle stream);
   Result (*synchronize_stream)(Handle stream);
@@ -47,9 +46,9 @@ struct Driver {
 };
 
 constexpr int kDynamicSharedLimit = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-constexpr int kMultiprocessors = 16;           // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-constexpr int kCapabilityMajor = 75;           // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-constexpr int kCapabilityMinor = 76;           // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+constexpr int kMultiprocessors = 16;    // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+constexpr int kCapabilityMajor = 75;    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+constexpr int kCapabilityMinor = 76;    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 
 inline absl::StatusOr<const Driver*> get_driver() {
   static const absl::StatusOr<const Driver*> driver = []() -> absl::StatusOr<const Driver*> {
