@@ -265,6 +265,7 @@ CLASSES = {"AdafactorOptimizer", "AdamOptimizer", "BlocksparseTransformer", "Ema
 
 
 def test_names_and_arguments_are_openais():
-    assert set(bs.__all__) == {*ARGUMENTS, *CLASSES, "nccl"}
+    own = {"Pattern", "from_mask"}
+    assert set(bs.__all__) == {*ARGUMENTS, *CLASSES, "nccl", *own}
     for name, arguments in ARGUMENTS.items():
         assert list(inspect.signature(getattr(bs, name)).parameters) == arguments.split(), name

@@ -17,9 +17,11 @@ ROOMS = {
     "tensors": set(),
     "native": {"gpu"},
     "fused": {"plan", "gpu", "native", "tensors"},
-    "transformer": {"fused", "plan", "tensors"},
-    "blocksparse": {"transformer", "fused", "plan", "native", "tensors"},
-    "root": {"blocksparse", "transformer", "fused", "plan", "native", "tensors"},
+    "recomputation": {"tensors"},
+    "transformer": {"fused", "plan", "recomputation", "tensors"},
+    "blocksparse": {"transformer", "fused", "plan", "native", "recomputation", "tensors"},
+    "tf1": {"blocksparse"},
+    "root": {"blocksparse", "transformer", "fused", "plan", "native", "recomputation", "tensors"},
 }
 WITHOUT_TENSORFLOW = ("plan", "gpu")
 
@@ -30,7 +32,7 @@ def room(path):
         return "root"
     if len(parts) > 2:
         return parts[1]
-    return "tensors" if parts[1] == "tensors.py" else "blocksparse"
+    return "tensors" if parts[1] in ("tensors.py", "utils.py") else "blocksparse"
 
 
 @cache

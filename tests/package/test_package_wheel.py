@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
-ENGINE_SUFFIXES = {".py", ".h", ".cc", ".json", ".typed"}
+ENGINE_SUFFIXES = {".py", ".h", ".cc", ".cu", ".json", ".typed"}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..primitives import LOG2_E
+from .results import loaded_part, store_rows, through
 from .ring import (
     accumulator,
     any_visible,
@@ -17,7 +18,6 @@ from .ring import (
     copied,
     copy_own,
     fetch_tiles,
-    loaded_part,
     make_barriers,
     make_own,
     make_ring,
@@ -29,8 +29,6 @@ from .ring import (
     release,
     row_of,
     scores,
-    store_rows,
-    through,
     visible,
 )
 from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work

@@ -5,10 +5,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from ..primitives import LOG2_E
+from .results import added, store_rows, through
 from .ring import (
     PLAIN,
     accumulator,
-    added,
     any_visible,
     await_x,
     await_y,
@@ -24,8 +24,6 @@ from .ring import (
     part_words,
     release,
     scores,
-    store_rows,
-    through,
     visible,
 )
 from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work

@@ -10,12 +10,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..primitives import LOG2_E
+from .results import added, loaded_part, loaded_rows, store_rows, through
 from .ring import (
     PLAIN,
     VECTOR,
     accumulator,
-    added,
-    addresses,
     any_visible,
     await_x,
     await_y,
@@ -23,7 +22,6 @@ from .ring import (
     copied,
     copy_own,
     fetch_tiles,
-    loaded_part,
     make_barriers,
     make_own,
     make_ring,
@@ -38,8 +36,6 @@ from .ring import (
     release,
     row_of,
     scores,
-    store_rows,
-    through,
     visible,
 )
 from .walk import computing_registers, fetch_registers, find_work, kept, make_shape, make_walk, next_work
@@ -239,13 +235,6 @@ def differentiate(
         store_rows(dq_out, result, dq_granules, walk, target, PART, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         work, place, turn = after, last, turn + 1
     poison.index(PART).store(gl.full([1], poisoned, gl.int32, VECTOR))
-
-
-@gluon.jit
-def loaded_rows(pointer, rows, time, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    pointer = pointer + (work.batch * time * walk.heads + work.head) * DIM
-    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
-    return gl.load(where, mask=inside, other=0.0)
 
 
 @gluon.jit
