@@ -302,7 +302,8 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
 
 def _distinguish(x, lse, dout):
     """x, in a way that no optimiser can prove: else it merges the backward pass's products with the forward
-    pass's and keeps them in memory between the two (control dependencies alone are lost under XLA)."""
+    pass's and keeps them in memory between the two (control dependencies alone are lost under XLA). No constant is
+    infinite or NaN: a hunt for NaN would stop at it."""
     with tf.control_dependencies(None if tf.executing_eagerly() else [dout]):
-        never = tf.equal(tf.reduce_max(lse[:1, :1, :1]), np.inf)
-        return tf.where(never, tf.constant(np.nan, x.dtype), x)
+        never = tf.reduce_max(lse[:1, :1, :1]) > tf.float32.max  # infinite scores make lse NaN
+        return tf.where(never, tf.constant(x.dtype.max, x.dtype), x)

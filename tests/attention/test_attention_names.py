@@ -31,6 +31,8 @@ SIGNATURES = {
     "strided_transpose": "(x, n_ctx, local_attn_ctx, blocksize)",
 }
 
+OURS = {"DecodeStep", "Pattern", "SparseSelfAttention", "__version__", "from_mask"}
+
 
 def bare(function):
     """The signature without its annotations."""
@@ -40,8 +42,10 @@ def bare(function):
 
 
 def test_public_names_and_signatures_are_frozen():
-    assert {name: bare(getattr(sparse_attention, name)) for name in sparse_attention.__all__} == SIGNATURES
-    assert dir(sparse_attention) == sorted(SIGNATURES)
+    assert set(sparse_attention.__all__) == {*SIGNATURES, *OURS}
+    assert {name: bare(getattr(sparse_attention, name)) for name in SIGNATURES} == SIGNATURES
+    assert sorted(dir(sparse_attention)) == sorted(sparse_attention.__all__)
+    assert bare(sparse_attention.from_mask).startswith("(sees, query_time")
     with pytest.raises(AttributeError, match="no attribute 'attention_imp'"):
         sparse_attention.attention_imp  # noqa: B018
 

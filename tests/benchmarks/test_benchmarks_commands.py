@@ -133,7 +133,8 @@ def test_a_variant_of_a_kernel_compiles_without_a_gpu():
         plans, keys = gpu_kernels.plans_of(variants)
         assert len(plans) == 1 and keys[0] == keys[1]
         (case,) = (case for case in cases.GPU if case.name == "cifar strided")
-        launch = gpu_kernels.launch_of(variants[0], gpu_kernels.key_of(case, plans[keys[0]], "f16"))
+        key = gpu_kernels.key_of(plans[keys[0]], "backward", "f16", case.dim, case.dim)
+        launch = gpu_kernels.launch_of(variants[0], key)
         assert launch.function == "attention_closed_forward" and launch.options["num_warps"] == 2
         cubin, symbol, warps, shared = gpu_kernels.compile_one(launch, 90)
         assert cubin[:4] == b"\\x7fELF" and symbol == launch.function and warps == 2

@@ -1,5 +1,6 @@
 // Runs the CPU kernels on plans out of a file, under the compiler's sanitizers: run_plans FILE. FILE holds plans, each
-// as its number of int32 (int64) and the int32. Prints a line a plan: what is wrong with it, or "ran".
+// as its number of int32 (int64) and the int32. Prints a line a plan: what is wrong with it, or "ran": alone, then
+// again onto its own results, as the second of two joined passes does.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -13,8 +14,8 @@ using namespace blocksparse;
 
 const Parallel kAlone = {1, [](int64_t count, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }};
 
-// Sizes are exact, so that a kernel that leaves a tensor by one number is reported. Values lie far apart: scores differ by
-// thousands.
+// Sizes are exact, so that a kernel that leaves a tensor by one number is reported. Values lie far apart: scores differ
+// by thousands.
 std::vector<float> numbers(int64_t count) {
   std::vector<float> values(count);
   uint32_t state = 1;
@@ -33,10 +34,12 @@ void run(const Plan& plan) {
   const auto dlse = numbers(size(plan.query_time, 1));
   std::vector<float> out(dout.size()), lse(dlse.size()), dq(q.size()), dk(k.size()), dv(v.size());
   const Inputs<float> in = {q.data(), k.data(), v.data()};
-  attention_forward(shape, plan, in, out.data(), lse.data(), kAlone);
-  std::vector<float> workspace(backward_workspace(shape, plan));
+  for (const bool onto : {false, true}) attention_forward(shape, plan, in, out.data(), lse.data(), onto, kAlone);
   const Gradient<float> gradient = {out.data(), dout.data(), lse.data(), dlse.data(), dq.data(), dk.data(), dv.data()};
-  attention_backward(shape, plan, in, gradient, workspace.data(), kAlone);
+  for (const bool onto : {false, true}) {
+    std::vector<float> workspace(backward_workspace(shape, plan));
+    attention_backward(shape, plan, in, gradient, onto, workspace.data(), kAlone);
+  }
 }
 
 }  // namespace
