@@ -104,7 +104,9 @@ class Trainer:
         """The sum of a float32 number over all replicas: the same on every worker."""
 
         def add():
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, number)
+            # On the replica's device: an argument of the graph is on none, and cannot be summed.
+            mine = tf.identity(number)
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
 
         return self.strategy.experimental_local_results(self.strategy.run(add))[0]
 

@@ -131,6 +131,7 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
             if writer:
                 writer.note(step, bits, norm, seconds, stops)
             if stops:
+                bar.close()  # its last line comes before the one that says why
                 _stop(job, step + 1)
     stopping.patient, stopping.moment = False, f"after its last step; {job.folder} is complete"
     if writer:

@@ -45,7 +45,8 @@ def begin(folder: Path) -> int:
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-        print(error)
+        if not isinstance(error.code, int):
+            print(error)  # as Python does: a number is the status alone
     except BaseException:
         traceback.print_exc()
     finally:

@@ -40,21 +40,22 @@ def check(out, unbroken):
 
 
 def test_a_stopped_worker_ends_the_other_and_both_resume(unbroken, tmp_path):
-    workers = start_two(tmp_path, STEPS, WORKER_TIMEOUT="5")
+    limit = 20  # a loaded machine imports and compiles with seconds between the two
+    workers = start_two(tmp_path, STEPS, WORKER_TIMEOUT=str(limit))
     while not (tmp_path / "checkpoint.npz").exists():
         assert workers[0].poll() is None, finish(workers[0])
         time.sleep(0.02)
     workers[1].send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    status, output = finish(workers[0], timeout=60)
+    status, output = finish(workers[0])
     workers[1].kill()
     finish(workers[1])
     assert (
         status == 1
         and "worker 0 stops: worker 1" in output
-        and "has not been heard of for 5 seconds" in output
+        and f"has not been heard of for {limit} seconds" in output
     )
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # what the limit is without WORKER_TIMEOUT
     for status, output in map(finish, start_two(tmp_path, STEPS)):
         assert status == 0, output
     check(tmp_path, unbroken)
