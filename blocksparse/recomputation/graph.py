@@ -55,9 +55,20 @@ class _First:
         leaves = self.trace.leaves([y for y in _tensors(self.result) if has_gradient(y)])
         self.reads = self.trace.reads()
         self.variables = {key: x for key, x in leaves.items() if variable_dtype(x) is not None}
+        self._check_condition(graph)
         self.values = {key: value_of(origin(x)) for key, x in self.variables.items()}
         taken = {key: x for key, x in (leaves | self.values).items() if has_gradient(x)}
         self.taken, self.sources = list(taken), list(taken.values())
+
+    def _check_condition(self, graph: tf.Graph) -> None:
+        """TensorFlow 1 loses the gradient of a resource variable that is read in a condition inside a loop."""
+        context = graph._get_control_flow_context()
+        inside = context is not None and context.IsCondContext() and context.GetWhileContext() is not None
+        if inside and any(x.dtype == tf.resource for op in self.trace.operations for x in op.inputs):
+            raise ValueError(
+                "a recomputed function in a TensorFlow 1 condition inside a loop reads a variable, which has no "
+                "gradient there; give its value as an argument: f(x, w.read_value(), recompute=True)"
+            )
 
     def run(self, inputs: Sequence[tf.Tensor]) -> Any:
         """function of the arguments, with inputs for those that gradients go to."""
@@ -90,8 +101,11 @@ class _First:
             own = [x for x in inputs if x.ref() in apart]
             late = {x.ref(): y for x, y in zip(own, _late(own, incoming))}
             with record.stop_recording():
-                parts = function.call_flat(*(late.get(x.ref(), x) for x in inputs))
-            grads = second.checked(tf.nest.pack_sequence_as(second.gradients, parts, expand_composites=True))
+                parts = iter(function.call_flat(*(late.get(x.ref(), x) for x in inputs)) or ())
+            # A graph function has no output for a gradient that is None.
+            outputs = tf.nest.flatten(second.gradients, expand_composites=True)
+            flat = [None if y is None else next(parts) for y in outputs]
+            grads = second.checked(tf.nest.pack_sequence_as(second.gradients, flat, expand_composites=True))
         return once(grads, [*incoming, *self.sources])
 
 

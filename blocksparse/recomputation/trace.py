@@ -122,8 +122,16 @@ class Trace:
         return found
 
     def reads(self) -> list[tuple[tuple, tf.Tensor]]:
-        """What was read of variables: (kind of operation, origin of the handle), and the value."""
-        reads = [op for op in self.operations if self._is_read(op)]
+        """What was read of variables: (kind of operation, origin of the handle), and the value.
+
+        Without the read that comes with a variable made here: the second run makes none, and reads once less.
+        """
+        made: dict = {}
+        for op in self.operations:
+            if op.type == "ReadVariableOp" and (handle := op.inputs[0].op).type == "VarHandleOp":
+                if handle in self.inside:
+                    made.setdefault(handle, op)
+        reads = [op for op in self.operations if self._is_read(op) and op not in made.values()]
         values = [self.replaced.with_.get(op.outputs[0].ref(), op.outputs[0]) for op in reads]
         return [((op.type, origin(op.inputs[0]).ref()), value) for op, value in zip(reads, values)]
 
