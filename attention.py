@@ -21,9 +21,13 @@ from blocksparse.transformer.predicate import MaskCallback, assemble
 if __package__:
     from .recompute import recomputable
     from .utils import merge_heads, shape_list, split_heads
+    from .utils import merge_states as merge_states
+    from .utils import split_states as split_states
 else:
     from recompute import recomputable
     from utils import merge_heads, shape_list, split_heads
+    from utils import merge_states as merge_states
+    from utils import split_states as split_states
 
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 

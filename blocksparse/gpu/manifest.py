@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import cuda, tuning
 from .key import Key, parse
@@ -53,9 +54,9 @@ class Launch:
 
     function: str  # a name in kernels/ or cuda/
     signature: dict[str, str]  # every argument, then every constant, in one flat list; kernels/ groups them
-    constexprs: dict[str, object]
+    constexprs: dict[str, Any]
     attrs: dict[tuple[int], list]
-    options: dict[str, object]
+    options: dict[str, Any]
     grid: tuple[str, str, str]
     args: tuple[str, ...]  # one for each argument of the signature
 
@@ -126,10 +127,10 @@ def _side(key: Key, kernel: _Kernel) -> tuple[int, int, int]:
     return key.by_query if kernel.side == "q" else key.by_key
 
 
-def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, object]:
+def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
     """The flags that every kernel has."""
     m, n, g = _side(key, kernel)
-    return dict[str, object](
+    return dict[str, Any](
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
         HEAD_PAD=tuning.padded(key.head_dim),
@@ -144,7 +145,7 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, objec
     ) | (dict(JOINED=True) if key.joined else {})
 
 
-def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, object]:
+def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
     """The flags of plain kernels or of those with warp roles."""
     if how.roles:
         turns = 2 if how.programs else 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 LEAST, TRITON = 70, 80  # from the first compute capability (times ten) up to the second these kernels serve
@@ -101,7 +102,7 @@ def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: i
 
 
 def macros(
-    function: str, constants: dict[str, object], dtype: str, capability: int, how: Shape
+    function: str, constants: dict[str, Any], dtype: str, capability: int, how: Shape
 ) -> dict[str, int]:
     """What the source of `function` is compiled with; constants: HEAD_DIM ... WIDE as for the Triton kernels."""
     sizes = dict(ROWS=how.rows, COLUMNS=how.columns, SLICES=how.slices, WARPS=how.warps)
