@@ -74,7 +74,8 @@ def engine(dtype: str, capability: int) -> str:
 def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, capability: int) -> Shape:
     """The largest shape whose rows and columns fit in shared memory."""
     name = engine(dtype, capability)
-    cut = next(cut for cut in _CUTS[name][function] if max(head_dim, value_dim) <= cut.dim)
+    cuts: Any = _CUTS[name]
+    cut = next(cut for cut in cuts[function] if max(head_dim, value_dim) <= cut.dim)
     warp_rows = (
         16 if name == "turing" and m <= 32 else cut.warp_rows
     )  # else one warp would load for all alone
