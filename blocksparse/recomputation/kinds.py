@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
@@ -87,10 +88,7 @@ def check(kind: str, inside: bool, assignments: bool = True) -> None:
 
 def functions_of(operation: tf.Operation) -> list[str]:
     """The names of the functions that an operation of a graph calls."""
-    names = []
-    for value in operation.node_def.attr.values():
-        names += [value.func.name] if value.HasField("func") else [f.name for f in value.list.func]
-    return names
+    return list(_functions_of(operation.node_def))
 
 
 def inner_kinds(name: str, graph: tf.Graph | None) -> tuple[str, ...]:
@@ -111,9 +109,18 @@ def _eager_kinds(name: str) -> tuple[str, ...]:
 def _walk(nodes: Any, graph: tf.Graph | None) -> Iterator[str]:
     for node in nodes:
         yield node.op if node.op != "Const" else f"Const {crc32(node.attr['value'].SerializeToString())}"
-        for value in node.attr.values():
-            for function in [value.func] if value.HasField("func") else value.list.func:
-                yield from inner_kinds(function.name, graph)
+        for name in _functions_of(node):
+            yield from inner_kinds(name, graph)
+
+
+def _functions_of(node: Any) -> Iterator[str]:
+    """The names of the functions in a node's attributes, in the order of the attributes' names.
+
+    A protocol buffer's map has another order in every process, and may have another in every message.
+    """
+    for _, value in sorted(node.attr.items(), key=itemgetter(0)):
+        for function in [value.func] if value.HasField("func") else value.list.func:
+            yield function.name
 
 
 def skeleton(kinds: tuple[str, ...]) -> tuple[str, ...]:

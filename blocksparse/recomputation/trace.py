@@ -15,6 +15,8 @@ from .variables import variable_dtype
 
 _ENTERS = {"Enter", "RefEnter"}  # of TensorFlow 1's loops
 READS = ("ReadVariableOp", "ResourceGather")
+# A value stands for its variable; recomputation adds IdentityN; loops end in Identity in a graph, not in a function.
+_SAME = {"ReadVariableOp", "IdentityN", "Identity"}
 _NAMES = {
     "shared_name",
     "container",
@@ -165,10 +167,7 @@ class Trace:
             self.signs.draw(op.type, keys)
             self.draws.append([self.replaced.with_.get(y.ref(), y) for y in op.outputs])
             return
-        if op.type in (
-            "ReadVariableOp",
-            "IdentityN",
-        ):  # a value stands for its variable; recomputation adds IdentityN
+        if op.type in _SAME:
             self.signs.of.update(zip(keys, given))
         elif kinds.is_call(op.type):
             inner = [kinds.skeleton(kinds.inner_kinds(name, self.graph)) for name in kinds.functions_of(op)]
