@@ -53,7 +53,11 @@ def train(job: Job, deterministic: bool = False) -> None:
     )  # refuses patterns, before a folder is made
     job.stopping.install()
     with nullcontext() if job.watchdog.own else locked(job.folder):
-        _train(job, trainer, job.watchdog)
+        try:
+            _train(job, trainer, job.watchdog)
+        except tf.errors.OpError:
+            job.watchdog.blame()
+            raise
 
 
 def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:

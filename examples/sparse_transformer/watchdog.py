@@ -21,6 +21,7 @@ from contextlib import suppress
 from .cluster import Cluster
 
 LIMIT = float(os.environ.get("WORKER_TIMEOUT", "60"))
+_SILENT = 3  # seconds: what a worker that tells something every second does not reach
 
 
 class Watchdog:
@@ -83,6 +84,15 @@ class Watchdog:
         while self.heard[0][1] < sys.maxsize:
             time.sleep(0.1)
 
+    def blame(self) -> None:
+        """After an error of a collective: ends here if a worker fell silent, which TensorFlow may notice first."""
+        until = time.monotonic() + 2 * _SILENT
+        while time.monotonic() < until:
+            for peer, (last, steps) in list(self.heard.items()):
+                if steps < sys.maxsize and (silent := time.monotonic() - last) > _SILENT:
+                    self._end(peer, "has not been heard of", silent)
+            time.sleep(0.1)
+
     def close(self) -> None:
         """Tells the others, so that none of them waits for this worker."""
         self.steps = sys.maxsize
@@ -139,9 +149,9 @@ class Watchdog:
                         peer, "has not been heard of" if silent else f"is still before step {steps + 1}"
                     )
 
-    def _end(self, peer: int, problem: str) -> None:
+    def _end(self, peer: int, problem: str, seconds: float = LIMIT) -> None:
         sys.stderr.write(
-            f"\nworker {self.own} stops: {self.cluster.name(peer)} {problem} for {LIMIT:.0f} seconds. "
+            f"\nworker {self.own} stops: {self.cluster.name(peer)} {problem} for {seconds:.0f} seconds. "
             "Start all workers again to resume from the last checkpoint.\n"
         )
         sys.stderr.flush()

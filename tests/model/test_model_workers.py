@@ -50,11 +50,9 @@ def test_a_stopped_worker_ends_the_other_and_both_resume(unbroken, tmp_path):
     status, output = finish(workers[0])
     workers[1].kill()
     finish(workers[1])
-    assert (
-        status == 1
-        and "worker 0 stops: worker 1" in output
-        and f"has not been heard of for {limit} seconds" in output
-    )
+    silent = re.search(r"worker 0 stops: worker 1 .* has not been heard of for (\d+) seconds", output)
+    assert status == 1 and silent, output
+    assert 3 <= int(silent[1]) <= limit  # TensorFlow's own heartbeat may notice before the limit
     assert time.monotonic() - began < 60  # what the limit is without WORKER_TIMEOUT
     for status, output in map(finish, start_two(tmp_path, STEPS)):
         assert status == 0, output
