@@ -241,7 +241,8 @@ def _sum(gradients: list) -> Any:
 
 def _name(handle: tf.Tensor, graph: tf.Graph) -> str:
     """What the variable is called."""
-    known = [variable.name for variable in getattr(graph, "variables", ()) if variable.handle is handle]
+    variables = [*getattr(graph, "variables", ()), *getattr(graph, "_watched_variables", ())]
+    known = [variable.name for variable in variables if variable.handle is handle]
     return known[0] if known else handle.op.name if tf.is_symbolic_tensor(handle) else "without a name"
 
 
