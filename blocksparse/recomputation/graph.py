@@ -55,20 +55,9 @@ class _First:
         leaves = self.trace.leaves([y for y in _tensors(self.result) if has_gradient(y)])
         self.reads = self.trace.reads()
         self.variables = {key: x for key, x in leaves.items() if variable_dtype(x) is not None}
-        self._check_condition(graph)
         self.values = {key: value_of(origin(x)) for key, x in self.variables.items()}
         taken = {key: x for key, x in (leaves | self.values).items() if has_gradient(x)}
         self.taken, self.sources = list(taken), list(taken.values())
-
-    def _check_condition(self, graph: tf.Graph) -> None:
-        """TensorFlow 1 loses the gradient of a resource variable that is read in a condition inside a loop."""
-        context = graph._get_control_flow_context()
-        inside = context is not None and context.IsCondContext() and context.GetWhileContext() is not None
-        if inside and any(x.dtype == tf.resource for op in self.trace.operations for x in op.inputs):
-            raise ValueError(
-                "a recomputed function in a TensorFlow 1 condition inside a loop reads a variable, which has no "
-                "gradient there; give its value as an argument: f(x, w.read_value(), recompute=True)"
-            )
 
     def run(self, inputs: Sequence[tf.Tensor]) -> Any:
         """function of the arguments, with inputs for those that gradients go to."""

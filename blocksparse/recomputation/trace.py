@@ -14,6 +14,7 @@ from .signs import Signs, different
 from .variables import variable_dtype
 
 _ENTERS = {"Enter", "RefEnter"}  # of TensorFlow 1's loops
+_SWITCHES, _MERGES = {"Switch", "RefSwitch"}, {"Merge", "RefMerge"}  # of its conditions, and of loops
 READS = ("ReadVariableOp", "ResourceGather")
 # A value stands for its variable; recomputation adds IdentityN; loops end in Identity in a graph, not in a function.
 _SAME = {"ReadVariableOp", "IdentityN", "Identity"}
@@ -58,9 +59,7 @@ class Trace:
         operations = graph.get_operations()[before:]
         around = _around(self.context)
         outside = {inner.op for _, inner in getattr(graph, "captures", ())} | {x.op for x in inputs}
-        outside |= {
-            op for op in operations if op.type in _ENTERS and op._get_control_flow_context() in around
-        }
+        outside |= {op for op in operations if _takes_in(op) and op._get_control_flow_context() in around}
         self.operations = [op for op in operations if op not in outside]
         self.inside = set(self.operations)
         self.loops = any(kinds.is_loop_of_tensorflow_1(op.type) for op in self.operations)
@@ -178,13 +177,18 @@ class Trace:
 
 
 def origin(x: tf.Tensor) -> tf.Tensor:
-    """The tensor that a placeholder of a function stands for, through all functions and loops around it."""
-    if tf.is_symbolic_tensor(x) and x.op.type in _ENTERS:
+    """The tensor that x stands for, through all functions, loops and conditions that it was taken into."""
+    if tf.is_symbolic_tensor(x) and _takes_in(x.op):
         return origin(x.op.inputs[0])
     for external, internal in getattr(getattr(x, "graph", None), "captures", ()):
         if internal is x:
             return origin(external)
     return x
+
+
+def _takes_in(op: tf.Operation) -> bool:
+    """Whether TensorFlow 1 takes a tensor into a loop or condition by op. A loop's own Switch comes after a Merge."""
+    return op.type in _ENTERS or (op.type in _SWITCHES and op.inputs[0].op.type not in _MERGES)
 
 
 def _outside_sign(x: tf.Tensor) -> int:
