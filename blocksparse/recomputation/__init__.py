@@ -28,8 +28,7 @@ the gradient is the one without recomputation, or an error says what stands in i
 | sparse_attention.recomputable | refused |
 | blocksparse.recomputable | makes variables the first time and finds them the second, as in OpenAI's programs |
 
-Eager execution and graphs have a module each. A non-trainable variable that a tape watches gets its gradient eagerly
-where the function reads it by read_value(), tf.convert_to_tensor() or a function of tf's, not by a bare operator.
+Eager execution and graphs have a module each.
 """
 
 from .core import decorate as decorate

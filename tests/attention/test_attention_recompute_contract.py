@@ -243,3 +243,28 @@ def test_a_saved_model_has_the_gradient(tmp_path):
         found.append(tape.gradient(loss, [x, model.w]))
     for again, first in zip(*found):
         np.testing.assert_allclose(again, first, rtol=1e-5)
+
+
+@DECORATORS
+@TRACED
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, v: tf.tanh(x @ v),
+        lambda x, v: tf.tanh(v * v @ tf.transpose(x)),
+        lambda x, v: tf.sin(tf.convert_to_tensor(v)) * tf.reduce_sum(x),
+    ],
+)
+def test_a_watched_variable_that_is_not_trainable_has_its_gradient(decorate, traced, read):
+    v, x = tf.Variable(W, trainable=False), tf.constant(X)
+
+    def step(recompute):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            y = decorate(lambda x: read(x, v))(x, recompute=recompute)
+            loss = tf.reduce_sum(y**2)
+        return tape.gradient(loss, v)
+
+    again, plain = (run(lambda r=r: step(r), traced) for r in (True, False))
+    np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
+    assert np.any(plain)
