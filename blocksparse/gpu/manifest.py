@@ -96,7 +96,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     dims = key.head_dim, key.value_dim
     how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
     how = replace(how, **changes)
-    pointers = [*kernel.tensors.split(), "head_index", "order", *_PLAN]
+    pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles", *(["count"] if how.roles else [])]
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")

@@ -45,11 +45,11 @@ DEVICE float join(float earlier, float log_sum, float* factor, float* kept) {
 
 KERNEL BOUNDS(kThreads, BLOCKS)
     attention_forward(const Element* q, const Element* k, const Element* v, Element* out, float* lse,
-                      const int* head_index, const int* order, const int* head_tiles, const int* rows,
+                      const int* head_index, const int* residues, const int* head_tiles, const int* rows,
                       const int* row_count, const int* offset, const int* full, const int* columns, const int* mask,
                       const int* masks, float scale_log2, int heads, int query_time, int key_time, int tiles) {
   Tile tile;
-  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
+  if (!locate({head_index, residues, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
               &tile)) {
     return;
   }

@@ -4,12 +4,12 @@
 
 KERNEL BOUNDS(kThreads, BLOCKS)
     attention_key_gradient(const Element* q, const Element* k, const Element* v, const float* lse, const Element* dout,
-                           const float* delta, Element* dk, Element* dv, const int* head_index, const int* order,
+                           const float* delta, Element* dk, Element* dv, const int* head_index, const int* residues,
                            const int* head_tiles, const int* rows, const int* row_count, const int* offset,
                            const int* full, const int* columns, const int* mask, const int* masks, float scale,
                            float scale_log2, int heads, int query_time, int key_time, int tiles) {
   Tile tile;
-  if (!locate({head_index, order, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
+  if (!locate({head_index, residues, head_tiles, rows, row_count, offset, full, columns, mask, masks}, heads, tiles,
               &tile)) {
     return;
   }

@@ -10,13 +10,13 @@ constexpr int kMaskWords = (kPlanColumns + 31) / 32, kWords = (kColumns + 31) / 
 
 // What the launcher passes of one side of the plan: arrays as in ../../plan's TilePlan.
 struct Side {
-  const int *head_index, *order, *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask, *masks;
+  const int *head_index, *residues, *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask, *masks;
 };
 
 struct Tile {
   i64 batch;
   int head;
-  int stride;     // of the head's order
+  int stride;     // the head's residue classes
   int first_row;  // of the row tile, that this block computes
   int count;      // rows of the row tile
   int steps;      // column tiles, a part of one at a time
@@ -49,7 +49,7 @@ DEVICE bool locate(const Side& side, int heads, int tiles, Tile* out) {
     if (tile >= side.head_tiles[plan + 1]) return false;
   }
   const int first = side.offset[tile];
-  out->stride = kPermuted ? side.order[out->head] : 1;
+  out->stride = kPermuted ? side.residues[out->head] : 1;
   out->first_row = block_index() % kRowParts * kRows;
   out->count = side.row_count[tile];
   out->steps = (side.offset[tile + 1] - first) * kColumnParts;

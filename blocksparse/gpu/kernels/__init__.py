@@ -16,7 +16,7 @@ Tensors, T being float16, bfloat16 or float32:
 plan: the arrays of the side whose rows are owned, int32, contiguous; blocksparse/plan/tiling.py has them in full:
 
     head_index       [heads]                the distinct head that a head is like
-    order            [heads]                s: plan row r is tensor row (r % (time / s)) * s + r // (time / s)
+    residues         [heads]                s: plan row r is tensor row (r % (time / s)) * s + r // (time / s)
     head_tiles       [distinct + 1]         where a distinct head's row tiles start
     rows             [row tiles, M / g]     granules of g rows that a row tile holds
     row_count        [row tiles]            rows to be stored
@@ -38,7 +38,7 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
                      tensor has 2^31 elements or more and needs 64-bit offsets
     VO               the same of rows of v and out, with value_dim
     M, N, GRANULE    16 to 128, 16 to 128, and g, which divides both
-    PERMUTED         some head's order is not 1; else `order` is not read
+    PERMUTED         some head's residues are not 1; else `residues` is not read
     SHARED           all heads have one plan: head_index and head_tiles are not read
     JOINED           the results hold those of passes over other keys, and get those over the keys of all: out and lse
                      the softmax over both; dq, dk and dv the sum, which is the gradient when out, lse, dout and dlse

@@ -13,7 +13,7 @@ class Plan(NamedTuple):
     """The arrays of the plan's side whose rows the programs own, int32 in device memory."""
 
     head_index: Any
-    order: Any
+    residues: Any
     head_tiles: Any
     rows: Any
     row_count: Any

@@ -93,7 +93,7 @@ def column_rows(tiles, j, flags):
 @triton.jit
 def row_tile(plan, head, tile, own_time, time, flags):
     """(its ColumnTiles, its own rows, which of those are stored)"""
-    stride = tl.load(plan.order + head) if flags.PERMUTED else 1
+    stride = tl.load(plan.residues + head) if flags.PERMUTED else 1
     first = tile if flags.SINGLE else tl.load(plan.offset + tile)
     count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
     unmasked = tl.load(plan.full + tile)

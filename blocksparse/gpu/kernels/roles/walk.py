@@ -67,7 +67,7 @@ class Walk:
     """The plan of one side, and the row tiles of all batch rows and heads: `count`, of which a head has `tiles`."""
 
     head_index: gl.tensor
-    order: gl.tensor
+    residues: gl.tensor
     head_tiles: gl.tensor
     rows: gl.tensor
     row_count: gl.tensor
@@ -89,8 +89,9 @@ class Walk:
 def make_walk(plan, sizes, count, own_time, time, flags):
     """own_time: of the tensors whose rows the row tiles are; time: of those that are gathered from."""
     return Walk(
-        plan.head_index, plan.order, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full, plan.columns,
-        plan.mask, plan.masks, sizes.heads, own_time, time, sizes.tiles, count, flags.SHARED, flags.HEAVIEST_FIRST,
+        plan.head_index, plan.residues, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full,
+        plan.columns, plan.mask, plan.masks, sizes.heads, own_time, time, sizes.tiles, count, flags.SHARED,
+        flags.HEAVIEST_FIRST,
     )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def find_work(walk, number, shape):
     else:
         batch = number // (walk.heads * walk.tiles)
         tile = number // walk.heads % walk.tiles
-    stride = gl.load(walk.order + head) if shape.PERMUTED else gl.to_tensor(1)
+    stride = gl.load(walk.residues + head) if shape.PERMUTED else gl.to_tensor(1)
     if not walk.SHARED:
         plan = gl.load(walk.head_index + head)
         tile += gl.load(walk.head_tiles + plan)
