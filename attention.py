@@ -12,11 +12,12 @@ from math import sqrt
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
+from blocksparse.plan.callback import MaskCallback
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
 from blocksparse.plan.patterns import causal, nothing
 from blocksparse.tensors import TensorLike, do_not_convert
-from blocksparse.transformer.predicate import MaskCallback, assemble
+from blocksparse.transformer.predicate import assemble
 
 if __package__:
     from .recompute import recomputable

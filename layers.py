@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer, Pattern, from_mask
+from blocksparse.plan.callback import Predicate, is_pattern
 from blocksparse.plan.checks import check_heads
 from blocksparse.plan.modes import head_modes
-from blocksparse.transformer.predicate import Predicate, is_pattern
 
 from .attention import attention_impl, blocksparse_attention_impl
 from .decode import DecodeStep

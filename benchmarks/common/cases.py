@@ -6,7 +6,7 @@ process's choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from blocksparse.plan import Blocks, Plan
-    from blocksparse.plan.block_table import BlockTable
     from blocksparse.plan.modes import Mode
 
 Tiles = tuple[int, int]  # rows of a row tile, columns of a column tile
@@ -115,31 +114,14 @@ def _modes(case: Case) -> tuple[Mode, ...]:
     return head_modes(heads=case.heads, **case.pattern)
 
 
-class _Masks:
-    """The mask callback of heads whose patterns take turns, as `build_blocks` wants it."""
-
-    def __init__(self, tables: Sequence[BlockTable]):
-        self.tables = tables
-        self.distinct_heads = len(tables)
-
-    def batch(self, blk_shape, head, query, key, blk):
-        return self.tables[head % len(self.tables)].masks(query, key)
-
-    def representative(self, head, query, key):
-        return self.tables[head % len(self.tables)].representative(query, key)
-
-
 def blocks(case: Case) -> Blocks:
     """Active blocks and their masks, in the plan's row order."""
     from blocksparse.plan import build_blocks
-    from blocksparse.plan.block_table import BlockTable
+    from blocksparse.plan.callback import PlannedCallback
 
-    tables = [BlockTable(mode.one_pass(case.time), case.blocksize) for mode in _modes(case)]
-    distinct = [table.layout(case.time // case.blocksize) for table in tables]
-    layouts = (
-        distinct if len(distinct) == 1 else [distinct[head % len(distinct)] for head in range(case.heads)]
-    )
-    return build_blocks(layouts, case.blocksize, _Masks(tables), case.heads)
+    callback = PlannedCallback([mode.one_pass(case.time) for mode in _modes(case)], case.blocksize)
+    count = case.time // case.blocksize
+    return build_blocks(callback.layouts(case.heads, count, count), case.blocksize, callback, case.heads)
 
 
 def plan(case: Case, by_query: Tiles, by_key: Tiles, made: Blocks | None = None) -> Plan:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plan.block_table import BlockTable, Pairs, block_masks, evaluated_layout
+from ..plan.callback import PlannedCallback, Predicate, is_pattern
 from ..plan.checks import check_block_size, check_positive, nearest_multiple
 from ..plan.patterns import Pattern
 from .object import BlocksparseTransformer
 
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
 _ASKED = 4096  # pairs at which a pattern's promises are tried
-Predicate = Callable | Pattern
 
 
 def from_mask(
@@ -69,57 +64,13 @@ def assemble(
     """The object whose head h has predicates[h % len(predicates)]; arguments checked before."""
     shape = query_time // block_size, key_time // block_size
     callback = PlannedCallback(predicates, block_size)
-    distinct = [callback.layout(number, *shape) for number in range(len(predicates))]
-    shared = len(distinct) == 1
-    layouts = distinct if shared else [distinct[head % len(distinct)] for head in range(heads)]
+    layouts = callback.layouts(heads, *shape)
+    shared = len(layouts) == 1
     layout: object = layouts[0] if shared else layouts
     if len(layouts) * shape[0] * shape[1] <= _LARGEST_LAYOUT:
         dense = np.stack([head.toarray() for head in layouts])
         layout = dense[0] if shared else dense
     return BlocksparseTransformer(layout, block_size, heads, callback, name)
-
-
-class MaskCallback:
-    """A mask_callback; head h has predicates[h % len(predicates)]."""
-
-    def __init__(self, predicates: Sequence[Predicate]):
-        self.predicates = predicates
-        self.distinct_heads = len(predicates)
-
-    def __call__(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
-        return self.batch(blk_shape, head_idx, [qry_idx], [key_idx], [blk_idx])[0]
-
-    def batch(self, blk_shape: Sequence[int], head_idx: int, qry_idx, key_idx, blk_idx) -> np.ndarray:
-        return block_masks(self._sees(head_idx), qry_idx, key_idx, blk_shape[0])
-
-    def _sees(self, head: int) -> Callable:
-        predicate = self.predicates[head % len(self.predicates)]
-        return predicate.sees if is_pattern(predicate) else predicate
-
-
-class PlannedCallback(MaskCallback):
-    """One for a known block size, which names a block that stands for all with its mask: few are evaluated."""
-
-    def __init__(self, predicates: Sequence[Predicate], block_size: int):
-        super().__init__(predicates)
-        self.block_size = block_size
-        self.tables = [BlockTable(p, block_size) if is_pattern(p) else None for p in predicates]
-
-    def representative(self, head_idx: int, qry_idx, key_idx) -> Pairs:
-        table = self.tables[head_idx % len(self.tables)]
-        return (qry_idx, key_idx) if table is None else table.representative(qry_idx, key_idx)
-
-    def layout(self, number: int, query_blocks: int, key_blocks: int):
-        """scipy.sparse [query_blocks, key_blocks] of the numbered predicate."""
-        table = self.tables[number]
-        if table is None:
-            return evaluated_layout(self._sees(number), query_blocks, key_blocks, self.block_size)
-        return table.layout(query_blocks, key_blocks)
-
-
-def is_pattern(predicate: Predicate) -> TypeIs[Pattern]:
-    """By what it has: a Pattern made before the modules were imported again is of another class."""
-    return hasattr(predicate, "sees")
 
 
 def _check_time(argument: str, time: int, block_size: int) -> None:
