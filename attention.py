@@ -12,10 +12,11 @@ from math import sqrt
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer
+from blocksparse.plan import patterns
 from blocksparse.plan.callback import MaskCallback
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
-from blocksparse.plan.patterns import causal, nothing
+from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
 
@@ -45,6 +46,7 @@ def attention_impl(
     num_verts: int | None = None,
     vertsize: int | None = None,
     recompute: bool = False,
+    causal: bool = True,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
 
@@ -53,7 +55,7 @@ def attention_impl(
     with recompute=True none of it is kept for the backward pass.
     """
     q, k, v = _check_tensors(q, k, v, heads)
-    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
+    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
     return _dense(q, k, v, heads=heads, modes=modes, recompute=recompute)
 
 
@@ -69,15 +71,17 @@ def blocksparse_attention_impl(
     num_verts: int | None = None,
     vertsize: int | None = None,
     recompute: bool = False,
+    causal: bool = True,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
 
-    | attn_mode | query i sees key j (j <= i) when |
+    | attn_mode | query i sees key j (j <= i where causal) when |
     | --- | --- |
     | `all` | always |
-    | `local` | i - j < local_attn_ctx: so many keys, its own included |
+    | `local` | abs(i - j) < local_attn_ctx: causal, so many keys, its own included |
     | `strided` | (i - j) % local_attn_ctx == 0 |
     | `chunk` | i // local_attn_ctx == j // local_attn_ctx |
+    | `previous` | j is in the chunk before i's; not causal, or in the one behind it |
     | `summary` | j is in a chunk's summary columns |
     | `fixed` | `chunk+summary` |
     | `"local+strided"` | any of the joined modes shows it (the paper's merged heads) |
@@ -88,11 +92,12 @@ def blocksparse_attention_impl(
             `time` has to be known and a multiple of blocksize.
         heads: number of heads; divides the widths.
         local_attn_ctx: window, stride or chunk length. `strided` wants a divisor of time / blocksize;
-            `chunk`, `summary` and `fixed` want a multiple of blocksize; `local` takes any.
+            `chunk`, `previous`, `summary` and `fixed` want a multiple of blocksize; `local` takes any.
         blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
         num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a
             chunk's end, as its summary columns.
         recompute: as in `attention_impl`; here nothing of the scores' size is kept in either case.
+        causal: False lets queries look ahead as they look back, for encoders.
 
     Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
         gives zeros, with zero gradients.
@@ -102,7 +107,8 @@ def blocksparse_attention_impl(
     """
     q, k, v = _check_tensors(q, k, v, heads)
     n_ctx = _check_time(q)
-    modes = block_modes(Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize))
+    sizes = Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize, causal)
+    modes = block_modes(sizes)
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     return _fused(q, k, v, heads, modes, blocksize)
 
@@ -115,10 +121,11 @@ def get_attn_mask(
     blocksize: int = 32,
     num_verts: int | None = None,
     vertsize: int | None = None,
+    causal: bool = True,
 ) -> tf.Tensor:
     """float32 [1, m, n, n], 1 where a query (row) sees a key; head h has mask h % m."""
     i, j = tf.range(n)[:, None], tf.range(n)
-    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
+    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize, causal)
     return tf.cast(tf.stack([mode.pattern().sees(i, j) for mode in modes])[None], tf.float32)
 
 
@@ -143,9 +150,11 @@ def get_blocksparse_obj(
     local_attn_ctx: int | None = None,
     num_verts: int = 4,
     vertsize: int = 1,
+    causal: bool = True,
 ) -> BlocksparseTransformer:
     """The BlocksparseTransformer of a pattern, in natural order; `strided` alone in `strided_transpose`'s."""
-    modes = block_modes(Sizes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize))
+    sizes = Sizes(n_ctx, n_heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize, causal)
+    modes = block_modes(sizes)
     if len(modes) == 1:
         return assemble([modes[0].one_pass(n_ctx)], n_ctx, n_ctx, n_heads, blocksize)
     return assemble([mode.pattern() for mode in modes], n_ctx, n_ctx, n_heads, blocksize)
@@ -157,16 +166,17 @@ def get_callback(
     blocksize: int = 32,
     num_verts: int | None = None,
     vertsize: int | None = None,
+    causal: bool = True,
 ) -> Callable:
     """The mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) of a pattern: bool of blk_shape.
 
     `strided` (in `strided_transpose`'s order) and, without num_verts, `fixed` are made of whole blocks, to
-    which the callback adds causality. blocksize is the unit of vertsize. `.batch` takes index arrays.
+    which the callback adds causality, if any. blocksize is the unit of vertsize. `.batch` takes index arrays.
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
-        return MaskCallback([causal])
-    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize)
+        return MaskCallback([patterns.causal if causal else patterns.everything])
+    modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize, causal)
     return MaskCallback([mode.pattern() for mode in modes])
 
 

@@ -26,7 +26,7 @@ class Factor:
     """One factor of a pattern, and the cache that holds its keys.
 
     sees(i, j): whether query i reads key j from this cache; a key that an earlier factor holds is not read again.
-    keeps(j): whether the cache takes key j: where j's own query sees it, as nobody sees it otherwise.
+    keeps(j): whether the cache takes key j.
     """
 
     cache: Cache
@@ -49,9 +49,8 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
         pattern = mode.pattern()
         unread = reduce(lambda rest, earlier: rest & ~earlier, held, pattern)
         held.append(pattern)
-        factors.append(
-            Factor(TABLE[name].cache(mode, n_ctx), unread.sees, lambda j, own=pattern: own.sees(j, j))
-        )
+        cache = TABLE[name].cache(mode, n_ctx)
+        factors.append(Factor(cache, unread.sees, cache.keeps or (lambda j, own=pattern: own.sees(j, j))))
     return factors
 
 

@@ -26,7 +26,7 @@ if keras.backend.backend() != "tensorflow":
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
 class SparseSelfAttention(keras.layers.Layer):
-    """Multi-head causal self-attention over a sparse pattern, with its four linear maps.
+    """Multi-head self-attention over a sparse pattern, causal by default, with its four linear maps.
 
     attention(X) = attend(X W_q, X W_k, X W_v) W_p, each W with a bias (paper, equation 2; heads: section 5.1).
 
@@ -40,6 +40,7 @@ class SparseSelfAttention(keras.layers.Layer):
         output_initializer: of W_p; kernel_initializer by default.
         sees: a pattern of one's own in the place of attn_mode, as `blocksparse.from_mask` takes it; causal only if it
             says so. To save the layer, its functions need @keras.saving.register_keras_serializable.
+        causal: False lets positions look ahead as they look back (encoders); attn_mode only.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
     Raises: ValueError when heads does not divide the widths, when x carries a Keras mask or attention_mask is
@@ -59,6 +60,7 @@ class SparseSelfAttention(keras.layers.Layer):
         kernel_initializer="glorot_uniform",
         output_initializer=None,
         sees: Predicate | Sequence[Predicate] | None = None,
+        causal: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,23 +70,24 @@ class SparseSelfAttention(keras.layers.Layer):
         self.blocksize = blocksize
         self.num_verts = num_verts
         self.vertsize = vertsize
+        self.causal = causal
         head_modes(**self.pattern)  # raises what means no pattern here rather than in a call
         self.key_width = key_width
         self.blocksparse = blocksparse
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer)
         self.sees = tuple(sees) if isinstance(sees, Sequence) else sees
-        if sees is not None and (self.attn_mode != "all" or not blocksparse):
+        if sees is not None and (self.attn_mode != "all" or not blocksparse or not causal):
             raise ValueError(
-                f"sees is the whole pattern of a block-sparse layer, but attn_mode={attn_mode!r} and "
-                f"blocksparse={blocksparse} were given: leave both out, or sees"
+                f"sees is the whole pattern of a block-sparse layer, but attn_mode={attn_mode!r}, "
+                f"blocksparse={blocksparse} and causal={causal} were given: leave them out, or sees"
             )
         self._maps: dict[str, dict] = {}  # configurations of linear maps that were quantized, by their names
 
     @property
     def pattern(self) -> dict:
         """The arguments that say who sees whom, as attention.py and decode.py take them."""
-        names = "heads attn_mode local_attn_ctx blocksize num_verts vertsize".split()
+        names = "heads attn_mode local_attn_ctx blocksize num_verts vertsize causal".split()
         return {name: getattr(self, name) for name in names}
 
     def build(self, input_shape):
@@ -139,7 +142,10 @@ class SparseSelfAttention(keras.layers.Layer):
             raise ValueError(
                 "a layer made with sees= has no decode_step: its keys may be anywhere; use attn_mode"
             )
-        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **self.pattern)
+        if not self.causal:
+            raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
+        pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
+        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **pattern)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
         """x [batch, width] at `position` -> output [batch, width].

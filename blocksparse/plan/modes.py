@@ -16,7 +16,7 @@ import numpy as np
 
 from . import patterns
 from .checks import check_block_size, check_positive, nearest_divisor, nearest_multiple
-from .patterns import Pattern, causal, nothing, residue_classes
+from .patterns import Pattern, causal, everything, nothing, residue_classes
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Mode:
     local_attn_ctx: Any = None
     first: Any = None  # summary columns first .. last - 1 of each chunk
     last: Any = None
+    causal: bool = True
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -38,18 +39,16 @@ class Mode:
 
     def natural(self) -> Pattern | None:
         """The union of all that is planned in the order of positions, or None where there is nothing of it."""
-        found = [TABLE[part].pattern(self) for part in self.parts if not TABLE[part].by_residue]
-        return causal & reduce(Pattern.__or__, found) if found else None
+        parts = [part for part in self.parts if not TABLE[part].by_residue]
+        return self._union(parts) if parts else None
 
     def pattern(self) -> Pattern:
         """The whole union, in the natural order of positions."""
-        return causal & reduce(Pattern.__or__, [TABLE[part].pattern(self) for part in self.parts])
+        return self._union(self.parts)
 
     def one_pass(self, n_ctx: int) -> Pattern:
         """What one layout shows of it: that of residue classes in their order where there is nothing else."""
-        if self.natural() is None:
-            return residue_classes(n_ctx, self.local_attn_ctx)
-        return self.pattern()
+        return self.passes(n_ctx)[0][0] if self.natural() is None else self.pattern()
 
     def passes(self, n_ctx: int) -> list[tuple[Pattern, int]]:
         """(pattern, order) of each block-sparse pass over this mode; their key sets are disjoint.
@@ -61,8 +60,14 @@ class Mode:
         if any(TABLE[part].by_residue for part in self.parts):
             stride = self.local_attn_ctx
             without = nothing if natural is None else natural
-            found.append((residue_classes(n_ctx, stride, without), stride))
+            found.append((self._directed(residue_classes(n_ctx, stride, without)), stride))
         return found
+
+    def _union(self, parts: Sequence[str]) -> Pattern:
+        return self._directed(reduce(Pattern.__or__, [TABLE[part].pattern(self) for part in parts]))
+
+    def _directed(self, pattern: Pattern) -> Pattern:
+        return (causal if self.causal else everything) & pattern  # either broadcasts over both axes
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Sizes:
     local_attn_ctx: Any
     num_verts: Any
     vertsize: Any
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,13 @@ class Cache:
 
     reach(i): positions [heads or 1, m] among which query i finds all that it sees.
     slot(j): place of position j in the cache.
+    keeps(j): whether the cache takes key j; by default where j's own query sees it, as nobody sees it otherwise.
     """
 
     capacity: int
     reach: Callable
     slot: Callable
+    keeps: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,18 @@ def _one_chunk(mode: Mode, n_ctx: int) -> Cache:
     return Cache(length, lambda i: i // length * length + inside, lambda j: j % length)
 
 
+def _two_chunks(mode: Mode, n_ctx: int) -> Cache:
+    """The chunk that is read, and the one that is filled meanwhile."""
+    length = mode.local_attn_ctx
+    inside = np.arange(length, dtype=np.int32)[None]
+    return Cache(
+        2 * length,
+        lambda i: (i // length - 1) * length + inside,
+        lambda j: j % (2 * length),
+        lambda j: j >= 0,
+    )
+
+
 def _columns(mode: Mode, n_ctx: int) -> Cache:
     """The summary columns of every chunk side by side; each head has its own, [heads, 1]."""
     length, first = mode.local_attn_ctx, mode.first
@@ -175,7 +195,7 @@ def _columns(mode: Mode, n_ctx: int) -> Cache:
 
 
 TABLE = {
-    "all": Row(pattern=lambda mode: causal, cache=_everything),
+    "all": Row(pattern=lambda mode: everything, cache=_everything),
     "local": Row(
         pattern=lambda mode: patterns.local(mode.local_attn_ctx), needs=("local_attn_ctx",), cache=_ring
     ),
@@ -191,6 +211,12 @@ TABLE = {
         needs=("local_attn_ctx",),
         divides=(_chunks_are_blocks,),
         cache=_one_chunk,
+    ),
+    "previous": Row(
+        pattern=lambda mode: patterns.previous(mode.local_attn_ctx),
+        needs=("local_attn_ctx",),
+        divides=(_chunks_are_blocks,),
+        cache=_two_chunks,
     ),
     "summary": Row(
         pattern=lambda mode: patterns.summary(mode.local_attn_ctx, mode.first, mode.last),
@@ -210,11 +236,14 @@ def head_modes(
     blocksize: int = 32,
     num_verts: int | None = None,
     vertsize: int | None = None,
+    causal: bool = True,
 ) -> tuple[Mode, ...]:
     """The distinct modes of an `attn_mode`: head h has number h % len(result). heads caps them.
 
     Raises ValueError and TypeError for arguments that mean no pattern.
     """
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal is {causal!r}; give True, or False for queries that look ahead as well")
     per_head = [_check_names(mode, attn_mode) for mode in as_modes(attn_mode)]
     given = dict(local_attn_ctx=local_attn_ctx, num_verts=num_verts, vertsize=vertsize)
     needed = needs(name for names in per_head for name in names)
@@ -230,16 +259,22 @@ def head_modes(
         names = per_head[head % len(per_head)]
         if "num_verts" in needs(names):
             last = local_attn_ctx - head % num_verts * vertsize * blocksize
-            modes.append(Mode(names, local_attn_ctx, last - vertsize * blocksize, last))
+            modes.append(Mode(names, local_attn_ctx, last - vertsize * blocksize, last, causal))
         else:
-            modes.append(Mode(names, local_attn_ctx))
+            modes.append(Mode(names, local_attn_ctx, causal=causal))
     return tuple(modes)
 
 
 def block_modes(sizes: Sizes) -> tuple[Mode, ...]:
     """head_modes of patterns that whole blocks can hold. Raises ValueError where they cannot."""
     modes = head_modes(
-        sizes.attn_mode, sizes.heads, sizes.local_attn_ctx, sizes.blocksize, sizes.num_verts, sizes.vertsize
+        sizes.attn_mode,
+        sizes.heads,
+        sizes.local_attn_ctx,
+        sizes.blocksize,
+        sizes.num_verts,
+        sizes.vertsize,
+        sizes.causal,
     )
     n_ctx, blocksize = sizes.n_ctx, sizes.blocksize
     check_block_size("blocksize", blocksize)

@@ -1,6 +1,7 @@
 """Who sees whom: a pattern is one predicate of (query, key), written once.
 
-The dense mask, the block layout, the mask callback and the decoding step all come from it. A predicate uses
+The dense mask, the block layout, the mask callback and the decoding step all come from it. Those of the modes look
+both ways; `causal` is joined to them where time has a direction. A predicate uses
 only `// % - < <= & | ~`, so that it takes NumPy arrays and TensorFlow tensors alike (`==` on tensors compares
 identities in TensorFlow 1 graphs). modes.py gives patterns the names that `attn_mode` knows; sections are the
 paper's (arXiv 1904.10509).
@@ -51,22 +52,37 @@ class Pattern:
 
 
 causal = Pattern(lambda i, j: j <= i, ahead=0)
+everything = Pattern(lambda i, j: (i <= i) & (j <= j))
 nothing = Pattern(lambda i, j: j < j, ahead=0)
 
 
 def local(window: int) -> Pattern:
-    """The last `window` keys, the query's own included (section 4.3, A1 of strided, as in Figure 3)."""
-    return Pattern(lambda i, j: i - j < window, reach=window)
+    """Keys less than `window` away, the query's own included (section 4.3, A1 of strided, as in Figure 3)."""
+    return Pattern(lambda i, j: (i - j < window) & (j - i < window), reach=window, ahead=window)
 
 
 def strided(stride: int) -> Pattern:
-    """Every stride-th key, counted back from the query (section 4.3, A2 of strided)."""
+    """Every stride-th key, counted from the query (section 4.3, A2 of strided)."""
     return Pattern(lambda i, j: (i - j) % stride < 1, period=stride)
 
 
 def chunk(length: int) -> Pattern:
-    """Keys of the query's chunk or of later ones (section 4.3, A1 of fixed, once `causal` is joined)."""
-    return Pattern(lambda i, j: i // length <= j // length, shift=length, reach=length)
+    """Keys of the query's chunk (section 4.3, A1 of fixed)."""
+
+    def sees(i, j):
+        return (i // length <= j // length) & (j // length <= i // length)
+
+    return Pattern(sees, shift=length, reach=length, ahead=length)
+
+
+def previous(length: int) -> Pattern:
+    """Keys of the chunks beside the query's; once `causal` is joined, of the one before it."""
+
+    def sees(i, j):
+        near = (i // length <= j // length + 1) & (j // length <= i // length + 1)
+        return near & ((i // length < j // length) | (j // length < i // length))
+
+    return Pattern(sees, shift=length, reach=2 * length, ahead=2 * length)
 
 
 def summary(length: int, first: int, last: int) -> Pattern:
@@ -85,6 +101,7 @@ def residue_classes(n_ctx: int, stride: int, without: Pattern = nothing) -> Patt
         return row % length * stride + row // length
 
     def sees(i, j):
-        return (i // length <= j // length) & (j <= i) & ~without.sees(position(i), position(j))
+        same = (i // length <= j // length) & (j // length <= i // length)
+        return same & ~without.sees(position(i), position(j))
 
-    return Pattern(sees, shift=length * without.shift, reach=length, ahead=0)
+    return Pattern(sees, shift=length * without.shift, reach=length, ahead=length)

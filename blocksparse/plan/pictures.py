@@ -27,6 +27,7 @@ MODES = {  # with l for local_attn_ctx: when query i sees key j, j <= i
     "local": "i - j < l",
     "strided": "(i - j) % l == 0",
     "chunk": "i // l == j // l",
+    "previous": "i // l == j // l + 1",
     "summary": "j in the head's columns of its chunk",
     "fixed": "chunk or summary",
     "local+strided": "local or strided, in every head",
@@ -89,8 +90,9 @@ def every_mode(n: int = 24, length: int = 6) -> Any:
     """
     from matplotlib.patches import Patch
 
-    figure = _figure(13.5, 8.6)
-    panels = figure.subplots(2, 4)
+    figure = _figure(10.5, 13)
+    figure.get_layout_engine().set(h_pad=0.15)
+    panels = figure.subplots(3, 3)
     colours = [_PANEL_COLOURS.get(cell, "#000000") for cell in range(6)]
     for axes, (mode, rule) in zip(panels.flat, MODES.items()):
         _paint(axes, two_heads(mode, n, length), colours)

@@ -38,7 +38,10 @@ CASES = {
         "num_verts": 1,
         "vertsize": 1,
     },
+    "previous": {"attn_mode": "previous", "local_attn_ctx": 24},
+    "factored": {"attn_mode": ("chunk", "previous", "chunk+previous"), "local_attn_ctx": 16},
 }
+CASES |= {f"{name}, both ways": {**case, "causal": False} for name, case in CASES.items()}
 
 
 @pytest.fixture
@@ -73,17 +76,18 @@ def visible(case):
             last = length - head % case["num_verts"] * width
             return (j % length >= last - width) & (j % length < last)
         return {
-            "all": lambda: j <= i,
-            "local": lambda: i - j < length,
+            "all": lambda: i == i,
+            "local": lambda: abs(i - j) < length,
             "strided": lambda: (i - j) % length == 0,
             "chunk": lambda: i // length == j // length,
+            "previous": lambda: abs(i // length - j // length) == 1,
         }[name]()
 
     of_heads = [
         np.logical_or.reduce([see(name, head) for name in modes[head % len(modes)].split("+")])
         for head in range(HEADS)
     ]
-    return np.stack(of_heads) & (j <= i)
+    return np.stack(of_heads) & ((j <= i) | (not case.get("causal", True)))
 
 
 def expected(q, k, v, gradient, case):

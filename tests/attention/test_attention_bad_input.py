@@ -104,14 +104,19 @@ CASES = [
     (
         lambda: attend("locl", local_attn_ctx=8),
         ValueError,
-        "attn_mode='locl' has no mode 'locl'; use all, local, strided, chunk, summary, fixed, or several joined "
-        "by +; nearest: 'local'",
+        "attn_mode='locl' has no mode 'locl'; use all, local, strided, chunk, previous, summary, fixed, or several "
+        "joined by +; nearest: 'local'",
     ),
     (
         lambda: attend(("all", "local+fxed"), local_attn_ctx=8),
         ValueError,
-        "attn_mode=('all', 'local+fxed') has no mode 'fxed'; use all, local, strided, chunk, summary, fixed, "
+        "attn_mode=('all', 'local+fxed') has no mode 'fxed'; use all, local, strided, chunk, previous, summary, fixed, "
         "or several joined by +; nearest: 'fixed'",
+    ),
+    (
+        lambda: attend("all", causal=0),
+        TypeError,
+        "causal is 0; give True, or False for queries that look ahead as well",
     ),
     (
         lambda: attend(3),

@@ -17,11 +17,12 @@ from sparse_attention import attention, compare, recompute, utils
 ROOT = Path(__file__).parents[2]
 PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
 SIGNATURES = {
-    "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False)",
-    "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False)",
-    "get_attn_mask": f"(n, attn_mode, {PATTERN})",
-    "get_blocksparse_obj": "(n_ctx, n_heads, attn_mode, blocksize=32, local_attn_ctx=None, num_verts=4, vertsize=1)",
-    "get_callback": "(attn_mode, local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None)",
+    "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True)",
+    "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True)",
+    "get_attn_mask": f"(n, attn_mode, {PATTERN}, causal=True)",
+    "get_blocksparse_obj": "(n_ctx, n_heads, attn_mode, blocksize=32, local_attn_ctx=None, num_verts=4, vertsize=1, "
+    "causal=True)",
+    "get_callback": f"(attn_mode, {PATTERN}, causal=True)",
     "merge_heads": "(x)",
     "merge_states": "(x)",
     "recomputable": "(function)",
@@ -186,6 +187,7 @@ def test_every_mode_is_drawn_as_the_table_says(tmp_path):
         "local": (i - j < 4, i - j < 4),
         "strided": (strided, strided),
         "chunk": (chunk, chunk),
+        "previous": (i // 4 == j // 4 + 1, i // 4 == j // 4 + 1),
         "summary": (j % 4 == 3, j % 4 == 2),
         "fixed": (chunk | (j % 4 == 3), chunk | (j % 4 == 2)),
         "local+strided": ((i - j < 4) | strided, (i - j < 4) | strided),

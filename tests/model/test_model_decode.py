@@ -15,7 +15,7 @@ from sparse_attention.decode import DecodeStep
 
 MODES = [
     "all", "local", "strided", "chunk", "summary", "fixed", "local+strided", ("local", "strided"), ("chunk", "summary"),
-    ("fixed", "all", "local+strided"),
+    ("fixed", "all", "local+strided"), "previous", "previous+summary", ("strided+previous", "chunk+previous"),
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_steps_equal_the_rows_of_full_attention(mode):
     np.testing.assert_allclose(decode(q, k, v, pattern(mode)), want, atol=2e-6)
 
 
-@pytest.mark.parametrize("mode", ["local", "chunk", "fixed"])
+@pytest.mark.parametrize("mode", ["local", "chunk", "fixed", "previous", "chunk+previous"])
 def test_windows_that_fit_nothing(mode):
     """A last chunk cut short, more summary columns than the chunk has queries, a window beyond the context."""
     shape = pattern(mode, heads=2, local_attn_ctx=48 if mode != "local" else 200, num_verts=3, vertsize=2)

@@ -190,3 +190,20 @@ def test_tensorflow_lite(tmp_path):
         op.type for op in tf.function(model.call).get_concrete_function(tf.constant(x)).graph.get_operations()
     }
     assert kernel_name() == "reference" or "BlocksparseAttention" in ops  # elsewhere the kernels as ever
+
+
+def test_a_layer_that_looks_ahead(tmp_path):
+    x = np.random.default_rng(0).standard_normal((2, 64, 16)).astype(np.float32)
+    pattern = dict(heads=2, attn_mode=("local", "strided"), local_attn_ctx=8, blocksize=8)
+    layer = SparseSelfAttention(**pattern, causal=False)
+    model = keras.Sequential([keras.Input((64, 16)), layer])
+    q, k, v = (part(x) for part in (layer.query, layer.key, layer.value))
+    want = layer.project(attention_impl(q, k, v, **pattern, causal=False))
+    np.testing.assert_allclose(model(x), want, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(model(x), layer.project(attention_impl(q, k, v, **pattern)), atol=1e-3)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), model(x))
+    with pytest.raises(ValueError, match="causal=False has no decode_step"):
+        layer.decode_step(2, 64)
+    with pytest.raises(ValueError, match="causal=False were given"):
+        SparseSelfAttention(2, sees=lambda i, j: j <= i, causal=False)
