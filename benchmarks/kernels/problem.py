@@ -77,7 +77,7 @@ def number(expression, values):
 
 def upload(torch, plan):
     """({name: pointer}, tensors to keep alive, header values)"""
-    keep = {"head_index": plan.head_index, "order": plan.residues}
+    keep = {"head_index": plan.head_index, "residues": plan.residues}
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         keep |= {f"{side}.{name}": getattr(tiles, name) for name in PLAN_FIELDS}
     keep = {

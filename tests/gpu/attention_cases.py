@@ -124,7 +124,7 @@ def arrays_of(case, tensors, dout, dlse):
 def plan_arrays(plan):
     """Every array of a plan by its name in a manifest."""
     fields = ("head_tiles", "rows", "row_count", "offset", "full", "columns", "mask", "masks")
-    arrays = dict(head_index=plan.head_index.astype(np.int32), order=plan.residues.astype(np.int32))
+    arrays = dict(head_index=plan.head_index.astype(np.int32), residues=plan.residues.astype(np.int32))
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         for name in fields:
             arrays[f"{side}.{name}"] = np.ascontiguousarray(getattr(tiles, name)).view(np.int32)
