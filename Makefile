@@ -2,7 +2,7 @@
 # make test    the test suite
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
-# make fuzz    thousands of damaged plans against the C++ kernels under sanitizers
+# make fuzz    thousands of damaged plans against the C++ kernels under sanitizers, and of damaged files
 # make docs    the pages of docs/ as a site, in build/docs
 # make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU; its report to
 #                  send: runs/gpu-test/report.txt
@@ -46,6 +46,7 @@ pictures: .venv/examples.installed
 fuzz: .venv/test.installed
 	$(RUN) tests/cpu/plan_fuzz.py --count 5000
 	$(RUN) tests/cpu/plan_fuzz.py --count 60000 --own --seed 1
+	$(RUN) tests/model/fuzz_files.py 6000
 
 gpu-test: .venv/gpu.installed .venv/test.installed
 	$(RUN) tests/gpu/run_on_gpu.py --logs runs/gpu-test
