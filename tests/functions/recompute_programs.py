@@ -87,7 +87,8 @@ def with_tape(world, h):
 
 
 def loop(world, h, step):
-    return tf.while_loop(lambda i, _: i < 2, lambda i, h: (i + 1, step(h)), (0, h))[1]
+    again = tf.while_loop(lambda i, _: i < 2, lambda i, h: (i + 1, step(h)), (0, h), maximum_iterations=2)
+    return again[1]  # without a bound XLA cannot differentiate a loop
 
 
 def choose(world, h, step):
@@ -96,7 +97,9 @@ def choose(world, h, step):
 
 @tf.custom_gradient
 def clipped(h):
-    return tf.identity(h), lambda dh: dh * 0.7
+    return tf.identity(
+        h
+    ), lambda dh: tf.convert_to_tensor(dh) * 0.7  # dh may be the IndexedSlices of tf.gather
 
 
 def drop(h):
