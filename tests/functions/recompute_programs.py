@@ -269,7 +269,8 @@ class Program:
                 variable.assign_sub(0.01 * slope)
             return i + 1, dx - 0.01 * found[0]
 
-        dx = tf.while_loop(lambda i, _: i < 2, body, (0, world.x))[1]
+        # One iteration at a time: side by side they draw in any order, recomputed or not.
+        dx = tf.while_loop(lambda i, _: i < 2, body, (0, world.x), parallel_iterations=1)[1]
         return [dx, *(tf.identity(variable) for variable in world.variables())]
 
     def in_graph(self, recompute):
