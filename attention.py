@@ -81,7 +81,7 @@ def blocksparse_attention_impl(
     | `local` | abs(i - j) < local_attn_ctx: causal, so many keys, its own included |
     | `strided` | (i - j) % local_attn_ctx == 0 |
     | `chunk` | i // local_attn_ctx == j // local_attn_ctx |
-    | `previous` | j is in the chunk before i's; not causal, or in the one behind it |
+    | `previous` | j is in the chunk before i's, or where not causal in the one after it |
     | `summary` | j is in a chunk's summary columns |
     | `fixed` | `chunk+summary` |
     | `"local+strided"` | any of the joined modes shows it (the paper's merged heads) |

@@ -87,7 +87,7 @@ class Watchdog:
     def blame(self) -> None:
         """After an error of a collective: ends here if a worker fell silent, which TensorFlow may notice first."""
         until = time.monotonic() + 2 * _SILENT
-        while time.monotonic() < until:
+        while self.heard and time.monotonic() < until:
             for peer, (last, steps) in list(self.heard.items()):
                 if steps < sys.maxsize and (silent := time.monotonic() - last) > _SILENT:
                     self._end(peer, "has not been heard of", silent)

@@ -97,9 +97,8 @@ def choose(world, h, step):
 
 @tf.custom_gradient
 def clipped(h):
-    return tf.identity(
-        h
-    ), lambda dh: tf.convert_to_tensor(dh) * 0.7  # dh may be the IndexedSlices of tf.gather
+    # Of tf.gather dh is IndexedSlices, which no number multiplies.
+    return tf.identity(h), lambda dh: tf.convert_to_tensor(dh) * 0.7
 
 
 def drop(h):
