@@ -1,0 +1,129 @@
+"""Walks op_table.py: every function in every way of running, held to a plain computation in the same precision."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from op_table import BST, CHOICES, NO_ROW, REFUSED, ROWS, gradients, weights_for
+
+from blocksparse import embed, ewops, norms, optimize, quantize, transformer
+
+HERE = Path(__file__).parent
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+RUNS = {
+    "eager": lambda f: f,
+    "graph": lambda f: tf.function(f, autograph=False),
+    "XLA": lambda f: tf.function(f, autograph=False, jit_compile=True),
+}
+
+
+def value_and_gradients(function, fixed, weights):
+    """A function of the inputs: the value, then the gradient of the weighted sum for each."""
+
+    def run(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = function(*inputs, *fixed)
+        found = tape.gradient(y, inputs, tf.cast(weights, y.dtype))
+        return y, *map(tf.convert_to_tensor, found)
+
+    return run
+
+
+def wide(x):
+    return tf.cast(x, tf.float32).numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_at_most_twice_the_error_of_a_plain_computation(row, dtype):
+    CHOICES.clear()
+    inputs = [tf.cast(x, dtype) for x in row.inputs]
+    exact = [wide(x) for x in inputs]
+    value = row.truth(*exact, *row.fixed)
+    weights = weights_for(value, np.random.RandomState(1))
+    truths = [value, *gradients(row, exact, weights)]
+    plain = value_and_gradients(row.plain, row.fixed, weights)(*inputs)
+    limits = [
+        max(2 * np.abs(wide(y) - truth).max(), 2 * EPSILON[dtype] * np.abs(truth).max(), 1e-8)
+        for y, truth in zip(plain, truths)
+    ]
+    for way, wrapped in RUNS.items():
+        got = wrapped(value_and_gradients(row.function, row.fixed, weights))(*inputs)
+        assert [y.dtype.name for y in got] == [row.result or dtype] + [dtype] * len(inputs), way
+        for number, (y, truth, limit) in enumerate(zip(got, truths, limits)):
+            what = f"{way}: the gradient of input {number - 1}" if number else f"{way}: the value"
+            assert y.shape == truth.shape, what
+            error = np.abs(wide(y) - truth).max()
+            assert error <= limit, f"{what} is off by {error:.3g}, allowed {limit:.3g}"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.batched], ids=str)
+def test_empty_tensors(row):
+    arguments = [x[:0] if number in row.batched else x for number, x in enumerate((*row.inputs, *row.fixed))]
+    value = row.truth(*arguments)
+    count = len(row.inputs)
+    inputs = [tf.constant(x, tf.float32) for x in arguments[:count]]
+    for way, wrapped in RUNS.items():
+        run = value_and_gradients(row.function, arguments[count:], np.ones(value.shape))
+        y, *slopes = wrapped(run)(*inputs)
+        np.testing.assert_allclose(y, value, rtol=1e-6, err_msg=way)
+        assert [slope.shape for slope in slopes] == [x.shape for x in inputs], way
+
+
+VIEWS = {
+    "columns first": np.asfortranarray,
+    "every other": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "a list": lambda x: x.tolist(),
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_arrays_however_they_lie(row):
+    arrays = [x.astype(np.float32) for x in row.inputs] + list(row.fixed)
+    wanted = row.function(*map(tf.constant, arrays))
+    for kind, view in {"an array": np.array, **VIEWS}.items():
+        np.testing.assert_array_equal(row.function(*map(view, arrays)), wanted, err_msg=kind)
+
+
+@pytest.mark.parametrize("way", ["eager", "graph"])
+@pytest.mark.parametrize(
+    "call, error, words", [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_refused_in_words(call, error, words, way):
+    with pytest.raises(error, match=words):
+        RUNS[way](call)()
+
+
+def public(module):
+    """The functions and classes that a module makes, or that a package exports."""
+    own = [name for name, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__]
+    names = getattr(module, "__all__", own)
+    return {name for name in names if not name.startswith("_") and callable(getattr(module, name))}
+
+
+def test_every_function_has_a_row_and_a_refusal():
+    modules = (embed, ewops, norms, optimize, quantize, transformer)
+    offered = set().union(*map(public, modules))
+    methods = inspect.getmembers(transformer.BlocksparseTransformer, inspect.isfunction)
+    steps = {BST + name for name, _ in methods if not name.startswith("_") and not name.endswith("_test")}
+    others = {BST + "get_lut_nt"} & steps
+    rows = {row.of for row in ROWS}
+    missing = (offered | steps - others) - rows - set(NO_ROW)
+    assert not missing, f"no row in op_table.py: {sorted(missing)}"
+    assert not rows & set(NO_ROW) and set(NO_ROW) <= offered | steps
+    assert rows - {"allreduce"} == {name for name, *_ in REFUSED}  # any tensor can be summed over ranks
+
+
+@pytest.mark.parametrize("mode", ["v1", "v2"])
+def test_same_in_graphs(mode):
+    """disable_v2_behavior changes what `==`, shapes and variables mean, so it needs a process of its own."""
+    program = [sys.executable, str(HERE / "functions_in_graph.py"), mode]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(ROWS)), "right"]
