@@ -210,6 +210,10 @@ def plain_cross_entropy(x, labels):
     return -tf.gather(tf.nn.log_softmax(x), tf.cast(labels, tf.int32), batch_dims=2)
 
 
+def plain_lookup(table, ids):
+    return tf.gather(table, tf.cast(ids, tf.int32))
+
+
 def norm(*xs):
     return np.sqrt(sum((x**2).sum() for x in xs))
 
@@ -245,7 +249,7 @@ ROWS = [
     Row("add to row", bs.add, np.add, tf.add, (ROW, X), batched=(1,)),
     Row("add, one axis", bs.add, np.add, tf.add, (ROW, ROW[:1])),
     Row("multiply", bs.multiply, np.multiply, tf.multiply, (X, ROW)),
-    Row("multiply, 1 wide", bs.multiply, np.multiply, tf.multiply, (X, Y[:, :1])),
+    Row("multiply, 1 wide", bs.multiply, np.multiply, tf.multiply, (X, Y[:, :1]), **BOTH),
     Row(
         "add_n",
         lambda *xs: bs.add_n(xs),
@@ -305,7 +309,13 @@ ROWS = [
     ),
     Row("dropout", lambda x, m: bs.dropout(x, 0.75, mask=m)[0], dropped, plain_dropped, (X,), (BITS,)),
     Row(
-        "embedding_lookup", bs.embedding_lookup, lambda t, i: t[i], tf.gather, (TABLE,), (IDS,), batched=(1,)
+        "embedding_lookup",
+        bs.embedding_lookup,
+        lambda t, i: t[i],
+        plain_lookup,
+        (TABLE,),
+        (IDS,),
+        batched=(1,),
     ),
     Row("layer_norm", lambda *a: bs.layer_norm(*a, axis=-1), layer_norm, plain_norm, (X, ROW, ROW[::-1])),
     Row(
@@ -523,15 +533,12 @@ REFUSED = [
     ("global_norm", lambda: bs.global_norm([F(2), None]), ValueError, r"grads has no tensor at \[1\]"),
     ("clip_by_global_norm", lambda: bs.clip_by_global_norm([INTS]), TypeError, rf"grads\[0\] {NO_FLOAT}"),
     *(
-        (BST + name, lambda name=name: getattr(bst(), name)(x, y), error, words)
-        for name, first, second in (
-            ("query_key_op", "a", "b"),
-            ("nt_op", "a", "b"),
-            ("weight_value_op", "a", "b"),
-            ("nn_op", "a", "b"),
-            ("tn_op", "a", "b"),
-        )
-        for x, y, error, words in ((INTS, F(2), TypeError, f"{first} is int32"),)
+        (BST + name, lambda name=name: getattr(bst(), name)(INTS, F(2)), TypeError, "a is int32")
+        for name in ("query_key_op", "nt_op", "weight_value_op", "nn_op", "tn_op")
+    ),
+    *(
+        (BST + name, lambda name=name: getattr(bst(), name)(F(2), F(2)), ValueError, r"a has shape \(2,\)")
+        for name in ("query_key_op", "nt_op", "weight_value_op", "nn_op", "tn_op")
     ),
     *(
         (BST + n, lambda n=n: getattr(bst(), n)(INTS), TypeError, "x is int32")
@@ -566,6 +573,7 @@ NO_ROW = {
     "Ema": "changes variables: test_functions_optimize.py",
     "filter_values": "what filter_tensor and the optimizers share, not exported",
     "BlocksparseTransformer": "its methods have rows",
+    "BlocksparseTransformer.block_coord": "a pair of numbers out of a table: test_engine_transformer.py",
     "clear_bst_constants": "does nothing",
     "from_mask": "makes an object: test_engine_from_mask.py",
 }

@@ -38,6 +38,24 @@ def wide(x):
     return tf.cast(x, tf.float32).numpy().astype(np.float64)
 
 
+def errors(y, truth):
+    """Root mean square, and largest."""
+    return np.sqrt(np.mean((y - truth) ** 2)), np.abs(y - truth).max()
+
+
+def allowed(plain, truth, epsilon):
+    """Twice the plain computation's root mean square error, and four times its largest.
+
+    The largest of some hundred roundings varies by more than 2 between two equally good sums of other order
+    (2.6 in 40 draws of attention_impl, which is the plain computation); the mean does not. Where the plain
+    error is next to none, one rounding of a typical and two of the largest entry are allowed. 1e-8 is what the
+    differences that make the true gradient can miss.
+    """
+    mean, largest = errors(plain, truth)
+    typical, greatest = errors(truth, 0)
+    return max(2 * mean, epsilon * typical, 1e-8), max(4 * largest, 2 * epsilon * greatest, 1e-8)
+
+
 @pytest.mark.parametrize("dtype", EPSILON)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_at_most_twice_the_error_of_a_plain_computation(row, dtype):
@@ -48,18 +66,15 @@ def test_at_most_twice_the_error_of_a_plain_computation(row, dtype):
     weights = weights_for(value, np.random.RandomState(1))
     truths = [value, *gradients(row, exact, weights)]
     plain = value_and_gradients(row.plain, row.fixed, weights)(*inputs)
-    limits = [
-        max(2 * np.abs(wide(y) - truth).max(), 2 * EPSILON[dtype] * np.abs(truth).max(), 1e-8)
-        for y, truth in zip(plain, truths)
-    ]
+    limits = [allowed(wide(y), truth, EPSILON[dtype]) for y, truth in zip(plain, truths)]
     for way, wrapped in RUNS.items():
         got = wrapped(value_and_gradients(row.function, row.fixed, weights))(*inputs)
         assert [y.dtype.name for y in got] == [row.result or dtype] + [dtype] * len(inputs), way
         for number, (y, truth, limit) in enumerate(zip(got, truths, limits)):
             what = f"{way}: the gradient of input {number - 1}" if number else f"{way}: the value"
             assert y.shape == truth.shape, what
-            error = np.abs(wide(y) - truth).max()
-            assert error <= limit, f"{what} is off by {error:.3g}, allowed {limit:.3g}"
+            for kind, error, most in zip(("root mean square", "largest"), errors(wide(y), truth), limit):
+                assert error <= most, f"{what} has a {kind} error of {error:.3g}, allowed {most:.3g}"
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.batched], ids=str)
@@ -112,9 +127,8 @@ def test_every_function_has_a_row_and_a_refusal():
     offered = set().union(*map(public, modules))
     methods = inspect.getmembers(transformer.BlocksparseTransformer, inspect.isfunction)
     steps = {BST + name for name, _ in methods if not name.startswith("_") and not name.endswith("_test")}
-    others = {BST + "get_lut_nt"} & steps
     rows = {row.of for row in ROWS}
-    missing = (offered | steps - others) - rows - set(NO_ROW)
+    missing = (offered | steps) - rows - set(NO_ROW)
     assert not missing, f"no row in op_table.py: {sorted(missing)}"
     assert not rows & set(NO_ROW) and set(NO_ROW) <= offered | steps
     assert rows - {"allreduce"} == {name for name, *_ in REFUSED}  # any tensor can be summed over ranks
