@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from .tensors import TensorLike
+from .tensors import TensorLike, as_float, as_indices, check_rank
 
 
 def embedding_lookup(
@@ -26,4 +26,6 @@ def embedding_lookup(
 
         return tf.gather(emb, idx), grad
 
-    return lookup(tf.convert_to_tensor(emb), tf.cast(idx, tf.int32))
+    emb = as_float("emb", emb)
+    check_rank("emb", emb, "[rows, state]", 2)
+    return lookup(emb, tf.cast(as_indices("idx", idx), tf.int32))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float32, same_float32
+from .tensors import TensorLike, as_float, as_float32, check_axis, same_float32
 from .utils import draw_seed
 
 
@@ -28,10 +28,22 @@ def multiply(x: TensorLike, y: TensorLike, name: str | None = None) -> tf.Tensor
 def _binary(op: Callable, x: TensorLike, y: TensorLike, name: str) -> tf.Tensor:
     with tf.name_scope(name):
         x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+        _check_broadcast("x", x, "y", y)
         if x.dtype == y.dtype:
             return op(x, y)
+        x, y = as_float("x", x), as_float("y", y)
         dtype = y.dtype if (y.shape.rank or 0) > (x.shape.rank or 0) else x.dtype
         return tf.cast(op(as_float32(x), as_float32(y)), dtype)
+
+
+def _check_broadcast(name: str, x: tf.Tensor, other: str, y: tf.Tensor) -> tf.TensorShape:
+    """The shape of the two together. Raises ValueError where there is none."""
+    try:
+        return tf.broadcast_static_shape(x.shape, y.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} is {x.shape} and {other} is {y.shape}; sizes have to be equal or 1, from the last axis on"
+        ) from None
 
 
 def add_n(xs: Sequence[TensorLike], name: str | None = None) -> tf.Tensor:
@@ -41,12 +53,18 @@ def add_n(xs: Sequence[TensorLike], name: str | None = None) -> tf.Tensor:
     if len(xs) == 1:
         return tf.convert_to_tensor(xs[0])
     with tf.name_scope(name or "AddN"):
-        return same_float32(lambda *terms: tf.add_n(terms), *map(tf.convert_to_tensor, xs))
+        terms = [as_float(f"xs[{i}]", x) for i, x in enumerate(xs)]
+        for i, term in enumerate(terms):
+            if term.dtype != terms[0].dtype or not term.shape.is_compatible_with(terms[0].shape):
+                came = f"{term.dtype.name} of shape {term.shape}"
+                wanted = f"{terms[0].dtype.name} of shape {terms[0].shape}"
+                raise ValueError(f"xs[{i}] is {came}, but xs[0] is {wanted}; all have to be alike")
+        return same_float32(lambda *terms: tf.add_n(terms), *terms)
 
 
 def relu(x: TensorLike, name: str | None = None) -> tf.Tensor:
     """max(x, 0)."""
-    return tf.nn.relu(x, name=name or "Relu")
+    return tf.nn.relu(as_float("x", x), name=name or "Relu")
 
 
 def gelu(x: TensorLike, alpha: float = 0.044715, name: str | None = None) -> tf.Tensor:
@@ -54,14 +72,14 @@ def gelu(x: TensorLike, alpha: float = 0.044715, name: str | None = None) -> tf.
     with tf.name_scope(name or "Gelu"):
         return same_float32(
             lambda x: 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + alpha * x**3))),
-            tf.convert_to_tensor(x),
+            as_float("x", x),
         )
 
 
 def swish(x: TensorLike, alpha: float = 1.0, name: str | None = None) -> tf.Tensor:
     """x * sigmoid(alpha * x)."""
     with tf.name_scope(name or "Swish"):
-        return same_float32(lambda x: tf.nn.silu(x, alpha), tf.convert_to_tensor(x))
+        return same_float32(lambda x: tf.nn.silu(x, alpha), as_float("x", x))
 
 
 def fast_gelu(x: TensorLike, name: str | None = None) -> tf.Tensor:
@@ -83,9 +101,11 @@ def bias_relu(
     dtype."""
     if relu and fast_gelu:
         raise ValueError("relu and fast_gelu are both set, but the activation is one of them: clear one")
-    x, b = tf.convert_to_tensor(x), tf.convert_to_tensor(b)
-    if b.shape.rank == 1 and axis not in (-1, x.shape.rank - 1):
-        b = tf.reshape(b, [-1] + [1] * (x.shape.rank - 1 - axis % x.shape.rank))
+    x, b = as_float("x", x), as_float("b", b)
+    if b.shape.rank == 1 and axis != -1:
+        b = tf.reshape(b, [-1] + [1] * (x.shape.rank - 1 - check_axis(axis, x)))
+    if not _check_broadcast("b", b, "x", x).is_compatible_with(x.shape):
+        raise ValueError(f"b is {b.shape}, but x is {x.shape}; b has to broadcast to x, not x to b")
     activation = tf.nn.relu if relu else (lambda y: tf.nn.silu(y, 1.702)) if fast_gelu else tf.identity
     with tf.name_scope("BiasRelu"):
         return same_float32(lambda x, b: activation(x + b), x, b)
@@ -161,12 +181,12 @@ def filter_tensor(
 
         return pass_on(x), lambda dy: (pass_on(dy), None)
 
-    return filtered(tf.convert_to_tensor(x), as_float32(scale))
+    return filtered(as_float("x", x), as_float32(scale))
 
 
 def scale_tensor(x: TensorLike, scale: TensorLike = 1.0) -> tf.Tensor:
     """scale * x, rounded once, to x's dtype. scale: a number or a scalar tensor."""
-    return same_float32(lambda x, scale: x * scale, tf.convert_to_tensor(x), as_float32(scale))
+    return same_float32(lambda x, scale: x * scale, as_float("x", x), as_float32(scale))
 
 
 def dropout(
@@ -180,7 +200,9 @@ def dropout(
     draw serves a whole axis. The seed comes from set_entropy(), else from TensorFlow. recomputable() keeps
     the same entries in both passes.
     """
-    x = tf.convert_to_tensor(x)
+    x = as_float("x", x)
+    if isinstance(keep_prob, (int, float)) and not 0 < keep_prob <= 1:
+        raise ValueError(f"keep_prob is {keep_prob}; it has to lie above 0 and be at most 1")
     if mask_shape:
         wanted = x.shape.as_list()
         if len(mask_shape) != len(wanted) or any(m not in (1, n) for m, n in zip(mask_shape, wanted)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float32
+from .tensors import TensorLike, as_float, as_float32, check_axis
 
 
 def layer_norm(
@@ -23,14 +23,13 @@ def layer_norm(
     g, b: x.shape[axis] numbers each. segments: the axis is cut in so many equal parts, each normalised by
     itself. relu: negative results become 0. A constant row gives b.
     """
-    x, g, b = (tf.convert_to_tensor(t) for t in (x, g, b))
-    rank = x.shape.rank
-    axis %= rank
+    x, g, b = (as_float(name, t) for name, t in (("x", x), ("g", g), ("b", b)))
+    rank, axis = x.shape.rank, check_axis(axis, x)
     size = x.shape[axis : axis + 1].num_elements()
     for argument, value in (("g", g), ("b", b)):
         if value.shape.num_elements() != size:
             raise ValueError(f"{argument} is {value.shape}, but x is {x.shape}: it must have {size} numbers")
-    if size is None or size % segments:
+    if size is None or segments < 1 or size % segments:
         raise ValueError(
             f"segments is {segments}, but axis {axis} of x ({x.shape}) does not divide into so many"
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from .ewops import filter_values
-from .tensors import TensorLike, as_float32
+from .tensors import TensorLike, as_float, as_float32
 
 
 def clip_by_global_norm(
@@ -33,7 +33,8 @@ def clip_by_global_norm(
         )
     with tf.name_scope("ClipGlobalNorm"):
         filtered = (
-            filter_values(tf.convert_to_tensor(g), grad_scale, saturate, zero_infs, zero_nans) for g in grads
+            filter_values(as_float(f"grads[{i}]", g), grad_scale, saturate, zero_infs, zero_nans)
+            for i, g in enumerate(grads)
         )
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in filtered]))
         clip_norm = as_float32(clip_norm)

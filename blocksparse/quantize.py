@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float32
+from .tensors import TensorLike, as_float, as_float32
 
 COLUMNS = (
     "sat_pct",
@@ -59,7 +59,7 @@ def log_stats(
 
         return _log(x, step, sat_val, ftz_val, freq, path, name), grad
 
-    return logged(tf.convert_to_tensor(x), tf.cast(step, tf.int64))
+    return logged(as_float("x", x), tf.cast(step, tf.int64))
 
 
 def _begin(logfile: str) -> Path | None:

@@ -29,6 +29,36 @@ def as_float32(x: TensorLike) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(x), tf.float32)
 
 
+def as_float(name: str, x: TensorLike) -> tf.Tensor:
+    """x as a tensor. Raises TypeError where it is of no float dtype: results would be rounded to whole numbers."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.base_dtype.is_floating:
+        raise TypeError(f"{name} is {x.dtype.name}; cast it to float32, float16 or bfloat16")
+    return x
+
+
+def as_indices(name: str, x: TensorLike) -> tf.Tensor:
+    """x as a tensor of integers. Raises TypeError where it is none: 1.5 would silently become 1."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.base_dtype.is_integer:
+        raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
+    return x
+
+
+def check_rank(name: str, x: tf.Tensor, axes: str, rank: int) -> None:
+    """Raises ValueError where x has not as many axes as the text `axes` describes."""
+    if x.shape.rank not in (rank, None):
+        raise ValueError(f"{name} is {x.shape}; it has to be {axes}")
+
+
+def check_axis(axis: int, x: tf.Tensor) -> int:
+    """axis counted from the front. Raises ValueError where x has none of that number."""
+    rank = x.shape.rank
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis is {axis}, but x is {x.shape}: axis lies in {-rank} .. {rank - 1}")
+    return axis % rank
+
+
 def same_float32(compute: Any, x: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
     """compute(x, *more) in float32, rounded once, to x's dtype."""
     return tf.cast(compute(*map(as_float32, (x, *more))), x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from ..tensors import TensorLike, as_float32
+from ..tensors import TensorLike, as_float, as_float32, as_indices, check_rank
 
 LOWEST = tf.float32.min  # stands for -infinity, whose differences would be NaN
 
@@ -42,7 +42,7 @@ def _scores(
     x: TensorLike, mask: TensorLike | None, scale: TensorLike
 ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """x; the visible entries (None: all); float32 scores, the lowest number where invisible."""
-    x = tf.convert_to_tensor(x)
+    x = _rows("x", x)
     scores = as_float32(x) * as_float32(scale)
     if mask is None:
         return x, None, scores
@@ -75,9 +75,11 @@ def softmax_cross_entropy(logits: TensorLike, labels: TensorLike) -> tf.Tensor:
 
     The labels may have any shape of that many entries; the loss has that of logits without the last axis.
     """
-    logits = tf.convert_to_tensor(logits)
-    shape = tf.shape(logits)[:-1]
-    labels = tf.reshape(tf.cast(labels, tf.int32), shape)
+    logits, labels = _rows("logits", logits), as_indices("labels", labels)
+    rows, entries = logits.shape[:-1].num_elements(), labels.shape.num_elements()
+    if None not in (rows, entries) and rows != entries:
+        raise ValueError(f"labels is {labels.shape}, but logits is {logits.shape}: {rows} labels are wanted")
+    labels = tf.reshape(tf.cast(labels, tf.int32), tf.shape(logits)[:-1])
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=as_float32(logits))
     return tf.ensure_shape(loss, logits.shape[:-1])
 
@@ -108,19 +110,31 @@ def _largest(x: tf.Tensor, k: int) -> tf.Tensor:
 
 def _check_k(k: int, x: TensorLike) -> tf.Tensor:
     """x as a tensor, whose rows have k entries or more."""
-    x = tf.convert_to_tensor(x)
+    x = _rows("x", x)
     size = x.shape[-1:].num_elements()
     if k < 1 or (size is not None and k > size):
         raise ValueError(f"k is {k}, but rows of x ({x.shape}) have {size} entries: k lies in 1 .. {size}")
     return x
 
 
+def _rows(name: str, x: TensorLike) -> tf.Tensor:
+    """x as a float tensor that has a last axis."""
+    x = as_float(name, x)
+    if x.shape.rank == 0:
+        raise ValueError(f"{name} is a scalar; it has to have one axis or more")
+    return x
+
+
 def transpose_2d(x: TensorLike) -> tf.Tensor:
     """x^T for a matrix x."""
+    x = tf.convert_to_tensor(x)
+    check_rank("x", x, "a matrix", 2)
     return tf.transpose(x, [1, 0])
 
 
 def transpose_0213(x: TensorLike) -> tf.Tensor:
     """Exchanges the two middle axes of four: [batch, time, heads, head_dim] <-> [batch, heads, time,
     head_dim]."""
+    x = tf.convert_to_tensor(x)
+    check_rank("x", x, "of four axes", 4)
     return tf.transpose(x, [0, 2, 1, 3])

@@ -1,4 +1,4 @@
-"""functions_cases.py is read by the tests here and by the programs they start."""
+"""op_table.py is read by the tests here and by the programs they start."""
 
 import sys
 from pathlib import Path
