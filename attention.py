@@ -9,6 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import sqrt
 
+if (
+    __name__ == "__main__"
+):  # the command is the first to import TensorFlow, whose log lines would stand above its table
+    if __package__:
+        from .silence import quiet
+    else:
+        from silence import quiet
+    with quiet():
+        import tensorflow  # noqa: F401
+
 import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer

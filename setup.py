@@ -7,7 +7,17 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
+ROOT_MODULES = {
+    "__init__",
+    "attention",
+    "compare",
+    "decode",
+    "layers",
+    "patterns",
+    "recompute",
+    "silence",
+    "utils",
+}
 TENSORFLOW = ">=2.18,<2.22"
 
 

@@ -136,7 +136,7 @@ def model_quality(result: dict):
         f"Dense and sparse attention in small: {settings['layers']} layers of width {settings['width']}, "
         f"{settings['grid'][0] * settings['grid'][1]:,} bytes of context\n"
         f"{settings['steps']} steps of {settings['batch']} windows, {settings['precision']}, one {run['device']}, "
-        f"three seeds of each"
+        f"three seeds of each\ntext: the {settings['data']}"
     )
     return figure
 

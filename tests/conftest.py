@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "utils")
+ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "silence", "utils")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Lines that TensorFlow writes while it is being imported, whatever TF_CPP_MIN_LOG_LEVEL says.
-LOG_LINE = re.compile(
-    rb"(WARNING: All log messages before absl|[IWE]\d{4} .*\d+ \S+\.cc:\d+\]|To enable the following)"
-)
+from sparse_attention.silence import quiet as quiet
 
 
 def parser(text: str) -> argparse.ArgumentParser:
@@ -52,25 +46,6 @@ def number(lowest: float) -> Callable[[str], float]:
         return value
 
     return read
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """TensorFlow's import inside says nothing; what else is written to the standard error comes out afterwards."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            kept.seek(0)
-            for line in kept:
-                if not LOG_LINE.match(line):
-                    os.write(2, line)
 
 
 def import_tensorflow() -> None:

@@ -52,6 +52,8 @@ def attention(
     if not (max(layers) < config.layers and position < config.n_ctx):
         raise ValueError(f"--layers go up to {config.layers - 1} and --position to {config.n_ctx - 1}")
     path = origin.path_of(folder, data_path)
+    if not data_path:
+        origin.check(folder, config, path)
     source = data.load(config, path, "test")
     tokens = source.examples(np.array([source.size // 2]), 0)[0].astype(np.int32)
     figure, axes = plt.subplots(

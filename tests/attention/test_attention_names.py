@@ -132,7 +132,7 @@ def test_the_command_prints_a_line_for_every_pattern(command, tmp_path):
     ]
     assert len({len(line) for line in lines[3:12]}) == 1, "columns are not aligned"
     assert "100.00%" in rows[0] and all(row.split()[-1] in ("cpu", "gpu", "reference") for row in rows)
-    unwanted = "Error|Warning(?!: blocksparse runs in plain TensorFlow)|retracing"
+    unwanted = "Error|Warning(?!: blocksparse runs in plain TensorFlow)|retracing|absl::|oneDNN"
     assert not re.search(unwanted, done.stderr), done.stderr
     assert figure.read_bytes().startswith(b"\x89PNG")
 

@@ -53,6 +53,8 @@ def test_a_score_has_the_standard_error_of_its_windows():
     assert str(score) == f"{score.bits:.4f} +- {score.error:.4f} bits per dim over all 20 windows"
     part = evaluate(model, source, limit=5)
     assert str(part).endswith("over 5 of 20 windows") and part.error > score.error
+    one = evaluate(model, source, limit=1)
+    assert str(one) == f"{one.bits:.4f} bits per dim over 1 of 20 windows"  # which has no standard error
 
 
 def test_some_hundred_windows_are_usual():

@@ -15,7 +15,7 @@ import pytest
 import sample
 import tensorflow as tf
 import train
-from sparse_transformer import checkpoint, config, runs, training
+from sparse_transformer import checkpoint, config, origin, pictures, runs, training
 from sparse_transformer.files import locked
 from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
@@ -201,3 +201,35 @@ def test_commands_end_with_a_sentence(module, arguments, message, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         call(monkeypatch, module, *arguments)
+
+
+def test_a_forgotten_data_option_goes_on_with_the_same_data(tmp_path):
+    """Commands in processes of their own: training, training on and evaluating, the latter two without --data."""
+    text, out = tmp_path / "text", tmp_path / "run"
+    text.write_bytes(bytes(range(97, 123)) * 200)
+    given = ["--data", str(text)]
+    noted = re.compile(re.escape(f"{text} (5,200 bytes, "))
+    assert noted.search(run([*train_command(out, 2), *given]))
+    assert noted.search(run(train_command(out, 4)))
+    score = [str(EXAMPLES / "evaluate.py"), str(out), "--limit", "2"]
+    assert noted.search(run(score))
+    moved = text.rename(tmp_path / "moved")
+    for command in (train_command(out, 6), score):
+        status, said = finish(start(command))
+        assert status == 1 and "which is gone from there; give --data the place where it is now" in said
+    assert run([*score, "--data", str(moved)])
+    moved.rename(text).write_bytes(bytes(range(65, 91)) * 200)
+    for command in (train_command(out, 6), score):
+        status, said = finish(start(command))
+        assert status == 1 and "is another data set; give --data the one that it was trained on" in said
+    assert len(metrics(out)) == 4
+
+
+def test_pictures_of_attention_refuse_another_data_set(monkeypatch, tmp_path):
+    """The pictures are of the data that the model learnt, unless --data says otherwise."""
+    settings = replace(config.load("cifar10_small"), layers=1, width=32)
+    runs.write_config(tmp_path, settings)
+    origin.write(tmp_path, replace(origin.measure(settings, None), digest="0" * 64))
+    monkeypatch.setattr(pictures, "load_model", lambda folder: SimpleNamespace(config=settings))
+    with pytest.raises(ValueError, match="is another data set; give --data the one"):
+        pictures.attention(tmp_path, None, None, None)

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOT_MODULES = {"__init__", "attention", "compare", "decode", "layers", "patterns", "recompute", "utils"}
+ROOT_MODULES = {
+    "__init__",
+    "attention",
+    "compare",
+    "decode",
+    "layers",
+    "patterns",
+    "recompute",
+    "silence",
+    "utils",
+}
 ENGINE_SUFFIXES = {".py", ".h", ".cc", ".cu", ".json", ".typed"}
 
 
