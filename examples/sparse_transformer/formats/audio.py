@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from . import DataError
+from . import DataError, kinds
 
 SAMPLE_RATE = 12_000  # paper, section 7.4
 AUDIO = (
@@ -18,7 +18,6 @@ AUDIO = (
 )
 RATES = range(1_000, 400_000)  # Hz of recordings; a header that says otherwise is broken
 UNKNOWN = 2**32 - 256  # a WAV file's length from here on means "not known yet": a pipe wrote it
-OTHERS = (".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff", ".mp4")
 MARKS = (b"RIFF", b"RIFX", b"RF64", b"fLaC")
 DENSEST = 1_000  # frames a byte; FLAC codes silence in 4,096 frames of 14 bytes
 
@@ -75,17 +74,10 @@ def _mono(path: Path, file: soundfile.SoundFile) -> np.ndarray:
 def read_audio(path: Path) -> np.ndarray:
     """One recording, or every one below a folder, one after the other, as mu-law bytes [length]."""
     if path.is_file():
-        files = [path]
+        files = [path] if kinds.repair("audio", path) is None else []
     else:
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (".wav", ".flac")]
-    if len(files) == 1 and files[0].suffix.lower() in OTHERS:
-        raise DataError(path, _convert(path), AUDIO)
+        files = [file for file in sorted(path.rglob("*")) if kinds.kind_of(file) == "recording"]
     if not files:
-        others = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in OTHERS]
-        raise DataError(path, _convert(others[0]) if others else "no folder with .wav or .flac files", AUDIO)
+        missing = "no folder with .wav or .flac files" if path.exists() else "no such file or folder"
+        raise DataError(path, kinds.repair("audio", path) or missing, AUDIO)
     return np.concatenate([read_recording(file) for file in files])
-
-
-def _convert(path: Path) -> str:
-    wav = path.with_suffix(".wav").name
-    return f"{path.name} is neither WAV nor FLAC; convert it: ffmpeg -i {path.name} {wav}"

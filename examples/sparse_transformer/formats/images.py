@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from . import DataError
+from . import DataError, kinds
 from .cifar_pickle import load_batch
 from .npz import read_npz
 
-CIFAR10 = "CIFAR-10's python or binary version, as a .tar.gz or unpacked: https://www.cs.toronto.edu/~kriz/cifar.html"
+CIFAR10 = (
+    "CIFAR-10's python or binary version, as a .tar.gz or unpacked (https://www.cs.toronto.edu/~kriz/cifar.html), or a "
+    "folder of PNG or JPEG files"
+)
 IMAGENET64 = (
-    "the folder with train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz of downsampled ImageNet 64x64: "
-    "https://image-net.org/download-images"
+    "the folder with train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz of downsampled ImageNet 64x64 "
+    "(https://image-net.org/download-images), one of these files, or a folder of PNG or JPEG files"
 )
 PICTURES = "a folder of PNG or JPEG files, one such .npz batch of ImageNet 64x64, or a data set of the paper"
-ENDINGS = (".png", ".jpg", ".jpeg")
-OTHERS = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 LARGEST = 1 << 29  # bytes of CIFAR-10's archive, unpacked; the real one has 186 MB
 BATCH = 1 << 26  # bytes of one of its files; the real ones have 31 MB
 PIXELS = 1 << 26  # of one picture
@@ -128,24 +129,23 @@ def read_imagenet64(path: Path, training: bool) -> list[np.ndarray]:
 
 def has_pictures(path: Path) -> bool:
     """Whether the path is a folder of pictures rather than of batches. Raises DataError for kinds nobody reads."""
-    if not path.is_dir() or any(path.rglob("*_batch*")) or any(path.rglob("*_data*.npz")):
-        return False
-    files = sorted(path.rglob("*"))
-    if any(file.suffix.lower() in ENDINGS for file in files):
-        return True
-    for file in files:
-        if (ending := file.suffix.lower()) in OTHERS:
-            problem = (
-                f"{file.name} is neither PNG nor JPEG; convert them: magick mogrify -format png *{ending}"
-            )
-            raise DataError(path, problem, PICTURES)
+    if path.is_dir():
+        if any(path.rglob("*_batch*")) or any(path.rglob("*_data*.npz")):
+            return False
+        if _pictures(path):
+            return True
+    if path.exists() and (problem := kinds.repair("images", path)):
+        raise DataError(path, problem, PICTURES)
     return False
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if kinds.kind_of(file) == "picture"]
 
 
 def read_pictures(path: Path, side: int) -> np.ndarray:
     """Every PNG and JPEG file below the folder, in the order of their names: the square in its middle, scaled."""
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in ENDINGS]
-    return np.stack([read_picture(file, side, side) for file in files]).transpose(0, 3, 1, 2)
+    return np.stack([read_picture(file, side, side) for file in _pictures(path)]).transpose(0, 3, 1, 2)
 
 
 def read_picture(path: Path, height: int, width: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import DataError
+from . import DataError, kinds
 
 ENWIK8 = "the first 10^8 bytes of a Wikipedia dump, http://mattmahoney.net/dc/enwik8.zip, unpacked"
 TEXT = f"a text file or a folder of such, or {ENWIK8}"
@@ -26,7 +26,7 @@ def read_text(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(path, "no such file", TEXT)
     data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
-    if problem := _not_text(bytes(data[:4096])):
+    if problem := kinds.repair("text", path) or _not_text(bytes(data[:4096])):
         raise DataError(path, problem, TEXT)
     if path.name == "enwik8" and len(data) != 10**8:
         raise DataError(path, f"{len(data):,} bytes instead of 100,000,000", ENWIK8)
@@ -43,10 +43,11 @@ def _read_folder(path: Path) -> np.ndarray:
     texts = []
     for file in files:
         raw = file.read_bytes()
-        if not _not_text(raw[:4096]) and b"\0" not in raw[:4096]:
+        if not kinds.repair("text", file) and not _not_text(raw[:4096]) and b"\0" not in raw[:4096]:
             texts.append(raw)
     if not texts:
-        raise DataError(path, f"none of its {len(files):,} files is text", TEXT)
+        none = f"none of its {len(files):,} files is text"
+        raise DataError(path, kinds.repair("text", path) or none, TEXT)
     return np.frombuffer(b"\n".join(texts), np.uint8)
 
 
