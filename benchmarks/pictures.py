@@ -110,8 +110,8 @@ def model_context(result: dict):
     axes.legend(title="attn_mode", loc="upper left")
     case = cases.at_context("all", min(ticks))
     figure.suptitle(
-        f"Attention over the context's length: {result['dtype']}, {case.batch}x{case.heads}xnx{case.dim}\n"
-        f"(batch x heads x time x head_dim), {machine(result)}; medians"
+        f"Attention over context: {result['dtype']}, batch {case.batch}, {case.heads} heads of {case.dim}\n"
+        f"{machine(result)}; medians, less is better"
     )
     return figure
 

@@ -61,7 +61,7 @@ class Case:
             return "all"
         if self.attn_mode == "fixed":
             return f"fixed, l={self.local_attn_ctx}, c={self.width}"
-        return f"{self.attn_mode}, {self.local_attn_ctx}"
+        return f"{self.attn_mode}, l={self.local_attn_ctx}"
 
     def sees(self, head: int) -> Callable:
         """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""

@@ -24,7 +24,7 @@ class Origin:
 
     def __str__(self) -> str:
         name = self.path or "built-in data"
-        return f"{name} ({self.size:,} bytes, {self.digest[:8]})" if self.size else name
+        return f"{name} ({self.size:,} bytes, digest {self.digest[:8]})" if self.size else name
 
     def same(self, other: Origin) -> bool:
         """Whether it is the same data, wherever it lies."""

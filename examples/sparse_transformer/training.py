@@ -18,7 +18,7 @@ from blocksparse.fused.op import kernel_name
 
 from . import checkpoint, origin, runs
 from .batches import pipeline
-from .config import Config
+from .config import Config, load, names
 from .data import Source
 from .evaluation import Score, Scorer, usual_limit
 from .files import locked
@@ -207,13 +207,19 @@ def _description(job: Job, trainer: Trainer, start: int) -> str:
     device = f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs" if gpus else f"CPU, {cores} cores"
     kernel = kernel_name() if settings.blocksparse else "dense"
     lines = [
-        f"{settings.name}: {trainer.model.count_params():,} parameters on {device}; attention by {kernel}",
+        f"{settings.name}: {trainer.model.count_params():,} parameters on {device}; attention kernel: {kernel}",
         f"data: {job.origin}",
         f"run: {job.folder}, steps {start} to {settings.steps} of {settings.batch} x {settings.n_ctx:,} tokens",
     ]
     if not gpus and settings.precision != "float32":
         lines.append(
-            f"warning: {settings.name} is meant for a GPU, and this is a CPU: a step may take minutes; its "
-            "small sibling, whose name ends in _small, suits a CPU"
+            f"warning: {settings.name} in {settings.precision} is meant for a GPU, and this is a CPU: a step may take "
+            f"minutes. {_for_a_cpu(settings)} suits a CPU"
         )
     return "\n".join(lines)
+
+
+def _for_a_cpu(settings: Config) -> str:
+    """The configuration for the same data that a CPU trains, or this one in float32 if it is that itself."""
+    small = [each for each in names() if each.endswith("_small") and load(each).data == settings.data]
+    return "--override precision=float32" if settings.name in small or not small else small[0]

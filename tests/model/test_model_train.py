@@ -130,7 +130,7 @@ def test_evaluating_gives_what_training_ended_with(unbroken, monkeypatch, capsys
     """The same windows of the same split, without a word about either; and training says what it is at its start."""
     said = unbroken.with_suffix(".said").read_text()
     first = "enwik8_small: 42,528 parameters on CPU, "
-    assert said.startswith(first) and "attention by " in said and "data: built-in data (" in said
+    assert said.startswith(first) and "attention kernel: " in said and "data: built-in data (" in said
     assert f"run: {unbroken}, steps 0 to {STEPS} of 4 x 64 tokens" in said
     assert re.search(r"about \d+ \w+ to go, at \S+ s a step", said)
     call(monkeypatch, evaluate, unbroken)
@@ -146,13 +146,32 @@ def test_the_log_has_the_rate_and_held_out_bits(unbroken):
     assert [float(row[4]) for row in rows][:4] == pytest.approx([0, 0.75e-3, 1.5e-3, 2.25e-3])
 
 
-def test_a_model_for_a_gpu_warns_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize(
+    "name, precision, suits",
+    [
+        ("cifar10", None, "cifar10_small"),
+        ("imagenet64", None, "imagenet64_small"),
+        ("enwik8", None, "enwik8_small"),
+        ("music_65536", None, "music_small"),
+        ("enwik8_small", "mixed_float16", "--override precision=float32"),
+        ("cifar10_small", None, None),
+    ],
+)
+def test_a_model_for_a_gpu_warns_on_a_cpu(name, precision, suits, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
     trainer = SimpleNamespace(model=SimpleNamespace(count_params=lambda: 7))
-    for name, warns in (("cifar10", True), ("cifar10_small", False)):
-        job = SimpleNamespace(settings=config.load(name), folder="run", origin="built-in data")
-        said = training._description(job, trainer, 0)
-        assert (f"warning: {name} is meant for a GPU, and this is a CPU" in said) == warns
+    settings = config.load(name).override([f"precision={precision}"] if precision else [])
+    job = SimpleNamespace(settings=settings, folder="run", origin="built-in data")
+    said = training._description(job, trainer, 0)
+    assert ("is meant for a GPU, and this is a CPU: a step may take minutes" in said) == bool(suits)
+    assert not suits or said.endswith(f" minutes. {suits} suits a CPU")
+
+
+def test_the_command_warns_before_its_first_step(tmp_path):
+    """In a process of its own, where CUDA_VISIBLE_DEVICES hides every GPU."""
+    said = run(train_command(tmp_path / "run", 1, "precision=mixed_float16"))
+    warning = said.index("warning: enwik8_small in mixed_float16 is meant for a GPU, and this is a CPU")
+    assert warning < said.index("1/1")
 
 
 def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
