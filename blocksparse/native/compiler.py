@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .libraries import ROOT, Library
 
@@ -70,15 +71,16 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
 
     common = [*_compiler(), *tf.sysconfig.get_compile_flags(), *march, "-fPIC", "-w", "-x", "c++", "-c", "-"]
     texts = ["".join(f'#include "{ROOT / source}"\n' for source in unit.sources) for unit in library.units]
-    with contextlib.ExitStack() as stack:  # waits for those that began, where one cannot be started
+    with contextlib.ExitStack() as stack:  # ends those that began, where one cannot be started
         running = []
         for unit, target in zip(library.units, objects, strict=True):
             flags = [flag.format(include=tf.sysconfig.get_include()) for flag in unit.flags]
             command, pipe = [*common, *flags, "-o", target], subprocess.PIPE
-            started = subprocess.Popen(
-                command, stdin=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=_english()
-            )
+            started = subprocess.Popen(command, stdin=pipe, stderr=pipe, **_apart())
             running.append(stack.enter_context(started))
+            stack.callback(
+                started.kill
+            )  # where this process is stopped before it ends; else too late to matter
         errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
     if failed:
@@ -99,18 +101,18 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(
-            command, check=True, capture_output=True, encoding="utf-8", errors="replace", env=_english()
-        )
-        return done.stdout
+        return subprocess.run(command, check=True, capture_output=True, **_apart()).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         raise _failure(f"{command[0]} failed", output) from error
 
 
-def _english() -> dict[str, str]:
-    """The environment with messages in English: _failure looks for two of the C library's."""
-    return {**os.environ, "LC_ALL": "C"}
+def _apart() -> dict[str, Any]:
+    """How a compiler is started: in English, as _failure looks for two of the C library's messages, and in a session
+    of its own, as Ctrl-C would else end it under a training that goes on to its next checkpoint.
+    """
+    english = {**os.environ, "LC_ALL": "C"}
+    return {"encoding": "utf-8", "errors": "replace", "env": english, "start_new_session": True}
 
 
 def _failure(text: str, output: str) -> BuildError:

@@ -40,6 +40,13 @@ _LEGEND = {
     UNSEEN: "no head sees it",
     FUTURE: "the future, never seen",
 }
+_FIGURE_3_LEGEND = {
+    QUERY: "the query's own position",
+    EVERY_HEAD: "read by every head",
+    FIRST: "by the first head",
+    SECOND: "by the second alone",
+    UNSEEN: "by none",
+}
 # Darker than Figure 3's: here both heads together are the strongest.
 _PANEL_COLOURS = {
     EVERY_HEAD: "#2a5db0",
@@ -55,7 +62,7 @@ def figure_3() -> Any:
 
     Returns a matplotlib Figure. Raises ImportError without matplotlib.
     """
-    figure = _figure(10, 5)
+    figure = _figure(10, 6)
     grid = figure.add_gridspec(2, 6, height_ratios=(1, 2))
     for column, (title, modes) in zip((0, 2, 4), FIGURE_3.items()):
         both = slice(column, column + 2)
@@ -66,6 +73,12 @@ def figure_3() -> Any:
         below = figure.add_subplot(grid[1, both])
         _paint(below, cells(modes, 16, 4), COLOURS)
         below.set_xlabel(title)
+    _legend(figure, _FIGURE_3_LEGEND, COLOURS)
+    figure.suptitle(
+        "Which keys a query reads. Above: for one pixel of a 6 x 6 image, a square a head.\n"
+        "Below: 16 queries (rows) by 16 keys (columns), both heads in one",
+        fontsize=11,
+    )
     return figure
 
 
@@ -88,8 +101,6 @@ def every_mode(n: int = 24, length: int = 6) -> Any:
 
     Returns a matplotlib Figure. Raises ImportError without matplotlib.
     """
-    from matplotlib.patches import Patch
-
     figure = _figure(10.5, 13)
     figure.get_layout_engine().set(h_pad=0.15)
     panels = figure.subplots(3, 3)
@@ -106,11 +117,7 @@ def every_mode(n: int = 24, length: int = 6) -> Any:
         axes.set_xticks(middles, labels)
         axes.set_yticks(middles, labels)
         axes.set(xlabel="key j", ylabel="query i")
-    handles = [
-        Patch(facecolor=_PANEL_COLOURS[cell], edgecolor="#808080", label=text)
-        for cell, text in _LEGEND.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=11)
+    _legend(figure, _LEGEND, colours)
     sizes = f"{n} positions, two heads, local_attn_ctx = l = {length}"
     figure.suptitle(
         f"Which keys each query sees, for every attn_mode\n{sizes}; summaries of one column a head",
@@ -139,6 +146,16 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a screen, whatever backend the program has chosen
     return figure
+
+
+def _legend(figure: Any, texts: dict[int, str], colours: Sequence[str]) -> None:
+    """Below the figure: what each cell of `texts` says."""
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(facecolor=colours[cell], edgecolor="#808080", label=text) for cell, text in texts.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=11)
 
 
 def _paint(axes: Any, picture: np.ndarray, colours: Sequence[str]) -> None:

@@ -187,7 +187,7 @@ def _show(bar: tqdm, done: int, bits: float, seconds: float, settings: Config) -
     tokens = settings.batch * settings.n_ctx / seconds
     bar.set_postfix_str(f"{bits:.4f} bits per dim, {tokens:,.0f} tokens/s", refresh=False)
     bar.update()
-    if done == 2 and not bar.disable:  # the first step compiles
+    if done == 2 and not bar.disable and bar.n < settings.steps:  # the first step compiles
         left = (settings.steps - bar.n) * seconds
         bar.write(f"about {_duration(left)} to go, at {seconds:.3g} s a step", file=sys.stdout)
 

@@ -1,8 +1,8 @@
 """Ends a worker that waits for another: collectives, NCCL's above all, would wait for ever.
 
 Every worker tells every other once a second, by UDP on its own TF_CONFIG address (TensorFlow's is TCP), how many
-steps it has entered. Whoever has heard nothing from a worker for LIMIT seconds, or has been in a step for that long
-which another has not entered, ends with a message and status 1. A step that is slow for all is left alone.
+steps it has entered. Whoever has heard nothing from a worker for WORKER_TIMEOUT seconds, or has been in a step for
+that long which another has not entered, ends with a message and status 1. A step that is slow for all is left alone.
 
 TensorFlow connects the workers in a call that holds the interpreter, so that nothing could be said and no signal be
 taken meanwhile. Hence `gather`: TensorFlow is asked once all workers are known to be there.
@@ -20,8 +20,22 @@ from contextlib import suppress
 
 from .cluster import Cluster
 
-LIMIT = float(os.environ.get("WORKER_TIMEOUT", "60"))
 _SILENT = 3  # seconds: what a worker that tells something every second does not reach
+
+
+def limit() -> float:
+    """Seconds that one worker waits for another. Raises ValueError where WORKER_TIMEOUT is no such number."""
+    text = os.environ.get("WORKER_TIMEOUT", "").strip() or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"the environment variable WORKER_TIMEOUT is {text!r}. Wanted: seconds that a worker waits for another, "
+            "above 0, such as 60"
+        )
+    return seconds
 
 
 class Watchdog:
@@ -29,7 +43,7 @@ class Watchdog:
     a step, `follow` waits for the chief to be done, `close` says that this worker is."""
 
     def __init__(self, cluster: Cluster | None):
-        self.cluster = cluster
+        self.cluster, self.limit = cluster, limit()
         self.own = cluster.own if cluster else 0
         self.peers = [i for i in range(len(cluster.workers)) if i != self.own] if cluster else []
         self.steps = 0
@@ -61,12 +75,12 @@ class Watchdog:
         began, clock, said = time.monotonic(), time.strftime("%H:%M:%S"), False
         while missing := [peer for peer in self.peers if peer not in self.heard or peer not in self.known]:
             waited = time.monotonic() - began
-            if waited > LIMIT:
-                self._end(missing[0], "has not been heard of")
+            if waited > self.limit:
+                self._end(missing[0], "has not been heard of", self.limit)
             if waited > 1 and not said:
                 names = ", ".join(map(self.cluster.name, missing))
                 sys.stderr.write(
-                    f"worker {self.own} waits for {names} since {clock}, for {LIMIT:.0f} seconds at most\n"
+                    f"worker {self.own} waits for {names} since {clock}, for {self.limit:.0f} seconds at most\n"
                 )
                 sys.stderr.flush()
                 said = True
@@ -143,13 +157,12 @@ class Watchdog:
             for peer, (last, steps) in list(self.heard.items()):
                 if steps == sys.maxsize:
                     continue
-                silent = now - last > LIMIT
-                if silent or (steps < self.steps and now - self.since > LIMIT):
-                    self._end(
-                        peer, "has not been heard of" if silent else f"is still before step {steps + 1}"
-                    )
+                silent = now - last > self.limit
+                if silent or (steps < self.steps and now - self.since > self.limit):
+                    problem = "has not been heard of" if silent else f"is still before step {steps + 1}"
+                    self._end(peer, problem, self.limit)
 
-    def _end(self, peer: int, problem: str, seconds: float = LIMIT) -> None:
+    def _end(self, peer: int, problem: str, seconds: float) -> None:
         sys.stderr.write(
             f"\nworker {self.own} stops: {self.cluster.name(peer)} {problem} for {seconds:.0f} seconds. "
             "Start all workers again to resume from the last checkpoint.\n"

@@ -85,6 +85,15 @@ def test_a_lone_worker_ends_on_signals(number, name, tmp_path):
     assert output.strip() == f"train.py: stopped by {name} while it waited for other workers"
 
 
+@pytest.mark.parametrize("seconds", ["soon", "0", "-3", "nan", "inf", "1e999"])
+def test_a_time_limit_that_is_none_is_refused(seconds, tmp_path):
+    """Whether there are other workers or not: whoever sets it is told now, not on the day that there are."""
+    status, output = finish(start(train_command(tmp_path / "run", 1), env={"WORKER_TIMEOUT": seconds}))
+    assert status == 1 and not (tmp_path / "run").exists()
+    assert output.startswith(f"train.py: the environment variable WORKER_TIMEOUT is {seconds!r}. Wanted: seconds")
+    assert "Traceback" not in output
+
+
 def test_what_is_no_message_of_a_worker_is_ignored():
     first, second, stranger = free_ports(3)
     job = Cluster((("127.0.0.1", first), ("127.0.0.1", second)), 0)
