@@ -60,9 +60,10 @@ class Score:
 
     def __str__(self) -> str:
         whole = "all" if self.windows == self.total else f"{self.windows:,} of"
+        over = "the only window" if self.total == 1 else f"{whole} {self.total:,} windows"
         # A single window says nothing of how others differ.
         error = f" +- {self.error:.4f}" if self.windows > 1 else ""
-        return f"{self.bits:.4f}{error} bits per dim over {whole} {self.total:,} windows"
+        return f"{self.bits:.4f}{error} bits per dim over {over}"
 
 
 class Scorer:

@@ -17,6 +17,8 @@ from sparse_transformer.generation import write
 from sparse_transformer.model import SparseTransformer
 from sparse_transformer.prompts import length_of, read_prompt
 
+from blocksparse.plan import pictures as patterns
+
 TEXT = replace(
     config.load("enwik8_small"), grid=(4, 16), width=32, heads=2, layers=1, local_attn_ctx=16, num_verts=2
 )
@@ -55,6 +57,8 @@ def test_a_score_has_the_standard_error_of_its_windows():
     assert str(part).endswith("over 5 of 20 windows") and part.error > score.error
     one = evaluate(model, source, limit=1)
     assert str(one) == f"{one.bits:.4f} bits per dim over 1 of 20 windows"  # which has no standard error
+    only = evaluate(model, data.Stream(source.tokens[:64], 64))
+    assert str(only) == f"{only.bits:.4f} bits per dim over the only window"
 
 
 def test_some_hundred_windows_are_usual():
@@ -106,6 +110,25 @@ def test_who_sees_whom_is_drawn(kind, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["plot.py", kind, "--out", str(tmp_path / "picture.png")])
     plot.main()
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figure_3_says_what_its_colours_are():
+    figure = patterns.figure_3()
+    (legend,) = figure.legends
+    colours = {tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in legend.get_patches()}
+    drawn = {
+        tuple(np.round(colour, 3))
+        for axes in figure.axes
+        for colour in axes.collections[0].get_array().reshape(-1, 3)
+    }
+    assert colours == drawn and "queries (rows) by 16 keys (columns)" in figure.get_suptitle()
+
+
+def test_an_image_that_shows_something_is_drawn():
+    flat = np.full((20, 3, 32, 32), 90, np.uint8)
+    flat[19, :, :16] = 200  # the last of those that are spread over the split
+    tokens = pictures.vivid(data.Images([flat], np.arange(20)))
+    assert set(tokens) == {90, 200}
 
 
 def test_attention_maps_are_the_layers_own_weights():

@@ -90,7 +90,9 @@ def test_a_time_limit_that_is_none_is_refused(seconds, tmp_path):
     """Whether there are other workers or not: whoever sets it is told now, not on the day that there are."""
     status, output = finish(start(train_command(tmp_path / "run", 1), env={"WORKER_TIMEOUT": seconds}))
     assert status == 1 and not (tmp_path / "run").exists()
-    assert output.startswith(f"train.py: the environment variable WORKER_TIMEOUT is {seconds!r}. Wanted: seconds")
+    assert output.startswith(
+        f"train.py: the environment variable WORKER_TIMEOUT is {seconds!r}. Wanted: seconds"
+    )
     assert "Traceback" not in output
 
 
