@@ -22,7 +22,9 @@ def windows(text: str) -> int | None:
 
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder that train.py wrote, or a trained model: text, image"
+    )
     parser.add_argument(
         "--data", metavar="PATH", help="another data set, or the new place of the one that the run learnt"
     )
@@ -47,6 +49,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        args.run = runs.open(args.run)
         settings = runs.read_config(args.run)
 
         from sparse_transformer import data, origin

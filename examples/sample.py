@@ -16,7 +16,9 @@ from sparse_transformer import command, runs
 
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder that train.py wrote, or a trained model: text, image"
+    )
     parser.add_argument("--prompt", help="what to go on from: a text, an image file, a .wav or .flac file")
     parser.add_argument(
         "--seconds", type=command.number(0), default=2, help="how much of a recorded prompt to take"
@@ -39,6 +41,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        args.run = runs.open(args.run)
         settings = runs.read_config(args.run)
 
         from sparse_transformer import prompts
@@ -52,7 +55,7 @@ def main() -> None:
 
         model = load_model(args.run)
         tokens = sample(model, prompt, args.count, length, args.temperature, args.seed)
-        paths = write(settings, tokens, args.out or args.run / "sample")
+        paths = write(settings, tokens, args.out or runs.output(args.run) / "sample")
     if settings.data == "text":
         print(paths[0].read_bytes().decode(errors="replace"))
     print("wrote", *paths)

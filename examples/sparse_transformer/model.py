@@ -222,7 +222,7 @@ class SparseTransformer(keras.Model):
         self.logits = keras.layers.Dense(
             VOCABULARY, use_bias=False, kernel_initializer="zeros", name="logits", dtype=self.dtype_policy
         )
-        self.build((None, config.n_ctx))
+        self.build((None, config.padded))
 
     def build(self, shape):
         self.embedding.build(shape)
@@ -243,24 +243,30 @@ class SparseTransformer(keras.Model):
             step = self.optimizer.iterations.value
         context = tf.distribute.get_replica_context()
         first_row = (context.replica_id_in_sync_group if context else 0) * tf.shape(tokens)[0]
-        x = self.embedding(tokens)
+        x = self.stream(tokens)
         step = step if training else None
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
             run = like.shared if self.shared else like.block
             x = run(block.values(), x, tf.constant(index), step, first_row)
-        return tf.cast(self.logits(self.norm(x)), tf.float32)
+        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+
+    def stream(self, tokens):
+        """The first residual stream [batch, config.padded, width]: zeros in the positions that are after the last."""
+        x = self.embedding(tokens)
+        more = self.config.padded - self.config.n_ctx
+        return tf.pad(x, [[0, 0], [0, more], [0, 0]]) if more else x
 
     def check_patterns(self) -> None:
         """Raises ValueError where a mode does not fit the context, before any step is made."""
-        x = tf.TensorSpec([1, self.config.n_ctx, self.config.width], self.compute_dtype)
+        x = tf.TensorSpec([1, self.config.padded, self.config.width], self.compute_dtype)
         for block in self.blocks[: len(self.config.layer_modes)]:
             tf.function(block.attention.call, autograph=False).get_concrete_function(x)
 
     def decoders(self, batch: int) -> list[DecodeStep]:
         """A decoding step for each block, to be made outside tf.function."""
-        return [block.attention.decode_step(batch, self.config.n_ctx) for block in self.blocks]
+        return [block.attention.decode_step(batch, self.config.padded) for block in self.blocks]
 
     def step(self, token, decoders: list[DecodeStep], position):
         """The previous token [batch] at `position` -> logits [batch, 256]."""
