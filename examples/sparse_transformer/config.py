@@ -108,7 +108,7 @@ class Config:
             raise ValueError("grid and layer_modes may not be empty")
         if channels := IMAGES.get(self.data):
             if self.grid != (self.grid[0], self.grid[0], channels):
-                raise ValueError(f"grid={self.grid}: an image's of {self.data} is (side, side, {channels})")
+                raise ValueError(f"grid={self.grid}: an image's is (side, side, {channels})")
         if self.dropout and self.width % 2:
             raise ValueError(
                 f"width={self.width}: it has to be even for dropout, which draws two numbers at once"

@@ -35,9 +35,7 @@ def open(name: str | Path) -> Path:
     if str(name) in names:
         return PRETRAINED / name
     known = f", or name a trained model: {', '.join(names)}" if names else ""
-    raise ValueError(
-        f"{name} holds no run (no config.json); train one with examples/train.py CONFIG{known}"
-    )
+    raise ValueError(f"{name} holds no run (no config.json); train one with examples/train.py CONFIG{known}")
 
 
 def output(folder: Path) -> Path:

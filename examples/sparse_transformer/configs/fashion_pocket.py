@@ -9,7 +9,7 @@ CONFIG = replace(
     name="fashion_pocket",
     layers=8,
     dropout=0.0,
-    learning_rate=2e-3,
+    learning_rate=1.5e-3,
     warmup=500,
     steps=6_000,
 )

@@ -39,7 +39,9 @@ def read_idx(path: Path) -> np.ndarray:
 def _array(stream: io.BufferedIOBase | gzip.GzipFile) -> np.ndarray:
     zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))
     if zeros or kind != UNSIGNED or not dimensions:
-        raise ValueError(f"it begins with {zeros:04x} {kind:02x} {dimensions:02x}, not with 0000 08 and a number")
+        raise ValueError(
+            f"it begins with {zeros:04x} {kind:02x} {dimensions:02x}, not with 0000 08 and a number"
+        )
     shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
     if prod(shape) > LARGEST:
         raise ValueError(f"its header says {prod(shape):,} bytes, more than {LARGEST:,}")
