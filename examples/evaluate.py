@@ -7,7 +7,6 @@ python examples/evaluate.py runs/enwik8 --split test --min-context 12160 --limit
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from sparse_transformer import command, runs
 from sparse_transformer.config import SPLITS

@@ -59,8 +59,8 @@ class Config:
 
     @property
     def padded(self) -> int:
-        """Positions of the residual stream: n_ctx, and after them as many rows of the grid, which nothing reads, as make
-        strided's columns whole blocks. Of fashion's columns of 28 in blocks of 16: 32 rows for 28."""
+        """Positions of the residual stream: n_ctx, and after them rows of the grid, which nothing reads, so that the
+        columns that strided sees are whole blocks: fashion's of 28 become 32, in blocks of 16."""
         if self.local_attn_ctx is None or "strided" not in str(self.layer_modes):
             return self.n_ctx
         rows, rest = divmod(self.n_ctx, self.local_attn_ctx)

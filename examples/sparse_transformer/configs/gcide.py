@@ -1,8 +1,7 @@
 """GCIDE, a dictionary of English with its markup, fixed, 21.55M parameters: enwik8's architecture in small.
 
-Not of the paper. l, c and heads of 64 are enwik8's, the context is a third of it; six heads
-share three sub-blocks. Its data comes from
-examples/fetch.py; 90% train, 5% validate and 5% test.
+Not of the paper. l, c and heads of 64 are enwik8's, the context is a third of it, and six heads share three
+sub-blocks. Its data comes from examples/fetch.py; 90% train, 5% validate and 5% test.
 """
 
 from dataclasses import replace
