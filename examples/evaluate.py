@@ -7,6 +7,8 @@ python examples/evaluate.py runs/enwik8 --split test --min-context 12160 --limit
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
 from sparse_transformer import command, runs
 from sparse_transformer.config import SPLITS
@@ -42,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--last-weights", action="store_true", help="the weights instead of their moving averages"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the score to as well")
     return parser.parse_args()
 
 
@@ -69,6 +72,8 @@ def main() -> None:
             batch=args.batch or settings.batch,
             bar=True,
         )
+        if args.json:
+            runs.write_json(args.json, asdict(score))
     print(f"{args.run}: {score} of {args.split}, minimum context {args.min_context}; data: {found}")
 
 

@@ -53,6 +53,7 @@ VARIANTS = {
     "cifar10": ["cifar10_dense", "cifar10_fixed"],
     "enwik8": ["enwik8_dense", "enwik8_strided"],
     "fashion": ["fashion_dense", "fashion_fixed"],
+    "gcide": ["gcide_dense", "gcide_strided"],
 }
 
 
