@@ -40,8 +40,9 @@ class _First:
     """The first run: the operations it made, and what they took."""
 
     def __init__(self, function: Callable, args: Any, makes_variables: bool):
-        self.function, self.args, self.makes_variables = function, args, makes_variables
+        self.function, self.own, self.makes_variables = function, args, makes_variables
         self.state, self.flat = State(), tf.nest.flatten(args, expand_composites=True)
+        self.args = tf.nest.pack_sequence_as(args, self.flat, expand_composites=True)  # own may change
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, tf.Tensor) and has_gradient(x)]
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
         graph = tf.compat.v1.get_default_graph()
@@ -65,6 +66,10 @@ class _First:
         for place, tensor in zip(self.places, inputs):
             filled[place] = tensor
         args, kwargs = tf.nest.pack_sequence_as(self.args, filled, expand_composites=True)
+        # An argument that holds no tensors stays the caller's own object: the function may fill a list.
+        own_args, own_kwargs = self.own
+        args = [x if _tensors(x) else own for x, own in zip(args, own_args)]
+        kwargs = {name: x if _tensors(x) else own_kwargs[name] for name, x in kwargs.items()}
         return self.function(*args, **kwargs)
 
     def attached(self) -> Any:
