@@ -25,7 +25,7 @@ from blocksparse import BlocksparseTransformer
 from blocksparse.plan import patterns
 from blocksparse.plan.callback import MaskCallback
 from blocksparse.plan.checks import check_heads, check_positive
-from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
+from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_causal, check_stride, head_modes
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
@@ -185,6 +185,7 @@ def get_callback(
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
+        check_causal(causal)
         return MaskCallback([patterns.causal if causal else patterns.everything])
     modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize, causal)
     return MaskCallback([mode.pattern() for mode in modes])

@@ -229,6 +229,12 @@ TABLE = {
 MODES = tuple(TABLE)
 
 
+def check_causal(causal: bool) -> None:
+    """Raises TypeError unless causal is True or False."""
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal is {causal!r}; give True, or False for queries that look ahead as well")
+
+
 def head_modes(
     attn_mode: str | Sequence[str],
     heads: int | None = None,
@@ -242,8 +248,7 @@ def head_modes(
 
     Raises ValueError and TypeError for arguments that mean no pattern.
     """
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal is {causal!r}; give True, or False for queries that look ahead as well")
+    check_causal(causal)
     per_head = [_check_names(mode, attn_mode) for mode in as_modes(attn_mode)]
     given = dict(local_attn_ctx=local_attn_ctx, num_verts=num_verts, vertsize=vertsize)
     needed = needs(name for names in per_head for name in names)

@@ -25,8 +25,8 @@ class Changed(ValueError):
 
 CHANGED = (
     "was updated between a recomputed function and its gradient, and a tf.function inside reads it, or eagerly an "
-    "operation on the variable itself, which would compute the gradient with the new value; take the gradient before the "
-    "update, or read the variable (tf.convert_to_tensor) before and give that"
+    "operation on the variable itself, which would compute the gradient with the new value; take the gradient before "
+    "the update, or read the variable (tf.convert_to_tensor) before and give that"
 )
 
 
