@@ -47,7 +47,7 @@ inline Vec exp(Vec x) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   const Vec rounded = x * kLog2e + magic;
   const Vec f = x * kLog2e - (rounded - magic);  // in [-1/2, 1/2]
-  Vec p = broadcast(1.5353362e-04f);  // 2^f to 2e-9
+  Vec p = broadcast(1.5353362e-04f);             // 2^f to 2e-9
   p = p * f + 1.3398875e-03f;
   p = p * f + 9.61843692e-03f;
   p = p * f + 5.55033237e-02f;
