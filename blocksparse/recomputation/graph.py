@@ -93,9 +93,9 @@ class _First:
             )
             apart = {x.ref() for x in self.inputs} or {x.ref() for x in inputs} - {x.ref() for x in incoming}
             own = [x for x in inputs if x.ref() in apart]
-            late = {x.ref(): y for x, y in zip(own, _late(own, incoming))}
+            held = {x.ref(): y for x, y in zip(own, late(own, incoming))}
             with record.stop_recording():
-                parts = iter(function.call_flat(*(late.get(x.ref(), x) for x in inputs)) or ())
+                parts = iter(function.call_flat(*(held.get(x.ref(), x) for x in inputs)) or ())
             # A graph function has no output for a gradient that is None.
             outputs = tf.nest.flatten(second.gradients, expand_composites=True)
             flat = [None if y is None else next(parts) for y in outputs]
@@ -194,7 +194,7 @@ class _Second:
         return grads
 
 
-def _late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """tensors with the same bits, by operations that nothing can merge with those of the first run.
 
     Grappler folds a constant dy, and with it every dependency on dy, then merges equal operations; XLA drops

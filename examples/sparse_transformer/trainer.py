@@ -127,9 +127,11 @@ class Trainer:
         context = tf.distribute.get_replica_context()
         weights = [v.value for v in self.weights]
         with tf.GradientTape() as tape:
-            of_model = zip(self.model.trainable_variables, flat.unpack(self.model, weights), strict=True)
-            with keras.StatelessScope(of_model):
-                logits = self.model(tokens, training=True, step=step)
+            # One cast for all matrices, not one for each use of each.
+            half = [tf.cast(weights[0], self.model.compute_dtype), *weights[1:]]
+            values = flat.unpack(self.model, half)
+            with keras.StatelessScope(zip(self.model.trainable_variables, values, strict=True)):
+                logits = self.model(tokens, training=True, step=step, values=values)
             loss = tf.reduce_mean(bits(logits, tokens))
             loss /= context.num_replicas_in_sync
             nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))

@@ -19,6 +19,6 @@ CONFIG = Config(
     average=0.99,
     batch=8,
     steps=400,
-    recompute=False,
+    recompute="none",
     checkpoint_every=100,
 )
