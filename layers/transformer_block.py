@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import keras
 import tensorflow as tf
@@ -67,13 +68,13 @@ class SparseTransformerBlock(keras.layers.Layer):
         self.ff_ratio, self.dropout, self.seed, self.recompute = ff_ratio, dropout, seed, recompute
         self.epsilon = epsilon
         own = dict(dtype=self.dtype_policy)
+        norm = partial(keras.layers.LayerNormalization, epsilon=epsilon, **own)
+        self.norm1 = norm(name="norm1")  # made in the order of written_out.Weights
         self.attention = SparseSelfAttention(
             heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, key_width, blocksparse,
             kernel_initializer, output_initializer, sees, causal, name="attention", **own
         )  # fmt: skip
-        self.norm1, self.norm2 = (
-            keras.layers.LayerNormalization(epsilon=epsilon, name=name, **own) for name in ("norm1", "norm2")
-        )
+        self.norm2 = norm(name="norm2")
         self.draws = keras.random.SeedGenerator(seed) if dropout else None
 
     def build(self, shape):
@@ -106,9 +107,7 @@ class SparseTransformerBlock(keras.layers.Layer):
     def values(self) -> list[tf.Tensor]:
         """The weights in the order of written_out.Weights."""
         layers = (self.norm1, self.attention, self.norm2, self.expand, self.contract)
-        return [
-            tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.trainable_variables
-        ]
+        return [tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.weights]
 
     def run(self, values, x, keys=None):
         """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped."""
