@@ -58,7 +58,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         epsilon: float = 1e-5,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
         if not 0 <= dropout < 1:

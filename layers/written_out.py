@@ -9,8 +9,13 @@ Here each setting of `recompute` keeps a number of them, in units of x:
     selective    x, h, attention's output                                 3; four of the six products run again too
     whole        x                                                        1; all but the last product runs again
 
-Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between:
-what stands between two products is element by element, so that XLA makes few passes of it.
+Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
+Between two products the time goes into bytes, so that fewer passes over rows are what counts:
+
+- gamma and beta go into the maps behind a norm, which are small: (n gamma + beta) W + b = n (gamma W) + (beta W + b).
+  Their gradients then come from the map's, and no pass over the rows is made for them.
+- A tensor that has to be rounded and stored anyway is stored once (`stored`): left to itself, XLA keeps a second one
+  in float32, or computes all that led to it again.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.ops import control_flow_util
 
 RECOMPUTE = ("none", "selective", "whole")
 _PHILOX = 1
@@ -43,6 +50,52 @@ class Weights(NamedTuple):
     expand_bias: Any
     contract: Any
     contract_bias: Any
+
+    def attention_maps(self, dtype) -> list[Map]:
+        """Those of queries, keys and values behind the first norm."""
+        return [self._folded(0, at, dtype) for at in (2, 4, 6)]
+
+    def projection(self, dtype) -> Map:
+        return Map(tf.cast(self.project, dtype), tf.cast(self.project_bias, dtype))
+
+    def expansion(self, dtype) -> Map:
+        """Behind the second norm."""
+        return self._folded(10, 12, dtype)
+
+    def contraction(self, dtype) -> Map:
+        return Map(tf.cast(self.contract, dtype), tf.cast(self.contract_bias, dtype))
+
+    def _folded(self, norm: int, at: int, dtype) -> Map:
+        gamma, beta, kernel, bias = (wide(x) for x in (*self[norm : norm + 2], *self[at : at + 2]))
+        bias += tf.reduce_sum(beta[:, None] * kernel, axis=0)
+        return Map(tf.cast(gamma[:, None] * kernel, dtype), tf.cast(bias, dtype))
+
+    def unfold(self, norm: int, gradients: list) -> tuple[list, tuple]:
+        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps."""
+        gamma, beta = map(wide, self[norm : norm + 2])
+        maps, dgamma, dbeta = [], 0.0, 0.0
+        for at, (dkernel, dbias) in zip(range(norm + 2, norm + 8, 2), gradients):
+            kernel = wide(self[at])
+            folded = wide(dkernel)
+            maps += [gamma[:, None] * folded + beta[:, None] * dbias, dbias]
+            dgamma += tf.reduce_sum(kernel * folded, axis=1)
+            dbeta += tf.reduce_sum(kernel * dbias, axis=1)
+        return maps, (dgamma, dbeta)
+
+
+class Map(NamedTuple):
+    """x W + b, both of x's dtype, summed in float32 inside the product."""
+
+    kernel: tf.Tensor
+    bias: tf.Tensor
+
+    def of(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(rows, self.kernel) + self.bias
+
+    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        """The rows' gradient, and (dW of W's dtype, db in float32)."""
+        dkernel = tf.matmul(rows, d, transpose_a=True)
+        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, tf.reduce_sum(wide(d), axis=0))
 
 
 class Kept(NamedTuple):
@@ -83,20 +136,20 @@ class Block(NamedTuple):
     def forward(self, weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, Kept]:
         """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
         dtype, rows = x.dtype, flat(x)
-        normed = layer_norm(rows, weights.gamma1, weights.beta1, self.epsilon)
-        q, k, v = (linear(normed, *weights[at : at + 2]) for at in (2, 4, 6))
+        normed = normal(rows, self.epsilon)
+        q, k, v = (each.of(normed) for each in weights.attention_maps(dtype))
         attended, lse = self.attention.forward(*(unflat(t, x) for t in (q, k, v)))
         attended = flat(attended)
-        h = self._add(rows, linear(attended, weights.project, weights.project_bias), 0)
-        normed = layer_norm(h, weights.gamma2, weights.beta2, self.epsilon)
-        expanded = linear(normed, weights.expand, weights.expand_bias)
-        out = linear(tf.cast(gelu(wide(expanded)), dtype), weights.contract, weights.contract_bias)
+        h = self._add(rows, weights.projection(dtype).of(attended), 0)
+        expanded = weights.expansion(dtype).of(normal(h, self.epsilon))
+        out = weights.contraction(dtype).of(tf.cast(gelu(wide(expanded)), dtype))
         y = unflat(self._add(h, out, 1), x)
         kept = Kept(x, h, attended, lse, q, k, v, expanded)
         return y, {
             "none": kept,
             "selective": kept._replace(query=None, key=None, value=None, expanded=None),
-        }.get(self.recompute, Kept(x))
+            "whole": Kept(x),
+        }[self.recompute]
 
     def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
         """dx, and the gradients of the weights, each of its weight's dtype."""
@@ -104,37 +157,34 @@ class Block(NamedTuple):
             _, kept = self._replace(recompute="none").forward(weights, kept.x)
         x, dtype = kept.x, kept.x.dtype
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
-        dprojected = self._drop(dh, 0)
-        dattended, dproject = linear_gradient(dprojected, kept.attended, weights.project)
-        rows = flat(x)
-        normed = layer_norm(rows, weights.gamma1, weights.beta1, self.epsilon)
+        dattended, dproject = weights.projection(dtype).gradient(self._drop(dh, 0), kept.attended)
+        normed, maps = normal(flat(x), self.epsilon), weights.attention_maps(dtype)
         q, k, v = (
-            linear(normed, *weights[at : at + 2]) if own is None else own
-            for at, own in zip((2, 4, 6), (kept.query, kept.key, kept.value))
+            each.of(normed) if own is None else own
+            for each, own in zip(maps, (kept.query, kept.key, kept.value))
         )
         dqkv = self.attention.gradient(
             *(unflat(t, x) for t in (q, k, v, kept.attended)), kept.lse, unflat(dattended, x)
         )
-        found = [linear_gradient(flat(d), normed, weights[at]) for at, d in zip((2, 4, 6), dqkv)]
-        dnormed = found[0][0] + found[1][0] + found[2][0]
-        dx, norm1 = layer_norm_gradient(dnormed, rows, weights.gamma1, self.epsilon)
-        dx = tf.cast(wide(dh) + dx, dtype)
-        maps = [d for _, pair in found for d in pair]
-        return unflat(dx, x), Weights(*norm1, *maps, *dproject, *feed_forward)
+        found = [each.gradient(flat(d), normed) for each, d in zip(maps, dqkv)]
+        dx = normal_gradient(sum(wide(d) for d, _ in found), flat(x), self.epsilon)
+        dmaps, dnorm = weights.unfold(0, [d for _, d in found])
+        dx = unflat(tf.cast(wide(dh) + dx, dtype), x)
+        found = Weights(*dnorm, *dmaps, *dproject, *feed_forward)
+        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(found, weights)))
 
     def _feed_forward_gradient(self, dy, kept: Kept, weights: Weights):
         """dh, and the gradients of gamma2, beta2 and the two maps."""
         dtype, h = kept.x.dtype, kept.h
-        normed = layer_norm(h, weights.gamma2, weights.beta2, self.epsilon)
-        expanded = kept.expanded
-        if expanded is None:
-            expanded = linear(normed, weights.expand, weights.expand_bias)
+        normed, expansion = normal(h, self.epsilon), weights.expansion(dtype)
+        expanded = expansion.of(normed) if kept.expanded is None else kept.expanded
         active, slope = gelu_and_slope(wide(expanded))
-        dactive, dcontract = linear_gradient(self._drop(dy, 1), tf.cast(active, dtype), weights.contract)
-        dexpanded = tf.cast(wide(dactive) * slope, dtype)
-        dnormed, dexpand = linear_gradient(dexpanded, normed, weights.expand)
-        dh, norm2 = layer_norm_gradient(dnormed, h, weights.gamma2, self.epsilon)
-        return tf.cast(wide(dy) + dh, dtype), (*norm2, *dexpand, *dcontract)
+        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), tf.cast(active, dtype))
+        dexpanded = stored(tf.cast(wide(dactive) * slope, dtype))
+        dnormed, dexpand = expansion.gradient(dexpanded, normed)
+        (dmap, dnorm) = weights.unfold(10, [dexpand])
+        dh = stored(tf.cast(wide(dy) + normal_gradient(wide(dnormed), h, self.epsilon), dtype))
+        return dh, (*dnorm, *dmap, *dcontract)
 
     def _add(self, rows, branch_rows, branch: int):
         return tf.cast(wide(rows) + wide(self._drop(branch_rows, branch)), rows.dtype)
@@ -210,36 +260,28 @@ def gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return x * s, s * (1 + 1.702 * x * (1 - s))
 
 
-def linear(rows, kernel, bias):
-    """rows W + b, of the rows' dtype: summed in float32 inside the product."""
-    return tf.matmul(rows, tf.cast(kernel, rows.dtype)) + tf.cast(bias, rows.dtype)
+def stored(x: tf.Tensor) -> tf.Tensor:
+    """x, which XLA writes to memory as it is, rounded."""
+    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return x
+    return xla.optimization_barrier(x)[0]
 
 
-def linear_gradient(d, rows, kernel):
-    """The rows' gradient, dW of W's dtype and db in float32."""
-    dkernel = tf.matmul(rows, d, transpose_a=True)
-    dbias = tf.reduce_sum(wide(d), axis=0)
-    return tf.matmul(d, tf.cast(kernel, d.dtype), transpose_b=True), (tf.cast(dkernel, kernel.dtype), dbias)
+def normal(rows: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """(x - mean) / sqrt(variance + epsilon) along the width, of the rows' dtype."""
+    return tf.cast(_normal(rows, epsilon)[0], rows.dtype)
 
 
 def _normal(rows, epsilon: float):
-    """(x - mean) / sqrt(variance + epsilon), and 1 / sqrt(variance + epsilon)."""
     x = wide(rows)
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + epsilon)
     return centred * scale, scale
 
 
-def layer_norm(rows, gamma, beta, epsilon: float):
-    return tf.cast(_normal(rows, epsilon)[0] * gamma + beta, rows.dtype)
-
-
-def layer_norm_gradient(d, rows, gamma, epsilon: float):
-    """The rows' gradient, float32, and (dgamma, dbeta)."""
-    normal, scale = _normal(rows, epsilon)
-    d = wide(d)
-    inner = d * gamma
-    mean = tf.reduce_mean(inner, axis=-1, keepdims=True)
-    along = tf.reduce_mean(inner * normal, axis=-1, keepdims=True)
-    parts = tf.reduce_sum(d * normal, axis=0), tf.reduce_sum(d, axis=0)
-    return scale * (inner - mean - normal * along), parts
+def normal_gradient(d: tf.Tensor, rows: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """The rows' gradient, float32, given `normal`'s."""
+    normed, scale = _normal(rows, epsilon)
+    mean = tf.reduce_mean(d, axis=-1, keepdims=True)
+    along = tf.reduce_mean(d * normed, axis=-1, keepdims=True)
+    return scale * (d - mean - normed * along)
