@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from blocksparse.plan.callback import Predicate
 from blocksparse.recomputation import graph
-from blocksparse.recomputation.attach import with_gradient
+from blocksparse.recomputation.attach import once, with_gradient
 
 from . import written_out
 from .self_attention import SparseSelfAttention, load_predicates, refuse_masks
@@ -119,7 +119,7 @@ class SparseTransformerBlock(keras.layers.Layer):
             def gradient(dy):
                 again = kept if tf.executing_eagerly() else late(kept, dy)
                 dx, found = self.passes(x, keys).gradient(dy, again, weights)
-                return [dx, *found]
+                return once([dx, *found], [dy, x, *values])
 
             return y, gradient
 

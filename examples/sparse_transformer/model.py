@@ -9,7 +9,7 @@ from itertools import islice
 import keras
 import tensorflow as tf
 
-from blocksparse.recomputation.attach import with_gradient
+from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseTransformerBlock
 from sparse_attention.layers.transformer_block import first_row, late
@@ -125,7 +125,7 @@ class ResidualBlock(SparseTransformerBlock):
 
         def compute(x, *values):
             y, kept = self.forward(values, x, keys)
-            return y, lambda dy: self.backward(dy, kept._replace(x=x), values, keys)
+            return y, lambda dy: once(self.backward(dy, kept._replace(x=x), values, keys), [dy, x, *values])
 
         return with_gradient(compute, x, *values)
 
@@ -168,6 +168,9 @@ class SparseTransformer(keras.Model):
         self.logits = keras.layers.Dense(
             VOCABULARY, use_bias=False, kernel_initializer="zeros", name="logits", dtype=self.dtype_policy
         )
+        # Compiled, or the gradient of the positions, a sum over batch rows, takes as long as a block's.
+        compiled = partial(tf.function, autograph=False, jit_compile=True)
+        self.embed = compiled(self._embed) if shared and config.xla else self._embed
         self.build((None, config.n_ctx))
 
     def build(self, shape):
@@ -190,16 +193,19 @@ class SparseTransformer(keras.Model):
         """
         if training and step is None:
             step = self.optimizer.iterations.value
-        x = self.embedding(tokens)
+        rest = iter(values or ())
+        x = self.embed(_next(rest, self.embedding), tokens)
         step = step if training else None
         modes = self.config.layer_modes
-        rest = iter(values[len(self.embedding.trainable_variables) :] if values else ())
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
-            own = list(islice(rest, len(Weights._fields))) or block.values()
             run = like.shared if self.shared else like.run
-            x = run(own, x, block.keys(step, tf.shape(tokens)[0]))
+            x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
         return tf.cast(self.logits(self.norm(x)), tf.float32)
+
+    def _embed(self, values, tokens):
+        with keras.StatelessScope(zip(self.embedding.weights, values, strict=True)):
+            return self.embedding(tokens)
 
     def check_patterns(self) -> None:
         """Raises ValueError where a mode does not fit the context, before any step is made."""
@@ -217,6 +223,12 @@ class SparseTransformer(keras.Model):
         for block, decode in zip(self.blocks, decoders, strict=True):
             x = block.step(x, decode, position)
         return tf.cast(self.logits(self.norm(x)), tf.float32)
+
+
+def _next(values, layer) -> list[tf.Tensor]:
+    """The next of values, as many as the layer has, or the layer's own where there are none."""
+    own = layer.weights
+    return list(islice(values, len(own))) or [tf.convert_to_tensor(variable.value) for variable in own]
 
 
 def bits(logits, tokens):

@@ -138,10 +138,18 @@ class Trainer:
         gradients = tape.gradient(nats, weights)
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        compiled = (
+            self.config.xla and context.num_replicas_in_sync == 1
+        )  # XLA has no part in what replicas sum
+        update = tf.function(self._update, autograph=False, jit_compile=True) if compiled else self._update
+        return loss, update(gradients)
+
+    def _update(self, gradients):
+        """Clips, and updates the weights; returns the norm before."""
         # Clipping at clip * scale is clipping after unscaling, to the bit: the scale is a power of two. The
         # optimizer divides by it, and leaves the weights alone and halves it where a gradient is not finite.
         gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip * self.scale)
         # Keras sums over the replicas once more.
-        gradients = [g / context.num_replicas_in_sync for g in gradients]
-        self.optimizer.apply(gradients, self.weights)
-        return loss, norm / self.scale
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        self.optimizer.apply([g / replicas for g in gradients], self.weights)
+        return norm / self.scale

@@ -9,7 +9,6 @@ import tensorflow as tf
 from sparse_transformer import config
 from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits
 
-from sparse_attention.layers import SparseTransformerBlock
 from sparse_attention.layers.written_out import dropout, dropout_keys, gelu
 from sparse_attention.recompute import recomputable
 
