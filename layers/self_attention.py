@@ -113,7 +113,7 @@ class SparseSelfAttention(keras.layers.Layer):
     def _attend(self, q, k, v):
         if not self.blocksparse:
             return attention_impl(q, k, v, **self.pattern)
-        n_ctx = _known_time(q)
+        n_ctx = known_time(q)
         if self.sees is None:
             return blocksparse_attention_impl(q, k, v, **self.pattern)
         return _transformer(self.sees, n_ctx, self.heads, self.blocksize).attention(q, k, v)
@@ -124,7 +124,7 @@ class SparseSelfAttention(keras.layers.Layer):
             return written_out.Attention(
                 partial(_dense, self.pattern), partial(_dense_gradient, self.pattern)
             )
-        n_ctx = _known_time(x)
+        n_ctx = known_time(x)
         if self.sees is None:
             bst, order, joined = blocksparse_passes(n_ctx, **self.pattern)
         else:
@@ -184,7 +184,7 @@ class SparseSelfAttention(keras.layers.Layer):
         return layer
 
 
-def _known_time(x: tf.Tensor) -> int:
+def known_time(x: tf.Tensor) -> int:
     if x.shape[1] is None:
         raise ValueError(
             f"x has shape {x.shape}; the time of a block-sparse layer has to be known, as its blocks depend on it: "

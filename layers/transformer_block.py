@@ -13,7 +13,7 @@ from blocksparse.recomputation import graph
 from blocksparse.recomputation.attach import once, with_gradient
 
 from . import written_out
-from .self_attention import SparseSelfAttention, load_predicates, refuse_masks
+from .self_attention import SparseSelfAttention, known_time, load_predicates, refuse_masks
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -141,7 +141,9 @@ class SparseTransformerBlock(keras.layers.Layer):
         return any(layer.quantization_mode for layer in (*maps, *inner))
 
     def compute_output_spec(self, x, mask=None, attention_mask=None, training=None):
-        refuse_masks(mask, attention_mask)
+        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+        if self.attention.blocksparse:
+            known_time(x)
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):

@@ -65,7 +65,7 @@ def error(came, want):
 def test_gradients_are_those_of_the_layers(pattern, recompute, jit):
     block, x = made(recompute=recompute, **pattern), rows()
     for came, want in zip(results(block, block, x, jit), results(block, plain(block), x, jit), strict=True):
-        assert error(came, want) < 1e-5
+        assert error(came, want) < 5e-5
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -86,7 +86,7 @@ def test_both_passes_drop_the_same(recompute):
     dropping = plain(block, lambda x, branch: dropout(x, 0.4, keys[branch]))
     came = results(block, lambda x: block.run(block.values(), x, keys), x)
     for one, want in zip(came, results(block, dropping, x), strict=True):
-        assert error(one, want) < 1e-5
+        assert error(one, want) < 5e-5
 
 
 def test_dropout_is_drawn_anew_at_each_call_and_not_outside_training():
@@ -169,7 +169,8 @@ np.testing.assert_allclose(saved.serve(tf.constant(tokens, tf.float32)), want, r
 def test_a_quantized_block_is_made_of_its_layers():
     block, x = made(), rows()
     want = block(x)
-    block.quantize("int8")
+    keras.Sequential([keras.Input((TIME, WIDTH)), block]).quantize("int8")
+    assert block.expand.quantization_mode == "int8"
     assert np.abs(block(x) - want).max() < 0.1 * np.abs(want).max()
 
 
