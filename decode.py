@@ -103,6 +103,17 @@ class Group:
             return tf.gather(slots, tf.reshape(run, []), axis=1)
         return tf.gather(slots, tf.reshape(run, [self.batch]), axis=1, batch_dims=1)
 
+    def filled(self, kv: tf.Tensor, count) -> tf.Tensor:
+        """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, heads, dim] went in."""
+        time, dim = kv.shape[1], kv.shape[-1]
+        batch, head = np.arange(self.batch)[:, None, None], np.arange(len(self.heads))
+        rows = []
+        for factor in self.factors:
+            held = tf.clip_by_value(factor.cache.holds(count), 0, time - 1)
+            rows.append(tf.cast((batch * time + held) * len(self.heads) + head, tf.int32))
+        rows = tf.reshape(tf.concat(rows, axis=1), [-1])
+        return tf.pad(tf.gather(tf.reshape(kv, [-1, dim]), rows), [[0, 1], [0, 0]])
+
     def _row(self, slot):
         """[batch or 1, m, heads or 1] -> the rows [batch, m, heads] of the cache."""
         batch = np.arange(self.batch, dtype=np.int32)[:, None, None]
@@ -183,7 +194,7 @@ class DecodeStep(tf.Module):
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k = self._rows("q", q, self.key_width), self._rows("k", k, self.key_width)
         v = self._rows("v", v, self.value_width)
-        i, valid = self._position(position)
+        i, valid = self._integers("position", position, self.n_ctx - 1)
         q = tf.cast(q, tf.float32) * q.shape[-1] ** -0.5
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
@@ -194,39 +205,67 @@ class DecodeStep(tf.Module):
         out = tf.where(valid, out, np.nan)
         return tf.reshape(out, [self.batch, self.value_width])
 
-    def _rows(self, name: str, x: TensorLike, width: int) -> tf.Tensor:
-        """[batch, width] -> [batch, heads, width / heads]"""
+    @do_not_convert
+    def prefill(self, k: TensorLike, v: TensorLike, lengths: TensorLike | None = None) -> None:
+        """Fill the caches as stepping through the keys and values of a prompt would, all positions at once.
+
+        Args: k [batch, time, key_width], v [batch, time, value_width], time at most n_ctx; lengths, how many positions
+            of it count, an integer tensor that is a scalar or [batch], time by default. The next step is at position
+            lengths.
+        Raises: ValueError and TypeError as a step does, for lengths that are not 0 to time; where those are known only
+            when a graph runs, InvalidArgumentError. Code compiled by XLA fills that row with NaN.
+        """
+        time = tf.convert_to_tensor(k).shape[1]
+        if time is None or time > self.n_ctx:
+            raise ValueError(
+                f"k has {time} positions; this DecodeStep takes a known number, {self.n_ctx} at most: cut the prompt, "
+                "or make one with a larger n_ctx"
+            )
+        k = self._rows("k", k, self.key_width, time)
+        v = self._rows("v", v, self.value_width, time)
+        count, valid = self._integers("lengths", time if lengths is None else lengths, time)
+        kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
+        kv = tf.reshape(kv, [self.batch, time, self.heads, kv.shape[-1]])
+        kv = tf.where(valid[..., None], kv, np.nan)
+        for group, cache in zip(self.groups, self.caches, strict=True):
+            cache.assign(group.filled(tf.gather(kv, group.heads, axis=2), count))
+
+    def _rows(self, name: str, x: TensorLike, width: int, *time: int) -> tf.Tensor:
+        """[batch, *time, width] -> [batch, *time, heads, width / heads]"""
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
             raise TypeError(f"{name} has dtype {x.dtype.name}; it has to be of a float dtype: cast it")
-        wanted = [self.batch, width]
+        wanted = [self.batch, *time, width]
         if not x.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"{name} has shape {x.shape}; this DecodeStep takes [batch, width] = {wanted}: give so many rows, or "
-                f"make one for another batch"
+                f"{name} has shape {x.shape}; this DecodeStep takes [batch, {'time, ' * len(time)}width] = {wanted}: "
+                "give so many rows, or make one for another batch"
             )
-        return tf.reshape(tf.ensure_shape(x, wanted), [self.batch, self.heads, width // self.heads])
+        return tf.reshape(tf.ensure_shape(x, wanted), [*wanted[:-1], self.heads, width // self.heads])
 
-    def _position(self, position: TensorLike) -> tuple[tf.Tensor, tf.Tensor]:
-        """The positions as int32 [batch or 1, 1, 1], and whether there are such."""
-        x = tf.convert_to_tensor(position)
-        if not x.dtype.is_integer or isinstance(position, bool):
+    def _integers(self, name: str, given: TensorLike, last: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Positions or numbers of them as int32 [batch or 1, 1, 1], and whether they are 0 to last."""
+        x = tf.convert_to_tensor(given)
+        if not x.dtype.is_integer or isinstance(given, bool):
             raise TypeError(
-                f"position is {position!r}; it has to be an integer, or an integer tensor that is a scalar or [batch]"
+                f"{name} is {given!r}; it has to be an integer, or an integer tensor that is a scalar or [batch]"
             )
         if x.shape.rank is None or x.shape.rank and x.shape.as_list() != [self.batch]:
             raise ValueError(
-                f"position has shape {x.shape}; it has to be a scalar, or one position a row: [batch] = "
-                f"[{self.batch}]"
+                f"{name} has shape {x.shape}; it has to be a scalar, or one number a row: [batch] = [{self.batch}]"
             )
-        x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # n_ctx need not fit a smaller one
-        wanted = f"this DecodeStep has positions 0 to {self.n_ctx - 1}: make one with a larger n_ctx"
+        x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # last need not fit a smaller one
+        wanted = (
+            f"this DecodeStep has positions 0 to {last}: make one with a larger n_ctx"
+            if name == "position"
+            else f"k and v have {last} positions: give at most so many"
+        )
         known = tf.get_static_value(x)
-        if known is not None and not np.all((0 <= known) & (known < self.n_ctx)):
-            raise ValueError(f"position={known} does not exist; {wanted}")
-        valid = (x >= 0) & (x < self.n_ctx)
+        if known is not None and not np.all((known >= 0) & (known <= last)):
+            raise ValueError(f"{name}={known} does not exist; {wanted}")
+        valid = (x >= 0) & (x <= last)
         if known is None and not _in_xla():
-            check = tf.debugging.Assert(tf.reduce_all(valid), ["position does not exist; " + wanted, x])
+            check = tf.debugging.Assert(tf.reduce_all(valid), [f"{name} does not exist; {wanted}", x])
             with tf.control_dependencies([check]):
                 x = tf.identity(x)
         return tf.reshape(tf.cast(x, tf.int32), [-1, 1, 1]), tf.reshape(valid, [-1, 1, 1])

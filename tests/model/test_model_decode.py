@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from sparse_transformer import config
+from sparse_transformer import config, stepping
 from sparse_transformer.generation import make_generator
 from sparse_transformer.model import SparseTransformer
 
@@ -155,10 +155,10 @@ def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
     full = model(tokens).numpy()
     assert (tokens[:, 10:] == full.argmax(-1)[:, 10:]).all()
 
-    decoders = model.decoders(2)
+    decoders, weights = model.decoders(2), stepping.prepare(model, 2)
     before = tf.zeros(2, tf.int32)
     for position in range(20):
-        logits = model.step(before, decoders, tf.constant(position))
+        logits = stepping.step(model, weights, decoders, before, tf.constant(position))
         np.testing.assert_allclose(logits, full[:, position], rtol=1e-4, atol=1e-4)
         before = tf.constant(tokens[:, position])
 
@@ -189,7 +189,7 @@ ROW = np.ones((2, 8), np.float32)
             r"position is 1.5; it has to be an integer, or an integer tensor that is a scalar or \[batch\]",
         ),
         (dict(position=True), TypeError, r"position is True; it has to be an integer"),
-        (dict(position=[1, 2, 3]), ValueError, r"position has shape \(3,\); it has to be a scalar, or one position a row"),
+        (dict(position=[1, 2, 3]), ValueError, r"position has shape \(3,\); it has to be a scalar, or one number a row"),
         (dict(position=[1, 16]), ValueError, r"position=\[ 1 16\] does not exist"),
         (
             dict(q=ROW[:1]),
