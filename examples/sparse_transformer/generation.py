@@ -87,7 +87,7 @@ def drawn(logits, temperature, seed, number, top_k: int | None = None, top_p: fl
 
 
 def likeliest(logits, top_k: int | None = None, top_p: float | None = None):
-    """logits [count, n], -inf where not among the top_k largest, or not needed for a probability of top_p.
+    """logits [count, n], -inf where not among the top_k largest, or not needed for a probability of top_p below 1.
 
     The nucleus is taken of what top_k leaves, and its first token always stays (Holtzman et al. 2020, arXiv
     1904.09751). Tokens as likely as the last one that stays do so too.
@@ -96,7 +96,7 @@ def likeliest(logits, top_k: int | None = None, top_p: float | None = None):
         return logits
     ordered = tf.sort(logits, axis=-1, direction="DESCENDING")[:, :top_k]
     floor = ordered[:, -1:]
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         before = tf.cumsum(tf.nn.softmax(ordered), axis=-1, exclusive=True)
         floor = tf.reduce_min(tf.where((before < top_p) | (before == 0), ordered, np.inf), axis=-1, keepdims=True)
     return tf.where(logits >= floor, logits, -np.inf)
