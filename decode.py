@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
 from blocksparse.plan.checks import check_heads, check_positive
@@ -58,50 +59,58 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
 class Group:
     """Heads whose modes have the same names, and how they write and read their cache.
 
-    The cache is [batch * slots * heads + 1, key_dim + value_dim]: a key and its value side by side, one write for both.
-    The last row takes what nobody will read.
+    The cache is [batch * slots * heads, key_dim + value_dim]: a key and its value side by side, one write for both. The
+    last slot of every row of the batch takes what nobody will read.
     """
 
     def __init__(self, heads: list[int], modes: list[Mode], batch: int, n_ctx: int):
         self.heads, self.batch = heads, batch
         self.factors = _factors(modes, n_ctx)
-        self.slots = sum(factor.cache.capacity for factor in self.factors)
-        self.rows = batch * self.slots * len(heads) + 1
-
-    def places(self, i, valid) -> tf.Tensor:
-        """The rows [batch, factors, heads] that take the key at i, [batch or 1, 1, 1]."""
-        shape = [self.batch, 1, len(self.heads)]
-        found = []
+        self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
+        self.runs: list[list[Factor]] = []  # what is read at once: the caches that are read whole lie side by side
         for factor in self.factors:
-            row = self._row(factor.offset + factor.cache.slot(i))
-            found.append(tf.broadcast_to(tf.where(factor.keeps(i) & valid, row, self.rows - 1), shape))
-        return tf.concat(found, axis=1)
+            if self.runs and factor.cache.runs == self.runs[-1][-1].cache.runs == 1:
+                self.runs[-1].append(factor)
+            else:
+                self.runs.append([factor])
 
-    def seen(self, i, valid) -> list[tf.Tensor]:
-        """Which slots of each factor's run query i sees: [batch or 1, length, heads]."""
-        found = []
+    def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
+        """The cache takes kv [batch, heads, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
+
+        No two keys go to one row while positions are valid: rows that many keys want cost a GPU a millisecond.
+        """
+        places = []
         for factor in self.factors:
+            place = tf.where(factor.keeps(i) & valid, factor.offset + factor.cache.slot(i), self.slots - 1)
+            places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.heads)]))
+        places = tf.concat(places, axis=1)
+        rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
+        cache.scatter_update(
+            tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1]))
+        )
+
+    def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
+        """Which slots of a run the queries i see: [batch or 1, length, heads]."""
+        found = []
+        for factor in run:
             reach = factor.cache.reach(i)
             seen = (reach >= 0) & factor.sees(i, reach) & valid
             found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.heads)]))
-        return found
+        return found[0] if len(found) == 1 else tf.concat(found, axis=1)
 
-    def read(self, cache: tf.Variable, factor: Factor, i) -> tf.Tensor:
-        """The run of a factor that query i reads: [batch, length, heads, key_dim + value_dim]."""
-        runs, length, heads = factor.cache.runs, factor.cache.length, len(self.heads)
-        run = factor.cache.run(i)
+    def read(self, cache: tf.Variable, run: list[Factor], i) -> tf.Tensor:
+        """What the queries i read of a run: [batch, length, heads, key_dim + value_dim]."""
+        first, length = run[0], sum(factor.cache.length for factor in run)
+        begin = first.offset + first.cache.run(i) * first.cache.length
         if not _in_xla():  # a read of the whole variable would make the next update copy it
-            return cache.sparse_read(
-                self._row(factor.offset + run * length + np.arange(length, dtype=np.int32)[:, None])
-            )
-        slots = tf.reshape(cache.read_value()[:-1], [self.batch, self.slots, heads, -1])
-        slots = slots[:, factor.offset : factor.offset + factor.cache.capacity]
-        if runs == 1:
-            return slots
-        slots = tf.reshape(slots, [self.batch, runs, length, heads, slots.shape[-1]])
+            return cache.sparse_read(self._row(begin + np.arange(length, dtype=np.int32)[:, None]))
+        held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.heads), -1])
+        if first.cache.runs == 1:
+            return held[:, first.offset : first.offset + length]
         if i.shape[0] == 1:
-            return tf.gather(slots, tf.reshape(run, []), axis=1)
-        return tf.gather(slots, tf.reshape(run, [self.batch]), axis=1, batch_dims=1)
+            at = tf.stack([0, tf.reshape(begin, []), 0, 0])
+            return _sliced(held, at, [self.batch, length, *held.shape[2:]])
+        return tf.gather(held, begin[:, :, 0] + np.arange(length, dtype=np.int32), axis=1, batch_dims=1)
 
     def filled(self, kv: tf.Tensor, count) -> tf.Tensor:
         """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, heads, dim] went in."""
@@ -111,13 +120,18 @@ class Group:
         for factor in self.factors:
             held = tf.clip_by_value(factor.cache.holds(count), 0, time - 1)
             rows.append(tf.cast((batch * time + held) * len(self.heads) + head, tf.int32))
-        rows = tf.reshape(tf.concat(rows, axis=1), [-1])
-        return tf.pad(tf.gather(tf.reshape(kv, [-1, dim]), rows), [[0, 1], [0, 0]])
+        held = tf.gather(tf.reshape(kv, [-1, dim]), tf.concat(rows, axis=1))
+        return tf.reshape(tf.pad(held, [[0, 0], [0, 1], [0, 0], [0, 0]]), [-1, dim])
 
     def _row(self, slot):
         """[batch or 1, m, heads or 1] -> the rows [batch, m, heads] of the cache."""
         batch = np.arange(self.batch, dtype=np.int32)[:, None, None]
         return (batch * self.slots + slot) * len(self.heads) + np.arange(len(self.heads), dtype=np.int32)
+
+
+def _sliced(x: tf.Tensor, at, shape) -> tf.Tensor:
+    size = tf.constant(list(shape), tf.int32)
+    return tf.ensure_shape(gen_xla_ops.xla_dynamic_slice(x, at, size), shape)
 
 
 def _in_xla() -> bool:
@@ -177,7 +191,7 @@ class DecodeStep(tf.Module):
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
         self._groups = _Groups(modes, heads, batch, n_ctx)
         for group in self._groups.groups:
-            zeros = tf.zeros([group.rows, (key_width + value_width) // heads], dtype)
+            zeros = tf.zeros([batch * group.slots * len(group.heads), (key_width + value_width) // heads], dtype)
             self.caches.append(tf.Variable(zeros, trainable=False, name="cache"))
 
     @property
@@ -290,21 +304,21 @@ def _attend(q, kv, group, cache, i, valid):
 
     The cache takes the key and value of position i, [batch or 1, 1, 1], where that is valid.
     """
-    places = group.places(i, valid)
-    rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
-    cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
-
+    group.write(cache, kv, i, valid)
     dim = q.shape[-1]
-    seen = group.seen(i, valid)
-    runs = [tf.cast(group.read(cache, factor, i), tf.float32) for factor in group.factors]
-    score = tf.concat([tf.reduce_sum(q[:, None] * run[..., :dim], axis=-1) for run in runs], axis=1)
-    score = tf.where(tf.concat(seen, axis=1), score, -np.inf)  # [batch, keys, heads]
-    top = tf.reduce_max(score, axis=1, keepdims=True)
-    weight = tf.exp(score - tf.maximum(top, tf.float32.min))  # finite where nothing is seen
-    out = 0.0
-    lengths = [factor.cache.length for factor in group.factors]
-    for share, run, its in zip(tf.split(weight, lengths, axis=1), runs, seen, strict=True):
+    seen = [group.seen(run, i, valid) for run in group.runs]
+    held = [tf.cast(group.read(cache, run, i), tf.float32) for run in group.runs]
+    scores = []
+    for its, run in zip(seen, held, strict=True):
+        score = tf.reduce_sum(q[:, None] * run[..., :dim], axis=-1)
+        scores.append(tf.where(its, score, -np.inf))  # [batch, keys, heads]
+    top = reduce(tf.maximum, [tf.reduce_max(score, axis=1, keepdims=True) for score in scores])
+    top = tf.maximum(top, tf.float32.min)  # finite where nothing is seen
+    out, total = 0.0, 0.0
+    for score, its, run in zip(scores, seen, held, strict=True):
+        weight = tf.exp(score - top)
         # A slot that is not seen may hold a NaN of a key long gone, and 0 times that is one.
         values = tf.where(its[..., None], run[..., dim:], 0.0)
-        out += tf.reduce_sum(share[..., None] * values, axis=1)
-    return tf.math.divide_no_nan(out, tf.reduce_sum(weight, axis=1)[..., None])
+        out += tf.reduce_sum(weight[..., None] * values, axis=1)
+        total += tf.reduce_sum(weight, axis=1)
+    return tf.math.divide_no_nan(out, total[..., None])
