@@ -41,7 +41,9 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
     first: Any = None  # [heads], as the predicates take arrays in the place of integers
     last: Any = None
     if modes[0].first is not None:
-        first, last = (np.array([getattr(mode, end) for mode in modes], np.int32) for end in ("first", "last"))
+        first, last = (
+            np.array([getattr(mode, end) for mode in modes], np.int32) for end in ("first", "last")
+        )
     factors: list[Factor] = []
     held: list[Pattern] = []
     for name in modes[0].parts:
@@ -67,7 +69,9 @@ class Group:
         self.heads, self.batch = heads, batch
         self.factors = _factors(modes, n_ctx)
         self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
-        self.runs: list[list[Factor]] = []  # what is read at once: the caches that are read whole lie side by side
+        self.runs: list[
+            list[Factor]
+        ] = []  # what is read at once: caches that are read whole lie side by side
         for factor in self.factors:
             if self.runs and factor.cache.runs == self.runs[-1][-1].cache.runs == 1:
                 self.runs[-1].append(factor)
@@ -77,7 +81,7 @@ class Group:
     def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
         """The cache takes kv [batch, heads, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
 
-        No two keys go to one row while positions are valid: rows that many keys want cost a GPU a millisecond.
+        While positions are valid every key has a row of its own, as writes to one row wait for each other on a GPU.
         """
         places = []
         for factor in self.factors:
@@ -85,9 +89,7 @@ class Group:
             places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.heads)]))
         places = tf.concat(places, axis=1)
         rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
-        cache.scatter_update(
-            tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1]))
-        )
+        cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
 
     def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
         """Which slots of a run the queries i see: [batch or 1, length, heads]."""
@@ -130,6 +132,7 @@ class Group:
 
 
 def _sliced(x: tf.Tensor, at, shape) -> tf.Tensor:
+    """x from `at` on, under XLA alone: tf.slice would lose the shape."""
     size = tf.constant(list(shape), tf.int32)
     return tf.ensure_shape(gen_xla_ops.xla_dynamic_slice(x, at, size), shape)
 
@@ -191,7 +194,9 @@ class DecodeStep(tf.Module):
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
         self._groups = _Groups(modes, heads, batch, n_ctx)
         for group in self._groups.groups:
-            zeros = tf.zeros([batch * group.slots * len(group.heads), (key_width + value_width) // heads], dtype)
+            zeros = tf.zeros(
+                [batch * group.slots * len(group.heads), (key_width + value_width) // heads], dtype
+            )
             self.caches.append(tf.Variable(zeros, trainable=False, name="cache"))
 
     @property
@@ -264,7 +269,7 @@ class DecodeStep(tf.Module):
             raise TypeError(
                 f"{name} is {given!r}; it has to be an integer, or an integer tensor that is a scalar or [batch]"
             )
-        if x.shape.rank is None or x.shape.rank and x.shape.as_list() != [self.batch]:
+        if x.shape.rank is None or (x.shape.rank and x.shape.as_list() != [self.batch]):
             raise ValueError(
                 f"{name} has shape {x.shape}; it has to be a scalar, or one number a row: [batch] = [{self.batch}]"
             )

@@ -86,7 +86,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where decoding keeps the keys of a mode: `runs` times `length` slots a head, of which a query reads one run whole.
+    """Where decoding keeps the keys of a mode: `runs` times `length` slots a head; a query reads one run whole.
 
     slot(j): place of position j in the cache, the same for all heads.
     holds(n): positions [capacity, heads or 1] in the slots once the first n positions went in; others where they are
@@ -183,7 +183,7 @@ def _window(mode: Mode, n_ctx: int) -> Cache:
 
 
 def _every_class(mode: Mode, n_ctx: int) -> Cache:
-    """Every key is reached again, but a query reaches only its residue class: one run of n_ctx / local_attn_ctx keys."""
+    """Every key is reached again, but a query reaches only its residue class: one run."""
     stride = mode.local_attn_ctx
     length = -(-n_ctx // stride)
     slots, back = _slots(stride * length), stride * _slots(length)

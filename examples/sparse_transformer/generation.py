@@ -16,7 +16,6 @@ from .files import replacing
 from .formats import audio
 from .model import SparseTransformer
 
-
 CHUNK = 64  # positions a call of the compiled loop: tokens come while one waits, and the calls cost next to nothing
 
 
@@ -48,7 +47,12 @@ def make_generator(model: SparseTransformer, count: int, length: int, decoders=N
 
 
 def make_chunk(
-    model: SparseTransformer, count: int, decoders, size: int, top_k: int | None = None, top_p: float | None = None
+    model: SparseTransformer,
+    count: int,
+    decoders,
+    size: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ):
     """Compiles (previous token [count], position [] or [count], draw, temperature, seed) -> the next `size` tokens
     [count, size]. `draw` numbers the draws of a seed."""
@@ -98,7 +102,9 @@ def likeliest(logits, top_k: int | None = None, top_p: float | None = None):
     floor = ordered[:, -1:]
     if top_p is not None and top_p < 1:
         before = tf.cumsum(tf.nn.softmax(ordered), axis=-1, exclusive=True)
-        floor = tf.reduce_min(tf.where((before < top_p) | (before == 0), ordered, np.inf), axis=-1, keepdims=True)
+        floor = tf.reduce_min(
+            tf.where((before < top_p) | (before == 0), ordered, np.inf), axis=-1, keepdims=True
+        )
     return tf.where(logits >= floor, logits, -np.inf)
 
 
@@ -124,14 +130,25 @@ def stream(
     alike = lengths is None or len(set(lengths)) == 1
     given = np.full(count, time) if lengths is None else np.asarray(lengths)
     position = np.int32(given[0]) if alike else given.astype(np.int32)
-    rows = np.concatenate([np.zeros((count, 1), np.int32), prompt], axis=1)  # what came before position 0 is unused
+    rows = np.concatenate(
+        [np.zeros((count, 1), np.int32), prompt], axis=1
+    )  # what came before position 0 is unused
     token = tf.constant(rows[np.arange(count), given], tf.int32)
     if given.any():
         fill = tf.function(stepping.prefill, autograph=False)
-        fill(model, decoders, tf.constant(stepping.padded(model.config, prompt), tf.int32), tf.constant(position))
+        fill(
+            model,
+            decoders,
+            tf.constant(stepping.padded(model.config, prompt), tf.int32),
+            tf.constant(position),
+        )
     for done in range(0, length - given.min(), size):
         tokens = chunk(
-            token, tf.constant(position + done), tf.constant(int(given.min()) + done), temperature, tf.constant(seed)
+            token,
+            tf.constant(position + done),
+            tf.constant(int(given.min()) + done),
+            temperature,
+            tf.constant(seed),
         )
         token = tokens[:, -1]
         yield tokens.numpy()[:, : length - given.min() - done]
@@ -150,9 +167,7 @@ def sample(
     """[count, length] tokens that begin with the prompt; the length is the model's context where none is given."""
     prompts = np.tile(prompt.astype(np.int32), (count, 1))
     length = length or model.config.n_ctx
-    return np.concatenate(
-        [prompts, *stream(model, prompts, length, temperature, seed, top_k, top_p)], axis=1
-    )
+    return np.concatenate([prompts, *stream(model, prompts, length, temperature, seed, top_k, top_p)], axis=1)
 
 
 GAP = 2  # pixels between the images of a grid

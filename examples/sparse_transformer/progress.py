@@ -11,9 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 
-def shown(
-    chunks: Iterable[np.ndarray], prompt: np.ndarray, length: int, text: bool
-) -> Iterator[np.ndarray]:
+def shown(chunks: Iterable[np.ndarray], prompt: np.ndarray, length: int, text: bool) -> Iterator[np.ndarray]:
     """The chunks [count, n] that go on from the prompt [count, time] to `length`, each shown as it passes."""
     return _written(chunks, prompt[0]) if text and len(prompt) == 1 else _counted(chunks, prompt, length)
 

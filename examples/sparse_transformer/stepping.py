@@ -77,7 +77,9 @@ def prepare(model: SparseTransformer, batch: int, summed: bool | None = None) ->
     return Weights([block(layer) for layer in model.blocks], norm(model.norm), joined(model.logits))
 
 
-def step(model: SparseTransformer, weights: Weights, decoders: list[DecodeStep], token, position) -> tf.Tensor:
+def step(
+    model: SparseTransformer, weights: Weights, decoders: list[DecodeStep], token, position
+) -> tf.Tensor:
     """The previous token [batch] at `position`, a scalar or [batch] -> logits [batch, 256], float32."""
     x = model.embedding.step(token, position)
     for block, decode in zip(weights.blocks, decoders, strict=True):

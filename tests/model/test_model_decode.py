@@ -189,7 +189,11 @@ ROW = np.ones((2, 8), np.float32)
             r"position is 1.5; it has to be an integer, or an integer tensor that is a scalar or \[batch\]",
         ),
         (dict(position=True), TypeError, r"position is True; it has to be an integer"),
-        (dict(position=[1, 2, 3]), ValueError, r"position has shape \(3,\); it has to be a scalar, or one number a row"),
+        (
+            dict(position=[1, 2, 3]),
+            ValueError,
+            r"position has shape \(3,\); it has to be a scalar, or one number a row",
+        ),
         (dict(position=[1, 16]), ValueError, r"position=\[ 1 16\] does not exist"),
         (
             dict(q=ROW[:1]),
@@ -233,9 +237,7 @@ def test_a_position_out_of_range_never_reads_or_changes_a_cache(mode):
         assert np.isnan(compiled(tf.constant(bad))).all()
     for before, cache, group in zip(held, step.caches, step.groups, strict=True):
         shape = [2, group.slots, -1]  # the last slot is never read
-        np.testing.assert_array_equal(
-            np.reshape(cache, shape)[:, :-1], before.reshape(shape)[:, :-1]
-        )
+        np.testing.assert_array_equal(np.reshape(cache, shape)[:, :-1], before.reshape(shape)[:, :-1])
 
 
 class Sampler(tf.Module):

@@ -21,7 +21,9 @@ def stepped(step, start, count, jit=False):
     def loop():
         outs = tf.TensorArray(tf.float32, count)
         for done in tf.range(count):
-            q, k, v = (tf.gather(x, tf.broadcast_to(start + done, [3]), axis=1, batch_dims=1) for x in (Q, K, V))
+            q, k, v = (
+                tf.gather(x, tf.broadcast_to(start + done, [3]), axis=1, batch_dims=1) for x in (Q, K, V)
+            )
             outs = outs.write(done, step(q, k, v, start + done))
         return tf.transpose(outs.stack(), [1, 0, 2])
 
@@ -86,11 +88,27 @@ def test_one_row_out_of_range_is_refused_or_alone_no_number():
 @pytest.mark.parametrize(
     "arguments, error, text",
     [
-        (dict(lengths=129), ValueError, "lengths=129 does not exist; k and v have 128 positions: give at most so many"),
-        (dict(lengths=[1, 2]), ValueError, r"lengths has shape \(2,\); it has to be a scalar, or one number a row"),
+        (
+            dict(lengths=129),
+            ValueError,
+            "lengths=129 does not exist; k and v have 128 positions: give at most so many",
+        ),
+        (
+            dict(lengths=[1, 2]),
+            ValueError,
+            r"lengths has shape \(2,\); it has to be a scalar, or one number a row",
+        ),
         (dict(lengths=1.0), TypeError, "lengths is 1.0; it has to be an integer"),
-        (dict(v=V[:, :64]), ValueError, r"v has shape \(3, 64, 96\); this DecodeStep takes \[batch, time, width\]"),
-        (dict(k=tf.zeros([3, 129, 48])), ValueError, "k has 129 positions; this DecodeStep takes a known number, 128"),
+        (
+            dict(v=V[:, :64]),
+            ValueError,
+            r"v has shape \(3, 64, 96\); this DecodeStep takes \[batch, time, width\]",
+        ),
+        (
+            dict(k=tf.zeros([3, 129, 48])),
+            ValueError,
+            "k has 129 positions; this DecodeStep takes a known number, 128",
+        ),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused_in_words(arguments, error, text):
@@ -102,7 +120,9 @@ def test_a_prompt_that_does_not_fit_is_refused_in_words(arguments, error, text):
 def test_lengths_known_only_in_a_graph_are_checked_there():
     step = DecodeStep(3, TIME, 48, 96, **pattern("fixed"))
     fill = lambda n: step.prefill(K, V, n)  # noqa: E731
-    with pytest.raises(tf.errors.InvalidArgumentError, match="lengths does not exist; k and v have 128 positions"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="lengths does not exist; k and v have 128 positions"
+    ):
         tf.function(fill)(tf.constant([0, 1, 129]))
     tf.function(fill, jit_compile=True)(tf.constant([9, 129, 9]))
     rows = step(Q[:, 9], K[:, 9], V[:, 9], 9).numpy()

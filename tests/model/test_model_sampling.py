@@ -1,4 +1,4 @@
-"""What is drawn: prompts filled in at once, in chunks, of several lengths; temperature, top-k and top-p; what is shown."""
+"""What is drawn: after prompts filled in at once, in chunks; temperature, top-k and top-p; what is shown of it."""
 
 import subprocess
 import sys
@@ -93,7 +93,15 @@ def test_top_k_of_one_is_the_mode_whatever_the_temperature():
 
 
 def test_a_text_is_written_as_it_comes_and_several_are_counted(unbroken, tmp_path):
-    words = [sys.executable, EXAMPLES / "sample.py", unbroken, "--prompt", "import ", "--out", tmp_path / "drawn"]
+    words = [
+        sys.executable,
+        EXAMPLES / "sample.py",
+        unbroken,
+        "--prompt",
+        "import ",
+        "--out",
+        tmp_path / "drawn",
+    ]
     result = subprocess.run([*words, "--top-p", "0.9"], capture_output=True, timeout=120)
     assert result.returncode == 0, result.stderr
     drawn = (tmp_path / "drawn.txt").read_bytes()
