@@ -91,7 +91,8 @@ class Cache:
     slot(j): place of position j in the cache, the same for all heads.
     holds(n): positions [capacity, heads or 1] in the slots once the first n positions went in; others where they are
         negative or not below n.
-    run(i), reach(i): the run that query i reads, and the positions [..., length, heads or 1] in it.
+    run(i), within(i): the run that query i reads, and the positions [..., length, heads or 1] in it; where there is one
+        run, it holds what came last.
     keeps(j): whether the cache takes key j; by default where j's own query sees it, as nobody sees it otherwise.
     """
 
@@ -100,12 +101,16 @@ class Cache:
     holds: Callable
     runs: int = 1
     run: Callable = lambda i: i * 0
-    reach: Callable = lambda i: i
+    within: Callable | None = None
     keeps: Callable | None = None
 
     @property
     def capacity(self) -> int:
         return self.runs * self.length
+
+    def reach(self, i):
+        """The positions in the run that query i reads; those it does not see are among them."""
+        return self.holds(i + 1) if self.within is None else self.within(i)
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def _slots(count: int) -> np.ndarray:
 
 def _everything(mode: Mode, n_ctx: int) -> Cache:
     slots = _slots(n_ctx)
-    return Cache(n_ctx, lambda j: j, lambda n: slots, reach=lambda i: slots)
+    return Cache(n_ctx, lambda j: j, lambda n: slots)
 
 
 def _last(slots: np.ndarray, size: int) -> Callable:
@@ -174,8 +179,7 @@ def _last(slots: np.ndarray, size: int) -> Callable:
 
 
 def _ring(size: int) -> Cache:
-    held = _last(_slots(size), size)
-    return Cache(size, lambda j: j % size, held, reach=lambda i: held(i + 1))
+    return Cache(size, lambda j: j % size, _last(_slots(size), size))
 
 
 def _window(mode: Mode, n_ctx: int) -> Cache:
@@ -230,7 +234,6 @@ def _columns(mode: Mode, n_ctx: int) -> Cache:
         slots.size,
         lambda j: j // length * columns + (j % length - length) % columns,
         lambda n: positions,
-        reach=lambda i: positions,
     )
 
 

@@ -30,7 +30,7 @@ def stepped(step, start, count, jit=False):
     return loop().numpy()
 
 
-@pytest.mark.parametrize("lengths", [1, 45, [3, 96, 64]], ids=str)
+@pytest.mark.parametrize("lengths", [45, [3, 96, 64]], ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_prompt_in_one_pass_equals_stepping_through_it(mode, lengths):
     step = DecodeStep(3, TIME, 48, 96, **pattern(mode))
