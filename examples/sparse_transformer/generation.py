@@ -71,7 +71,7 @@ def make_chunk(
 
 def _loop(model, decoders, token, position, size: int, draw):
     """token [count] before `position` -> the tokens [count, size] from there on, by draw(logits, position)."""
-    weights = stepping.prepare(model, token.shape[0])
+    weights = stepping.prepare(model)
 
     def body(done, token, tokens):
         logits = stepping.step(model, weights, decoders, token, position + done)

@@ -13,17 +13,12 @@ from sparse_attention.decode import DecodeStep
 from .config import Config
 from .model import SparseTransformer, gelu
 
-# A matrix product of so few rows is one pass over the weights, which XLA joins on a GPU with the norm before it and the
-# activation behind it; a library's product would be a kernel of its own.
-FEW_ROWS = 4
-
 
 class Map(NamedTuple):
-    """x W + b: `matrix` is W, or W's transpose where rows are summed, of the compute dtype."""
+    """x W + b, of the compute dtype."""
 
     matrix: tf.Tensor
     bias: tf.Tensor | None
-    summed: bool
 
 
 class Norm(NamedTuple):
@@ -49,16 +44,23 @@ class Weights(NamedTuple):
     logits: Map
 
 
-def prepare(model: SparseTransformer, batch: int, summed: bool | None = None) -> Weights:
-    """The weights as steps of `batch` rows take them: to be called once, before the loop over positions."""
-    if summed is None:
-        summed = batch <= FEW_ROWS and bool(tf.config.list_logical_devices("GPU"))
+def prepare(model: SparseTransformer) -> Weights:
+    """The weights as steps take them, joined and cast: to be called once, before the loop over positions.
+
+    Raises ValueError for quantized layers.
+    """
     dtype = model.compute_dtype
 
     def joined(*maps: keras.layers.Dense) -> Map:
+        for each in maps:
+            if each.quantization_mode:
+                raise ValueError(
+                    f"{each.name} is quantized ({each.quantization_mode}); steps multiply by the weights as they "
+                    "were trained: sample from the model before it is quantized"
+                )
         matrix = tf.concat([tf.cast(each.kernel, dtype) for each in maps], axis=1)
         bias = tf.concat([tf.cast(each.bias, dtype) for each in maps], axis=0) if maps[0].use_bias else None
-        return Map(tf.transpose(matrix) if summed else matrix, bias, summed)
+        return Map(matrix, bias)
 
     def norm(layer: keras.layers.LayerNormalization) -> Norm:
         return Norm(tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32), layer.epsilon)
@@ -114,10 +116,6 @@ def padded(config: Config, prompt: np.ndarray) -> np.ndarray:
 
 
 def _apply(own: Map, x):
-    if own.summed:
-        rows = tf.cast(x, tf.float32)[:, None] * tf.cast(own.matrix, tf.float32)
-        total = tf.reduce_sum(rows, axis=-1)
-        return tf.cast(total if own.bias is None else total + tf.cast(own.bias, tf.float32), x.dtype)
     product = tf.matmul(x, own.matrix)
     return product if own.bias is None else product + own.bias
 

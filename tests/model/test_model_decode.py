@@ -155,7 +155,7 @@ def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
     full = model(tokens).numpy()
     assert (tokens[:, 10:] == full.argmax(-1)[:, 10:]).all()
 
-    decoders, weights = model.decoders(2), stepping.prepare(model, 2)
+    decoders, weights = model.decoders(2), stepping.prepare(model)
     before = tf.zeros(2, tf.int32)
     for position in range(20):
         logits = stepping.step(model, weights, decoders, before, tf.constant(position))

@@ -51,11 +51,18 @@ def test_a_seed_draws_again_and_rows_differ():
     assert (one == again).all() and (one != other).any() and (one[0] != one[1]).any()
 
 
-def test_half_precision_samples(monkeypatch):
+def test_half_precision_samples():
     model = small(precision="mixed_bfloat16")
     assert {cache.dtype for step in model.decoders(1) for cache in step.caches} == {tf.bfloat16}
     tokens = sample(model, np.arange(30), 1, 64, 0.0, 0)
     assert (tokens[0, :30] == np.arange(30)).all()
+
+
+def test_a_quantized_model_is_refused_in_words():
+    model = small()
+    model.blocks[0].expand.quantize("int8")
+    with pytest.raises(ValueError, match=r"expand is quantized \(int8\); .* sample from the model before"):
+        sample(model, np.arange(3), 1, 64, 0.0, 0)
 
 
 def kept(logits, top_k=None, top_p=None):
