@@ -142,7 +142,10 @@ class SparseSelfAttention(keras.layers.Layer):
         return input_shape
 
     def decode_step(self, batch: int, n_ctx: int) -> DecodeStep:
-        """The same attention one position at a time, for `step`; the layer has to be built, of an attn_mode."""
+        """The same attention one position at a time, for `step`; the layer has to be built, of an attn_mode.
+
+        Its caches are of the compute dtype.
+        """
         if self.sees is not None:
             raise ValueError(
                 "a layer made with sees= has no decode_step: its keys may be anywhere; use attn_mode"
@@ -150,16 +153,25 @@ class SparseSelfAttention(keras.layers.Layer):
         if not self.causal:
             raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
         pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
-        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **pattern)
+        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, dtype=self.compute_dtype, **pattern)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
-        """x [batch, width] at `position` -> output [batch, width].
+        """x [batch, width] at `position`, a scalar or [batch] -> output [batch, width].
 
-        Queries and keys are float32 here whatever the compute dtype: their products can overflow float16 (paper,
-        section 5.6).
+        Products of queries and keys are float32 whatever the compute dtype: they can overflow float16 (paper, section
+        5.6).
         """
-        q, k, v = (tf.cast(layer(x), tf.float32) for layer in (self.query, self.key, self.value))
-        return self.project(tf.cast(decode(q, k, v, position), self.compute_dtype))
+        out = decode(self.query(x), self.key(x), self.value(x), position)
+        return self.project(tf.cast(out, self.compute_dtype))
+
+    def prefill(self, x: tf.Tensor, decode: DecodeStep, lengths=None) -> tf.Tensor:
+        """The layer on x [batch, time, width], whose first `lengths` positions the caches of `decode` take.
+
+        time has to fit the pattern; steps go on at position lengths, a scalar or [batch], time by default.
+        """
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        decode.prefill(k, v, lengths)
+        return self.project(self._attend(q, k, v))
 
     def get_config(self):
         config = {

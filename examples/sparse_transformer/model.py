@@ -77,13 +77,14 @@ class Embedding(keras.layers.Layer):
         return tf.concat([start, x[:, :-1]], axis=1)
 
     def step(self, token, position):
-        """Slot `position`, whose previous token is `token` [batch]: [batch, width]."""
+        """Slot `position`, a scalar or [batch], whose previous token is `token` [batch]: [batch, width]."""
         x = tf.gather(self.token, token)
+        position = tf.reshape(position, [-1])
         place = tf.maximum(position - 1, 0)
         for size, table in zip(reversed(self.grid), reversed(self.position), strict=True):
             x += tf.gather(table, place % size)
             place //= size
-        return tf.cast(tf.where(position > 0, x, self.start), self.compute_dtype)
+        return tf.cast(tf.where(position[:, None] > 0, x, self.start), self.compute_dtype)
 
 
 class ResidualBlock(SparseTransformerBlock):
@@ -137,11 +138,6 @@ class ResidualBlock(SparseTransformerBlock):
         return tf.stack(
             [dropout_keys(self.config.seed, step, 2 * self.index + branch, *arguments) for branch in (0, 1)]
         )
-
-    def step(self, x, decode, position):
-        """x [batch, width] at `position` -> the block's output there."""
-        x += self.attention.step(self.norm1(x), decode, position)
-        return x + self.contract(self.expand(self.norm2(x)))
 
 
 @keras.saving.register_keras_serializable(package="sparse_transformer")
@@ -216,13 +212,6 @@ class SparseTransformer(keras.Model):
     def decoders(self, batch: int) -> list[DecodeStep]:
         """A decoding step for each block, to be made outside tf.function."""
         return [block.attention.decode_step(batch, self.config.n_ctx) for block in self.blocks]
-
-    def step(self, token, decoders: list[DecodeStep], position):
-        """The previous token [batch] at `position` -> logits [batch, 256]."""
-        x = self.embedding.step(token, position)
-        for block, decode in zip(self.blocks, decoders, strict=True):
-            x = block.step(x, decode, position)
-        return tf.cast(self.logits(self.norm(x)), tf.float32)
 
 
 def _next(values, layer) -> list[tf.Tensor]:
