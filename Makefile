@@ -34,7 +34,7 @@ demo: .venv/examples.installed
 	$(RUN) attention.py
 	$(RUN) examples/enwik8.py
 	rm -rf runs/demo
-	$(RUN) examples/train.py enwik8_small --steps 100 --out runs/demo
+	$(RUN) examples/train.py enwik8_small --steps 200 --out runs/demo
 	$(RUN) examples/complete.py text --count 2
 	$(RUN) examples/complete.py image --count 12 --out runs/demo/images.png
 	@echo "Both models are in examples/pretrained, trained in minutes on one GPU; card.json there has the commands."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names as below, where type checkers and editors se
     from .attention import strided_transpose as strided_transpose
     from .decode import DecodeStep as DecodeStep
     from .layers import SparseSelfAttention as SparseSelfAttention
+    from .layers import SparseTransformerBlock as SparseTransformerBlock
     from .recompute import recomputable as recomputable
     from .utils import merge_heads as merge_heads
     from .utils import merge_states as merge_states
@@ -35,7 +36,7 @@ _MODULES = {
         "strided_transpose",
     ),
     ".decode": ("DecodeStep",),
-    ".layers": ("SparseSelfAttention",),
+    ".layers": ("SparseSelfAttention", "SparseTransformerBlock"),
     ".recompute": ("recomputable",),
     ".utils": ("merge_heads", "merge_states", "shape_list", "split_heads", "split_states"),
     "blocksparse": ("Pattern", "from_mask"),

@@ -25,7 +25,7 @@ from blocksparse import BlocksparseTransformer
 from blocksparse.plan import patterns
 from blocksparse.plan.callback import MaskCallback
 from blocksparse.plan.checks import check_heads, check_positive
-from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_stride, head_modes
+from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_causal, check_stride, head_modes
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
@@ -117,10 +117,27 @@ def blocksparse_attention_impl(
     """
     q, k, v = _check_tensors(q, k, v, heads)
     n_ctx = _check_time(q)
-    sizes = Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize, causal)
-    modes = block_modes(sizes)
+    first, order, joined = blocksparse_passes(
+        n_ctx, heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal
+    )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
-    return _fused(q, k, v, heads, modes, blocksize)
+    return first.attention(q, k, v, scale=1 / sqrt(shape_list(q)[2] // heads), order=order, joined=joined)
+
+
+def blocksparse_passes(
+    n_ctx: int,
+    heads: int,
+    attn_mode: str | Sequence[str],
+    local_attn_ctx: int | None = None,
+    blocksize: int = 32,
+    num_verts: int | None = None,
+    vertsize: int | None = None,
+    causal: bool = True,
+) -> tuple[BlocksparseTransformer, list[int], list]:
+    """(bst, order, joined) with which bst.attention and bst.attention_grad compute `blocksparse_attention_impl`."""
+    sizes = Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize, causal)
+    (first, order), *joined = _passes(n_ctx, heads, block_modes(sizes), blocksize)
+    return first, order, joined
 
 
 @do_not_convert
@@ -185,6 +202,7 @@ def get_callback(
     """
     whole_blocks = {"strided"} if num_verts else {"strided", "fixed"}
     if whole_blocks.issuperset(as_modes(attn_mode)):
+        check_causal(causal)
         return MaskCallback([patterns.causal if causal else patterns.everything])
     modes = head_modes(attn_mode, None, local_attn_ctx, blocksize, num_verts, vertsize, causal)
     return MaskCallback([mode.pattern() for mode in modes])
@@ -201,12 +219,6 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
     weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
     return tf.cast(merge_heads(tf.matmul(weights, v)), dtype)
-
-
-def _fused(q, k, v, heads: int, modes: tuple[Mode, ...], blocksize: int) -> tf.Tensor:
-    _, n_ctx, width = shape_list(q)
-    (first, order), *joined = _passes(n_ctx, heads, modes, blocksize)
-    return first.attention(q, k, v, scale=1 / sqrt(width // heads), order=order, joined=joined)
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """Attention for one position at a time: sampling that keeps only the keys and values a query can still reach.
 
 The mask comes from the predicates of blocksparse.plan.patterns, as that of training does; where the keys of each factor
-live comes from the table of modes beside them. So one step touches O(sqrt n) keys.
+live comes from the table of modes beside them. So one step touches O(sqrt n) keys, and those lie side by side.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
 from blocksparse.plan.checks import check_heads, check_positive
@@ -23,24 +24,25 @@ from blocksparse.tensors import TensorLike, do_not_convert
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of a pattern, and the cache that holds its keys.
+    """One factor of a pattern, and the slots that hold its keys: `cache`, which begins at slot `offset` of its group.
 
     sees(i, j): whether query i reads key j from this cache; a key that an earlier factor holds is not read again.
     keeps(j): whether the cache takes key j.
     """
 
     cache: Cache
+    offset: int
     sees: Callable
     keeps: Callable
 
 
 def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
     """The factors of heads whose modes have the same names; only their summary columns may differ."""
-    first: Any = None  # [heads, 1], as the predicates take arrays in the place of integers
+    first: Any = None  # [heads], as the predicates take arrays in the place of integers
     last: Any = None
     if modes[0].first is not None:
         first, last = (
-            np.array([[getattr(mode, end)] for mode in modes], np.int32) for end in ("first", "last")
+            np.array([getattr(mode, end) for mode in modes], np.int32) for end in ("first", "last")
         )
     factors: list[Factor] = []
     held: list[Pattern] = []
@@ -50,20 +52,93 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
         unread = reduce(lambda rest, earlier: rest & ~earlier, held, pattern)
         held.append(pattern)
         cache = TABLE[name].cache(mode, n_ctx)
-        factors.append(Factor(cache, unread.sees, cache.keeps or (lambda j, own=pattern: own.sees(j, j))))
+        offset = sum(earlier.cache.capacity for earlier in factors)
+        keeps = cache.keeps or (lambda j, own=pattern: own.sees(j, j))
+        factors.append(Factor(cache, offset, unread.sees, keeps))
     return factors
 
 
-@dataclass(frozen=True)
 class Group:
-    """Heads whose modes have the same names, and what each of their factors reads: (factor, number of its cache)."""
+    """Heads whose modes have the same names, and how they write and read their cache.
 
-    heads: list[int]
-    caches: list[tuple[Factor, int]]
+    The cache is [batch * slots * heads, key_dim + value_dim]: a key and its value side by side, one write for both. The
+    last slot of every row of the batch takes what nobody will read.
+    """
+
+    def __init__(self, heads: list[int], modes: list[Mode], batch: int, n_ctx: int):
+        self.heads, self.batch = heads, batch
+        self.factors = _factors(modes, n_ctx)
+        self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
+        self.runs: list[
+            list[Factor]
+        ] = []  # what is read at once: caches that are read whole lie side by side
+        for factor in self.factors:
+            if self.runs and factor.cache.runs == self.runs[-1][-1].cache.runs == 1:
+                self.runs[-1].append(factor)
+            else:
+                self.runs.append([factor])
+
+    def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
+        """The cache takes kv [batch, heads, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
+
+        While positions are valid every key has a row of its own, as writes to one row wait for each other on a GPU.
+        """
+        places = []
+        for factor in self.factors:
+            place = tf.where(factor.keeps(i) & valid, factor.offset + factor.cache.slot(i), self.slots - 1)
+            places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.heads)]))
+        places = tf.concat(places, axis=1)
+        rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
+        cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
+
+    def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
+        """Which slots of a run the queries i see: [batch or 1, length, heads]."""
+        found = []
+        for factor in run:
+            reach = factor.cache.reach(i)
+            seen = (reach >= 0) & factor.sees(i, reach) & valid
+            found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.heads)]))
+        return found[0] if len(found) == 1 else tf.concat(found, axis=1)
+
+    def read(self, cache: tf.Variable, run: list[Factor], i) -> tf.Tensor:
+        """What the queries i read of a run: [batch, length, heads, key_dim + value_dim]."""
+        first, length = run[0], sum(factor.cache.length for factor in run)
+        begin = first.offset + first.cache.run(i) * first.cache.length
+        if not _in_xla():  # a read of the whole variable would make the next update copy it
+            return cache.sparse_read(self._row(begin + np.arange(length, dtype=np.int32)[:, None]))
+        held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.heads), -1])
+        if first.cache.runs == 1:
+            return held[:, first.offset : first.offset + length]
+        if i.shape[0] == 1:
+            at = tf.stack([0, tf.reshape(begin, []), 0, 0])
+            return _sliced(held, at, [self.batch, length, *held.shape[2:]])
+        return tf.gather(held, begin[:, :, 0] + np.arange(length, dtype=np.int32), axis=1, batch_dims=1)
+
+    def filled(self, kv: tf.Tensor, count) -> tf.Tensor:
+        """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, heads, dim] went in."""
+        time, dim = kv.shape[1], kv.shape[-1]
+        batch, head = np.arange(self.batch)[:, None, None], np.arange(len(self.heads))
+        rows = []
+        for factor in self.factors:
+            held = tf.clip_by_value(factor.cache.holds(count), 0, time - 1)
+            rows.append(tf.cast((batch * time + held) * len(self.heads) + head, tf.int32))
+        held = tf.gather(tf.reshape(kv, [-1, dim]), tf.concat(rows, axis=1))
+        return tf.reshape(tf.pad(held, [[0, 0], [0, 1], [0, 0], [0, 0]]), [-1, dim])
+
+    def _row(self, slot):
+        """[batch or 1, m, heads or 1] -> the rows [batch, m, heads] of the cache."""
+        batch = np.arange(self.batch, dtype=np.int32)[:, None, None]
+        return (batch * self.slots + slot) * len(self.heads) + np.arange(len(self.heads), dtype=np.int32)
 
 
-# Beside its slots each head's cache has one of zeros, read where nothing is seen, and one for keys that nobody reads.
-_SPARE = 2
+def _sliced(x: tf.Tensor, at, shape) -> tf.Tensor:
+    """x from `at` on, under XLA alone: tf.slice would lose the shape."""
+    size = tf.constant(list(shape), tf.int32)
+    return tf.ensure_shape(gen_xla_ops.xla_dynamic_slice(x, at, size), shape)
+
+
+def _in_xla() -> bool:
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 class DecodeStep(tf.Module):
@@ -72,18 +147,19 @@ class DecodeStep(tf.Module):
     Fed 0, 1, 2, ..., the outputs equal the rows of `blocksparse_attention_impl` to rounding. A step costs what the
     pattern shows one query: local_attn_ctx for `local` and `chunk`, n_ctx / local_attn_ctx for `strided`, that times
     vertsize * blocksize for `summary`. The caches are variables, which change in place; those of `all` and `strided`
-    hold every position, the others what can still be reached.
+    hold every position, the others what can still be reached. `prefill` fills them with a whole prompt.
 
         step = DecodeStep(batch, n_ctx, key_width, value_width, heads, "fixed", 128, 32, num_verts=4, vertsize=1)
         out = step(q, k, v, position)
 
     Args: batch; n_ctx, the positions there can be; the widths over all heads; the pattern as in
         `blocksparse_attention_impl`; dtype of the caches.
-    Call: q, k [batch, key_width], v [batch, value_width] of any float dtype; position, an integer or a scalar integer
-        tensor from 0 to n_ctx - 1. Returns float32 [batch, value_width].
+    Call: q, k [batch, key_width], v [batch, value_width] of any float dtype; position, an integer or an integer
+        tensor from 0 to n_ctx - 1: a scalar, or [batch] where the rows are at different positions. Returns float32
+        [batch, value_width].
     Raises: ValueError and TypeError for arguments that do not fit. A position that is known only when a graph runs ends
-        it with InvalidArgumentError. Code compiled by XLA cannot stop: there a position out of range gives NaN. In no
-        case does it change the caches.
+        it with InvalidArgumentError. Code compiled by XLA cannot stop: there a row with a position out of range gives
+        NaN. In no case does it change the caches.
 
     A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints. A new
     sequence just starts at position 0 again; `reset` forgets what the caches hold. Softmax and sums run in float32; a
@@ -114,124 +190,140 @@ class DecodeStep(tf.Module):
             check_heads(heads, argument, sizes[argument])
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
         self.key_width, self.value_width = key_width, value_width
-        self.keys: list[tf.Variable] = []
-        self.values: list[tf.Variable] = []
+        self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
-        self._groups = _Groups(modes, heads, n_ctx)
+        self._groups = _Groups(modes, heads, batch, n_ctx)
         for group in self._groups.groups:
-            for factor, _ in group.caches:
-                rows = len(group.heads) * (factor.cache.capacity + _SPARE)
-                for caches, width in ((self.keys, key_width), (self.values, value_width)):
-                    zeros = tf.zeros([rows, batch, width // heads], dtype)
-                    caches.append(tf.Variable(zeros, trainable=False, name="cache"))
+            zeros = tf.zeros(
+                [batch * group.slots * len(group.heads), (key_width + value_width) // heads], dtype
+            )
+            self.caches.append(tf.Variable(zeros, trainable=False, name="cache"))
 
     @property
     def groups(self) -> list[Group]:
-        """Which heads read from which caches."""
+        """Which heads share a cache, and what it holds."""
         return self._groups.groups
 
     def reset(self) -> None:
         """Fill the caches with zeros."""
-        for cache in (*self.keys, *self.values):
+        for cache in self.caches:
             cache.assign(tf.zeros_like(cache))
 
     @do_not_convert
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k = self._rows("q", q, self.key_width), self._rows("k", k, self.key_width)
         v = self._rows("v", v, self.value_width)
-        position, valid = self._position(position)
+        i, valid = self._integers("position", position, self.n_ctx - 1)
+        q = tf.cast(q, tf.float32) * q.shape[-1] ** -0.5
+        kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
-        for group in self.groups:
-            qkv = [tf.gather(x, group.heads) for x in (q, k, v)]
-            caches = [(factor, self.keys[number], self.values[number]) for factor, number in group.caches]
-            outs.append(_attend(qkv, caches, position, valid))
-        out = tf.gather(tf.concat(outs, axis=0), self._groups.order)  # [heads, batch, value_dim]
-        return tf.reshape(tf.transpose(out, [1, 0, 2]), [self.batch, self.value_width])
+        for group, cache in zip(self.groups, self.caches, strict=True):
+            own = [x if len(self.groups) == 1 else tf.gather(x, group.heads, axis=1) for x in (q, kv)]
+            outs.append(_attend(*own, group, cache, i, valid))
+        out = outs[0] if len(outs) == 1 else tf.gather(tf.concat(outs, axis=1), self._groups.order, axis=1)
+        out = tf.where(valid, out, np.nan)
+        return tf.reshape(out, [self.batch, self.value_width])
 
-    def _rows(self, name: str, x: TensorLike, width: int) -> tf.Tensor:
-        """[batch, width] -> float32 [heads, batch, width / heads]"""
+    @do_not_convert
+    def prefill(self, k: TensorLike, v: TensorLike, lengths: TensorLike | None = None) -> None:
+        """Fill the caches as stepping through the keys and values of a prompt would, all positions at once.
+
+        Args: k [batch, time, key_width], v [batch, time, value_width], time at most n_ctx; lengths, how many positions
+            of it count, an integer tensor that is a scalar or [batch], time by default. The next step is at position
+            lengths.
+        Raises: ValueError and TypeError as a step does, for lengths that are not 0 to time; where those are known only
+            when a graph runs, InvalidArgumentError. Code compiled by XLA fills that row with NaN.
+        """
+        time = tf.convert_to_tensor(k).shape[1]
+        if time is None or time > self.n_ctx:
+            raise ValueError(
+                f"k has {time} positions; this DecodeStep takes a known number, {self.n_ctx} at most: cut the prompt, "
+                "or make one with a larger n_ctx"
+            )
+        k = self._rows("k", k, self.key_width, time)
+        v = self._rows("v", v, self.value_width, time)
+        count, valid = self._integers("lengths", time if lengths is None else lengths, time)
+        kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
+        kv = tf.reshape(kv, [self.batch, time, self.heads, kv.shape[-1]])
+        kv = tf.where(valid[..., None], kv, np.nan)
+        for group, cache in zip(self.groups, self.caches, strict=True):
+            cache.assign(group.filled(tf.gather(kv, group.heads, axis=2), count))
+
+    def _rows(self, name: str, x: TensorLike, width: int, *time: int) -> tf.Tensor:
+        """[batch, *time, width] -> [batch, *time, heads, width / heads]"""
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
             raise TypeError(f"{name} has dtype {x.dtype.name}; it has to be of a float dtype: cast it")
-        wanted = [self.batch, width]
+        wanted = [self.batch, *time, width]
         if not x.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"{name} has shape {x.shape}; this DecodeStep takes [batch, width] = {wanted}: give so many rows, or "
-                f"make one for another batch"
+                f"{name} has shape {x.shape}; this DecodeStep takes [batch, {'time, ' * len(time)}width] = {wanted}: "
+                "give so many rows, or make one for another batch"
             )
-        x = tf.reshape(
-            tf.ensure_shape(tf.cast(x, tf.float32), wanted), [self.batch, self.heads, width // self.heads]
-        )
-        return tf.transpose(x, [1, 0, 2])
+        return tf.reshape(tf.ensure_shape(x, wanted), [*wanted[:-1], self.heads, width // self.heads])
 
-    def _position(self, position: TensorLike) -> tuple[tf.Tensor, tf.Tensor]:
-        """The position as an int32 scalar, and whether there is such a one."""
-        x = tf.convert_to_tensor(position)
-        if not x.dtype.is_integer or isinstance(position, bool):
-            raise TypeError(f"position is {position!r}; it has to be an integer or a scalar integer tensor")
-        if x.shape.rank not in (0, None):
-            raise ValueError(
-                f"position has shape {x.shape}; it has to be a scalar: all rows are at one position"
+    def _integers(self, name: str, given: TensorLike, last: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Positions or numbers of them as int32 [batch or 1, 1, 1], and whether they are 0 to last."""
+        x = tf.convert_to_tensor(given)
+        if not x.dtype.is_integer or isinstance(given, bool):
+            raise TypeError(
+                f"{name} is {given!r}; it has to be an integer, or an integer tensor that is a scalar or [batch]"
             )
-        x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # n_ctx need not fit a smaller one
-        wanted = f"this DecodeStep has positions 0 to {self.n_ctx - 1}: make one with a larger n_ctx"
+        if x.shape.rank is None or (x.shape.rank and x.shape.as_list() != [self.batch]):
+            raise ValueError(
+                f"{name} has shape {x.shape}; it has to be a scalar, or one number a row: [batch] = [{self.batch}]"
+            )
+        x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # last need not fit a smaller one
+        wanted = (
+            f"this DecodeStep has positions 0 to {last}: make one with a larger n_ctx"
+            if name == "position"
+            else f"k and v have {last} positions: give at most so many"
+        )
         known = tf.get_static_value(x)
-        if known is not None and not 0 <= known < self.n_ctx:
-            raise ValueError(f"position={known} does not exist; {wanted}")
-        valid = (x >= 0) & (x < self.n_ctx)
-        if known is None and not control_flow_util.GraphOrParentsInXlaContext(
-            tf.compat.v1.get_default_graph()
-        ):
-            check = tf.debugging.Assert(valid, ["position does not exist; " + wanted, x])
+        if known is not None and not np.all((known >= 0) & (known <= last)):
+            raise ValueError(f"{name}={known} does not exist; {wanted}")
+        valid = (x >= 0) & (x <= last)
+        if known is None and not _in_xla():
+            check = tf.debugging.Assert(tf.reduce_all(valid), [f"{name} does not exist; {wanted}", x])
             with tf.control_dependencies([check]):
                 x = tf.identity(x)
-        return tf.cast(x, tf.int32), valid
+        return tf.reshape(tf.cast(x, tf.int32), [-1, 1, 1]), tf.reshape(valid, [-1, 1, 1])
 
 
 class _Groups:
     """The heads of a pattern, grouped by the names of their modes."""
 
-    def __init__(self, modes: Sequence[Mode], heads: int, n_ctx: int):
+    def __init__(self, modes: Sequence[Mode], heads: int, batch: int, n_ctx: int):
         members: dict[tuple[str, ...], list[int]] = {}
         for head in range(heads):
             members.setdefault(modes[head % len(modes)].names, []).append(head)
         self.order = np.argsort(np.concatenate(list(members.values())))
-        self.groups: list[Group] = []
-        for group in members.values():
-            factors = _factors([modes[head % len(modes)] for head in group], n_ctx)
-            first = sum(len(earlier.caches) for earlier in self.groups)
-            self.groups.append(Group(group, [(factor, first + at) for at, factor in enumerate(factors)]))
+        self.groups = [
+            Group(group, [modes[head % len(modes)] for head in group], batch, n_ctx)
+            for group in members.values()
+        ]
 
 
-def _attend(qkv, caches, position, valid):
-    """q, k, v [heads, batch, dim] -> out [heads, batch, value_dim]; the caches take position's key and value.
+def _attend(q, kv, group, cache, i, valid):
+    """q [batch, heads, dim], kv [batch, heads, key_dim + value_dim] -> out [batch, heads, value_dim].
 
-    Where the position is not valid, out is NaN and the caches keep what they hold.
+    The cache takes the key and value of position i, [batch or 1, 1, 1], where that is valid.
     """
-    q, k, v = qkv
-    scores, seen_values = [], []
-    for factor, keys, values in caches:
-        cache = factor.cache
-        zeros, unread = cache.capacity, cache.capacity + 1
-        base = tf.range(q.shape[0])[:, None] * (
-            cache.capacity + _SPARE
-        )  # [heads, 1]: the heads' caches in a row
-        slot = tf.where(factor.keeps(position) & valid, cache.slot(position), unread)
-        rows = tf.reshape(base + slot, [-1])
-        for held, x in ((keys, k), (values, v)):
-            held.scatter_update(tf.IndexedSlices(tf.cast(x, held.dtype), rows))
-
-        reach = cache.reach(position)  # [heads or 1, m]
-        seen = (reach >= 0) & factor.sees(position, reach) & valid
-        rows = base + tf.where(seen, cache.slot(reach), zeros)
-        # sparse_read, as a read of the whole variable would make the next update copy it.
-        near = tf.cast(keys.sparse_read(rows), tf.float32)  # [heads, m, batch, head_dim]
-        score = tf.einsum("hbd,hmbd->hmb", q, near) * q.shape[-1] ** -0.5
-        scores.append(tf.where(seen[..., None], score, -np.inf))
-        seen_values.append(tf.cast(values.sparse_read(rows), tf.float32))
-    score = tf.concat(scores, axis=1)
-    top = tf.reduce_max(score, axis=1, keepdims=True)
-    weight = tf.exp(score - tf.maximum(top, tf.float32.min))  # finite where nothing is seen
-    out = tf.einsum("hmb,hmbd->hbd", weight, tf.concat(seen_values, axis=1))
-    out = tf.math.divide_no_nan(out, tf.reduce_sum(weight, axis=1)[..., None])
-    return tf.where(valid, out, np.nan)
+    group.write(cache, kv, i, valid)
+    dim = q.shape[-1]
+    seen = [group.seen(run, i, valid) for run in group.runs]
+    held = [tf.cast(group.read(cache, run, i), tf.float32) for run in group.runs]
+    scores = []
+    for its, run in zip(seen, held, strict=True):
+        score = tf.reduce_sum(q[:, None] * run[..., :dim], axis=-1)
+        scores.append(tf.where(its, score, -np.inf))  # [batch, keys, heads]
+    top = reduce(tf.maximum, [tf.reduce_max(score, axis=1, keepdims=True) for score in scores])
+    top = tf.maximum(top, tf.float32.min)  # finite where nothing is seen
+    out, total = 0.0, 0.0
+    for score, its, run in zip(scores, seen, held, strict=True):
+        weight = tf.exp(score - top)
+        # A slot that is not seen may hold a NaN of a key long gone, and 0 times that is one.
+        values = tf.where(its[..., None], run[..., dim:], 0.0)
+        out += tf.reduce_sum(weight[..., None] * values, axis=1)
+        total += tf.reduce_sum(weight, axis=1)
+    return tf.math.divide_no_nan(out, total[..., None])

@@ -12,7 +12,6 @@ ROOT_MODULES = {
     "attention",
     "compare",
     "decode",
-    "layers",
     "patterns",
     "recompute",
     "silence",
@@ -43,7 +42,11 @@ setup(
     author="sparse_attention authors",
     license="MIT",
     python_requires=">=3.10,<3.14",  # as TensorFlow 2.21
-    packages=["sparse_attention", *find_packages(include=["blocksparse", "blocksparse.*"])],
+    packages=[
+        "sparse_attention",
+        "sparse_attention.layers",
+        *find_packages(include=["blocksparse", "blocksparse.*"]),
+    ],
     package_dir={"sparse_attention": "."},
     package_data={
         "sparse_attention": ["py.typed"],

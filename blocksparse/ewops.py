@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float, as_float32, check_axis, same_float32
+from .tensors import TensorLike, as_float, as_float32, as_scale, check_axis, same_float32
 from .utils import draw_seed
 
 
@@ -181,12 +181,12 @@ def filter_tensor(
 
         return pass_on(x), lambda dy: (pass_on(dy), None)
 
-    return filtered(as_float("x", x), as_float32(scale))
+    return filtered(as_float("x", x), as_scale(scale))
 
 
 def scale_tensor(x: TensorLike, scale: TensorLike = 1.0) -> tf.Tensor:
     """scale * x, rounded once, to x's dtype. scale: a number or a scalar tensor."""
-    return same_float32(lambda x, scale: x * scale, as_float("x", x), as_float32(scale))
+    return same_float32(lambda x, scale: x * scale, as_float("x", x), as_scale(scale))
 
 
 def dropout(

@@ -29,9 +29,35 @@ def as_float32(x: TensorLike) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(x), tf.float32)
 
 
+def as_tensor(name: str, x: TensorLike) -> tf.Tensor:
+    """x as a tensor. Raises TypeError for what is none: a sparse or ragged tensor, None, an object."""
+    try:
+        return tf.convert_to_tensor(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} is of type {type(x).__name__}; give a dense tensor, an array or a number"
+        ) from error
+
+
+def as_numbers(name: str, x: TensorLike) -> tf.Tensor:
+    """x as a float32 tensor. Raises TypeError where it holds no real numbers."""
+    x = as_tensor(name, x)
+    if not (x.dtype.base_dtype.is_floating or x.dtype.base_dtype.is_integer or x.dtype.base_dtype.is_bool):
+        raise TypeError(f"{name} is {x.dtype.name}; it has to hold real numbers")
+    return tf.cast(x, tf.float32)
+
+
+def as_scale(scale: TensorLike) -> tf.Tensor:
+    """A scale as a float32 tensor. Raises where it is no number and no scalar tensor: it would spread over x's axes."""
+    scale = as_numbers("scale", scale)
+    if scale.shape.rank not in (0, None):
+        raise ValueError(f"scale is {scale.shape}; it has to be a number or a scalar tensor")
+    return scale
+
+
 def as_float(name: str, x: TensorLike) -> tf.Tensor:
     """x as a tensor. Raises TypeError where it is of no float dtype: results would be rounded to whole numbers."""
-    x = tf.convert_to_tensor(x)
+    x = as_tensor(name, x)
     if not x.dtype.base_dtype.is_floating:
         raise TypeError(f"{name} is {x.dtype.name}; cast it to float32, float16 or bfloat16")
     return x
@@ -39,7 +65,7 @@ def as_float(name: str, x: TensorLike) -> tf.Tensor:
 
 def as_indices(name: str, x: TensorLike) -> tf.Tensor:
     """x as a tensor of integers. Raises TypeError where it is none: 1.5 would silently become 1."""
-    x = tf.convert_to_tensor(x)
+    x = as_tensor(name, x)
     if not x.dtype.base_dtype.is_integer:
         raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
     return x

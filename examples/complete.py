@@ -83,10 +83,11 @@ def main() -> None:
         command.import_tensorflow()
 
         from sparse_transformer.evaluation import load_model
-        from sparse_transformer.generation import make_generator
+        from sparse_transformer.generation import stream
 
-        generate = make_generator(load_model(folder), len(original), length)
-        tokens = generate(original[:, :given].astype(np.int32), args.temperature, args.seed).numpy()
+        first = original[:, :given].astype(np.int32)
+        chunks = stream(load_model(folder), first, length, args.temperature, args.seed)
+        tokens = np.concatenate([first, *chunks], axis=1)
         if config.data in IMAGES:
             from sparse_transformer.completions import picture
 

@@ -1,7 +1,7 @@
 """Draws samples from a trained model: text as .txt, images as a .png grid, audio as .wav.
 
 python examples/sample.py runs/enwik8_small --length 400
-python examples/sample.py runs/enwik8_small --prompt "import "
+python examples/sample.py runs/enwik8_small --prompt "import " --top-p 0.9     # written as it comes
 python examples/sample.py runs/imagenet64 --prompt photograph.png --count 16       # completes its upper half
 python examples/sample.py runs/music_65536 --prompt opening.wav --seconds 2
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 from sparse_transformer import command, runs
 
 
@@ -33,6 +34,12 @@ def arguments() -> argparse.Namespace:
         default=1.0,
         help="1 is the model's own distribution, 0 its mode",
     )
+    parser.add_argument("--top-k", type=command.whole(1), help="draw from so many of the likeliest tokens")
+    parser.add_argument(
+        "--top-p",
+        type=command.number(0),
+        help="draw from the likeliest tokens that together have this probability; after --top-k",
+    )
     parser.add_argument("--seed", type=command.whole(-(2**31)), default=0)
     parser.add_argument("--out", type=Path, help="file name without ending; RUN/sample by default")
     return parser.parse_args()
@@ -51,12 +58,16 @@ def main() -> None:
         command.import_tensorflow()
 
         from sparse_transformer.evaluation import load_model
-        from sparse_transformer.generation import sample, write
+        from sparse_transformer.generation import stream, write
+        from sparse_transformer.progress import shown
 
         model = load_model(args.run)
-        tokens = sample(model, prompt, args.count, length, args.temperature, args.seed)
+        given = np.tile(prompt.astype(np.int32), (args.count, 1))
+        chunks = stream(model, given, length, args.temperature, args.seed, args.top_k, args.top_p)
+        text = settings.data == "text"
+        tokens = np.concatenate([given, *shown(chunks, given, length, text)], axis=1)
         paths = write(settings, tokens, args.out or runs.output(args.run) / "sample")
-    if settings.data == "text":
+    if text and args.count > 1:
         print(paths[0].read_bytes().decode(errors="replace"))
     print("wrote", *paths)
 

@@ -43,7 +43,7 @@ def settings_of(args, name: str, seed: int) -> config.Config:
         local_attn_ctx=64,
         blocksize=16,
         dropout=0.0,
-        recompute=False,
+        recompute="none",
         learning_rate=1e-3,
         average=0.99,
         batch=16,

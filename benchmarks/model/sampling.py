@@ -1,15 +1,18 @@
 """Sampling at a full context: tokens per second of the compiled loop, against a full forward pass for each token.
 
     python benchmarks/model/sampling.py enwik8 --tokens 512          # a GPU's case: 94.95M parameters, 12,288 positions
+    python benchmarks/model/sampling.py enwik8 --batch 1 32 64 --kernels
     python benchmarks/model/sampling.py imagenet64_small             # a CPU's: 12,288 positions, 4 layers of width 64
 
 The weights are random, which changes no time. The loop costs the same at every position: its first tokens are timed.
+A line a batch: tokens and microseconds a step, and milliseconds of a prompt that fills the context in one pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,27 +24,40 @@ from benchmarks.common.processes import alone  # isort: skip
 from sparse_transformer import config  # isort: skip
 
 
-def measure(settings: config.Config, batch: int, tokens: int, repeats: int) -> dict:
+def measure(settings: config.Config, batch: int, tokens: int, repeats: int, kernels: bool) -> dict:
     import tensorflow as tf
+    from sparse_transformer import stepping
     from sparse_transformer.generation import make_generator
     from sparse_transformer.model import SparseTransformer
 
     model = SparseTransformer(settings)
-    generate = make_generator(model, batch, tokens)
+    decoders = model.decoders(batch)
+    generate = make_generator(model, batch, tokens, decoders)
+    fill = tf.function(
+        lambda prompt: stepping.prefill(model, decoders, prompt, settings.n_ctx), autograph=False
+    )
     none, full_context = tf.zeros([batch, 0], tf.int32), tf.zeros([batch, settings.n_ctx], tf.int32)
     full = tf.function(lambda tokens: model(tokens)[:, -1])
 
     def sample():
         generate(none, tf.constant(1.0), tf.constant(0)).numpy()
 
+    def prefill():
+        fill(full_context)
+        for step in decoders:
+            step.caches[0][0].numpy()  # waits for the device
+
     def forward():
         full(full_context).numpy()
 
     (compiled,) = timing.wall(sample, 1, warm_up=0)
     forward()
+    prefill()
     with alone():
         loop = timing.median(timing.wall(sample, repeats, warm_up=0)) / tokens
         whole = timing.median(timing.wall(forward, repeats, warm_up=0))
+        filling = timing.median(timing.wall(prefill, repeats, warm_up=0))
+    arguments = none, tf.constant(1.0), tf.constant(0)
     return {
         "config": settings.name,
         "positions": settings.n_ctx,
@@ -52,7 +68,42 @@ def measure(settings: config.Config, batch: int, tokens: int, repeats: int) -> d
         "tokens_per_second": round(batch / loop, 1),
         "tokens_per_second_full_forward": round(batch / whole, 3),
         "ratio": round(whole / loop, 1),
+        "us_per_step": round(loop * 1e6, 1),
+        "prefill_ms": round(filling * 1e3, 2),
+        **({"kernels_per_step": kernels_per_step(generate, arguments)} if kernels else {}),
     }
+
+
+FREE = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast"}  # instructions that launch nothing
+
+
+def kernels_per_step(generate, arguments) -> int:
+    """Instructions of the compiled loop's body that are launches: fusions, products, copies. Compiles once more."""
+    text = generate.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    bodies = set(re.findall(r"body=%?([\w.-]+)", text))
+    found = re.finditer(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)
+    computations = {match[1]: match[2].splitlines() for match in found}
+    operations = ([OPERATION.match(line)[1] for line in computations[body]] for body in bodies)
+    return max(sum(operation not in FREE for operation in body) for body in operations)
+
+
+OPERATION = re.compile(r".*? = (?:\(.*?\)|\S+) ([\w-]+)\(")
+
+
+def table(records: list[dict]) -> str:
+    columns = [
+        "batch",
+        "tokens_per_second",
+        "us_per_step",
+        "prefill_ms",
+        "kernels_per_step",
+        "compile_seconds",
+    ]
+    columns = [column for column in columns if column in records[0]]
+    rows = [columns, *([str(record[column]) for column in columns] for record in records)]
+    return "\n".join(
+        "  ".join(f"{word:>{len(name)}}" for word, name in zip(row, columns, strict=True)) for row in rows
+    )
 
 
 def main() -> None:
@@ -61,17 +112,23 @@ def main() -> None:
     )
     parser.add_argument("config", metavar="CONFIG", choices=config.names(), help=", ".join(config.names()))
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--kernels", action="store_true", help="count those of a step, which compiles once more"
+    )
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     settings = config.load(args.config).override(args.override)
-    record = measure(settings, args.batch, args.tokens, args.repeats)
-    print(json.dumps(record, indent=1))
+    records = [measure(settings, batch, args.tokens, args.repeats, args.kernels) for batch in args.batch]
+    print(table(records))
+    text = json.dumps(records if len(records) > 1 else records[0], indent=1)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        args.out.write_text(text + "\n")
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ class Backward {
       if (run->known[begin / queries.size]) continue;
       run->known[begin / queries.size] = true;
       for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) {
-        run->by_row.lse[row] = *at * kLog2e;
+        run->by_row.lse[row] = *at;
         run->by_row.delta[row] = -head.dlse.data[at - head.lse.data];
       });
       for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {

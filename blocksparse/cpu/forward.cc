@@ -19,7 +19,7 @@ class Forward {
   int64_t tasks() const { return shape_.batch * shape_.heads * round_up(tiles_.most_row_tiles, kRun); }
 
   void run(const std::function<int64_t()>& take) const {
-    Work work(tiles_, shape_.head_dim, shape_.value_dim);
+    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
       run_tile(tile_of(task), next < 0 ? Tile{} : tile_of(next), &work);
@@ -67,7 +67,7 @@ class Forward {
     work->start(tile.count);
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
-      work->load_queries(row, shape_.scale);
+      work->load_queries(row);
     }
     for (int32_t column = tile.begin; column < tile.end; ++column) {
       gather(tile, columns(column), work);

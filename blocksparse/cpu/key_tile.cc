@@ -29,7 +29,7 @@ void KeyTile::start(int32_t count) {
 }
 
 void KeyTile::load_keys(int32_t row) {
-  transpose_in(staging, head_width, broadcast(scale_ * kLog2e), keys_t_ + row * head_width);
+  transpose_in(staging, head_width, broadcast(1.0f), keys_t_ + row * head_width);
   // A query that does not see a key has ds = 0 for it, and 0 * NaN would reach its dq: keys_ holds finite numbers only.
   // A query that does see it has ds = NaN.
   for (int32_t i = 0; i < kLanes * head_width; i += kLanes) {
@@ -54,7 +54,8 @@ void KeyTile::visit(const uint32_t* mask, Granules rows, const QueryRows& by_row
     float *p = p_ + begin * kLanes, *ds = ds_ + (strip * tiles_.column_tile + begin) * kLanes;
     seen_[strip] = {seen.begin, seen.end};
     ahead->aim(strip + 1, strips, (2 * size + head_width + value_width) / kRows);
-    product<false>({q, head_width, 1}, keys_t_ + row * head_width, size, head_dim_, p, step);
+    // The scale comes last and the terms as in the forward pass, so that the scores have its bits and fit its lse.
+    product<false>({q, head_width, 1}, keys_t_ + row * head_width, size, head_dim_, p, step, scale_);
     product<false>({dout, value_width, 1}, values_t_ + row * value_width, size, value_dim_, ds, step);
     for (int32_t i = 0; i < size; i += kRows) {  // kRows plan rows of a granule are consecutive
       const float *lse = by_row.lse + rows(begin + i), *delta = by_row.delta + rows(begin + i);
@@ -73,7 +74,7 @@ template <bool masked>
 void KeyTile::differentiate(const StripMask& seen, int32_t query, const float* lse, const float* delta, float* p,
                             float* ds) {
   for (int32_t i = 0; i < kRows; ++i) {
-    Vec weight = exp2(load(p + i * kLanes) - lse[i]), slope = weight * (load(ds + i * kLanes) - delta[i]);
+    Vec weight = exp(load(p + i * kLanes) - lse[i]), slope = weight * (load(ds + i * kLanes) - delta[i]);
     if constexpr (masked) {
       weight = seen.select(query + i, weight, 0.0f), slope = seen.select(query + i, slope, 0.0f);
     }

@@ -10,7 +10,7 @@ namespace blocksparse {
 
 // What the backward pass knows of each query, by plan row.
 struct QueryRows {
-  float *lse, *delta;  // lse to base 2; delta = sum of dout * out, less dlse
+  float *lse, *delta;  // delta = sum of dout * out, less dlse
   float* dq;           // [head_width] a row, added to
 };
 

@@ -6,11 +6,12 @@
 
 namespace blocksparse {
 
-QueryTile::QueryTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim)
+QueryTile::QueryTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim, float scale)
     : head_width(padded(head_dim)),
       value_width(padded(value_dim)),
       tiles_(tiles),
       head_dim_(head_dim),
+      scale_(scale),
       scratch_({{&staging, int64_t{kLanes} * std::max(head_width, value_width)},
                 {&keys, int64_t{tiles.column_tile} * head_width},
                 {&values, int64_t{tiles.column_tile} * value_width},
@@ -24,9 +25,8 @@ void QueryTile::start(int32_t count) {
   std::fill(std::begin(softmax_), std::end(softmax_), Softmax{broadcast(-kInfinity), Vec{}});
 }
 
-void QueryTile::load_queries(int32_t row, float scale) {
-  const Vec factor = broadcast(scale * kLog2e);  // so that exp becomes exp2
-  transpose_in(staging, head_width, factor, queries_ + row * head_width);
+void QueryTile::load_queries(int32_t row) {
+  transpose_in(staging, head_width, broadcast(1.0f), queries_ + row * head_width);
 }
 
 // Strip by strip, so that queries, scores and output of a strip stay in the first-level cache.
@@ -41,14 +41,14 @@ void QueryTile::visit(const uint32_t* mask, Ahead* ahead) {
     float *scores = scores_ + begin * kLanes, *output = output_ + row * value_width;
     Softmax* softmax = &softmax_[strip];
     ahead->aim(strip + 1, strips, (size + value_width) / kRows);
-    product<false>({k, head_width, 1}, q, size, head_dim_, scores, step);
+    product<false>({k, head_width, 1}, q, size, head_dim_, scores, step, scale_);
     mask == nullptr ? raise_shift<false>(seen, softmax, output) : raise_shift<true>(seen, softmax, output);
     exponentiate(softmax, seen.begin, seen.end);
     product<true>({values + begin * value_width, 1, value_width}, scores, value_width, size, output, step);
   }
 }
 
-// Raises the shift when a score passes it by more than 8 (a factor of 256, harmless in float32), which after the first
+// Raises the shift when a score passes it by more than 5 (a factor of 148, harmless in float32), which after the first
 // tiles is rare, and rescales what is summed. Scores that are not to be seen become -inf on the way.
 template <bool masked>
 void QueryTile::raise_shift(const StripMask& seen, Softmax* softmax, float* output) {
@@ -60,11 +60,11 @@ void QueryTile::raise_shift(const StripMask& seen, Softmax* softmax, float* outp
     if constexpr (masked) store(at, score = seen.select(key, score, -kInfinity));
     top = max(top, score);
   }
-  const Bits passed = top > shift + 8.0f;
+  const Bits passed = top > shift + 5.0f;
   if (!any(passed)) return;
   softmax->shift = passed ? top : shift;  // lane by lane: no query's result depends on its neighbours
   if (!any(softmax->sum != Vec{})) return;
-  const Vec keep = shift == broadcast(-kInfinity) ? Vec{} : exp2(shift - softmax->shift);
+  const Vec keep = shift == broadcast(-kInfinity) ? Vec{} : exp(shift - softmax->shift);
   softmax->sum *= keep;
   for (int32_t c = 0; c < value_width; ++c) store(output + c * kLanes, load(output + c * kLanes) * keep);
 }
@@ -74,7 +74,7 @@ void QueryTile::exponentiate(Softmax* softmax, int32_t begin, int32_t end) {
   Vec sum = softmax->sum;
   for (int32_t key = begin; key < end; ++key) {
     float* score = scores_ + key * kLanes;
-    const Vec weight = exp2(load(score) - shift);
+    const Vec weight = exp(load(score) - shift);
     store(score, weight);
     sum += weight;
   }
@@ -86,7 +86,7 @@ void QueryTile::finish(int32_t row, float* lse) {
   const Vec inverse = softmax.sum == Vec{} ? Vec{} : 1.0f / softmax.sum;
   transpose_out(output_ + row * value_width, value_width, inverse, staging);
   for (int32_t i = 0; i < kLanes; ++i) {
-    lse[i] = softmax.sum[i] == 0.0f ? -kInfinity : softmax.shift[i] * kLn2 + std::log(softmax.sum[i]);
+    lse[i] = softmax.sum[i] == 0.0f ? -kInfinity : softmax.shift[i] + std::log(softmax.sum[i]);
   }
 }
 

@@ -9,12 +9,12 @@ namespace blocksparse {
 
 class QueryTile {
  public:
-  QueryTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim);
+  QueryTile(const TilePlan& tiles, int32_t head_dim, int32_t value_dim, float scale);
 
   // Starts a tile of `count` queries: nothing summed yet.
   void start(int32_t count);
-  // Takes queries row .. row + kLanes, which stand in `staging`; `scale` folds into them.
-  void load_queries(int32_t row, float scale);
+  // Takes queries row .. row + kLanes, which stand in `staging`.
+  void load_queries(int32_t row);
   // Softmax and weighted sum over the column tile in `keys` and `values`. mask: null when every query sees every key.
   void visit(const uint32_t* mask, Ahead* ahead);
   // Output of queries row .. row + kLanes into `staging`, their log-sum-exp into lse[kLanes].
@@ -26,7 +26,7 @@ class QueryTile {
 
  private:
   struct Softmax {
-    Vec shift;  // 2^(score - shift) is summed; -inf before the first visible key
+    Vec shift;  // e^(score - shift) is summed; -inf before the first visible key
     Vec sum;
   };
 
@@ -36,6 +36,7 @@ class QueryTile {
 
   const TilePlan& tiles_;
   const int32_t head_dim_;
+  const float scale_;
   int32_t count_ = 0;
   Scratch scratch_;
   float *queries_, *output_;  // [strips][width][kLanes]

@@ -92,20 +92,51 @@ def attend(
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
     keys has lse -inf.
     """
-    heads = len(passes[0][1])
-    head_dim, value_dim = (x.shape.as_list()[2] // heads for x in (q, v))
-    library = _library()
-    if library is None or not _takes(head_dim, value_dim):
-        tables = [layout.tables(order) for layout, order in passes]
-        out, lse = reference.attention(q, k, v, tables, scale)
+    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
+    if library is None:
+        out, lse = reference.attention(q, k, v, _tables(passes), scale)
         return (out, reference.with_infinity(lse)) if with_lse else out
-    packed = [layout.plan_for(q.dtype, head_dim, value_dim, order) for layout, order in passes]
-    plans = [_plan_tensor(plan, library) for plan in packed]
+    plans = _plans(q, v, passes, library)
     if len(plans) == 1:
         out, lse = library.blocksparse_attention(q, k, v, *plans, heads=heads, scale=scale)
     else:
         out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=heads, scale=scale)
     return (out, lse) if with_lse else out
+
+
+def attend_gradient(
+    q, k, v, out, lse, dout, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float
+) -> Sequence[tf.Tensor]:
+    """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
+    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
+    dlse = tf.zeros_like(lse)
+    if library is None:
+        return reference.gradient(q, k, v, out, lse, dout, dlse, _tables(passes), scale)
+    plans = _plans(q, v, passes, library)
+    if len(plans) == 1:
+        return library.blocksparse_attention_grad(
+            q, k, v, out, lse, dout, dlse, *plans, heads=heads, scale=scale
+        )
+    return library.blocksparse_joined_attention_grad(
+        q, k, v, out, lse, dout, dlse, plans, heads=heads, scale=scale
+    )
+
+
+def _kernels_for(q, v, passes):
+    """The library, or None where the reference has to run: there is none, or it does not take such heads."""
+    heads = len(passes[0][1])
+    library = _library()
+    return library if library and _takes(*(x.shape.as_list()[2] // heads for x in (q, v))) else None
+
+
+def _tables(passes) -> list[reference.Tables]:
+    return [layout.tables(order) for layout, order in passes]
+
+
+def _plans(q, v, passes, library) -> list:
+    heads = len(passes[0][1])
+    dims = [x.shape.as_list()[2] // heads for x in (q, v)]
+    return [_plan_tensor(layout.plan_for(q.dtype, *dims, order), library) for layout, order in passes]
 
 
 def kernel_name() -> str:

@@ -52,6 +52,12 @@ def with_infinity(lse):
     return tf.where(tf.equal(lse, EMPTY), -np.inf, lse)
 
 
+def gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
+    """(dq, dk, dv) of `attention`, given its results; lse may be as with_infinity leaves it."""
+    lse = tf.where(tf.math.is_inf(lse), EMPTY, lse)
+    return _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
+
+
 def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
     # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)

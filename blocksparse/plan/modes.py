@@ -86,17 +86,31 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where decoding keeps the keys of a mode: `capacity` slots a head.
+    """Where decoding keeps the keys of a mode: `runs` times `length` slots a head; a query reads one run whole.
 
-    reach(i): positions [heads or 1, m] among which query i finds all that it sees.
-    slot(j): place of position j in the cache.
+    slot(j): place of position j in the cache, the same for all heads.
+    holds(n): positions [capacity, heads or 1] in the slots once the first n positions went in; others where they are
+        negative or not below n.
+    run(i), within(i): the run that query i reads, and the positions [..., length, heads or 1] in it; where there is one
+        run, it holds what came last.
     keeps(j): whether the cache takes key j; by default where j's own query sees it, as nobody sees it otherwise.
     """
 
-    capacity: int
-    reach: Callable
+    length: int
     slot: Callable
+    holds: Callable
+    runs: int = 1
+    run: Callable = lambda i: i * 0
+    within: Callable | None = None
     keeps: Callable | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.runs * self.length
+
+    def reach(self, i):
+        """The positions in the run that query i reads; those it does not see are among them."""
+        return self.holds(i + 1) if self.within is None else self.within(i)
 
 
 @dataclass(frozen=True)
@@ -150,54 +164,83 @@ def _groups_share_heads(sizes: Sizes) -> None:
         )
 
 
+def _slots(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int32)[:, None]
+
+
 def _everything(mode: Mode, n_ctx: int) -> Cache:
-    return Cache(n_ctx, lambda i: np.arange(n_ctx, dtype=np.int32)[None], lambda j: j)
+    slots = _slots(n_ctx)
+    return Cache(n_ctx, lambda j: j, lambda n: slots)
 
 
-def _ring(mode: Mode, n_ctx: int) -> Cache:
-    """A position takes the place of one that nobody reaches any more."""
-    window = min(mode.local_attn_ctx, n_ctx)
-    return Cache(window, lambda i: i - np.arange(window, dtype=np.int32)[None], lambda j: j % window)
+def _last(slots: np.ndarray, size: int) -> Callable:
+    """n -> the newest of the first n positions in each slot of a ring, where a position takes an old one's place."""
+    return lambda n: n - 1 - (n - 1 - slots) % size
+
+
+def _ring(size: int) -> Cache:
+    return Cache(size, lambda j: j % size, _last(_slots(size), size))
+
+
+def _window(mode: Mode, n_ctx: int) -> Cache:
+    return _ring(min(mode.local_attn_ctx, n_ctx))
 
 
 def _every_class(mode: Mode, n_ctx: int) -> Cache:
-    """Every key is reached again, but a query reaches only n_ctx / local_attn_ctx of them."""
+    """Every key is reached again, but a query reaches only its residue class: one run."""
     stride = mode.local_attn_ctx
-    back = stride * np.arange(-(-n_ctx // stride), dtype=np.int32)[None]
-    return Cache(n_ctx, lambda i: i - back, lambda j: j)
+    length = -(-n_ctx // stride)
+    slots, back = _slots(stride * length), stride * _slots(length)
+    return Cache(
+        length,
+        lambda j: j % stride * length + j // stride,
+        lambda n: slots % length * stride + slots // length,
+        stride,
+        lambda i: i % stride,
+        lambda i: i % stride + back,
+    )
 
 
 def _one_chunk(mode: Mode, n_ctx: int) -> Cache:
-    length = mode.local_attn_ctx
-    inside = np.arange(length, dtype=np.int32)[None]
-    return Cache(length, lambda i: i // length * length + inside, lambda j: j % length)
+    return _ring(mode.local_attn_ctx)
 
 
 def _two_chunks(mode: Mode, n_ctx: int) -> Cache:
     """The chunk that is read, and the one that is filled meanwhile."""
     length = mode.local_attn_ctx
-    inside = np.arange(length, dtype=np.int32)[None]
+    inside = _slots(length)
     return Cache(
-        2 * length,
-        lambda i: (i // length - 1) * length + inside,
+        length,
         lambda j: j % (2 * length),
+        _last(_slots(2 * length), 2 * length),
+        2,
+        lambda i: (i // length + 1) % 2,
+        lambda i: (i // length - 1) * length + inside,
         lambda j: j >= 0,
     )
 
 
 def _columns(mode: Mode, n_ctx: int) -> Cache:
-    """The summary columns of every chunk side by side; each head has its own, [heads, 1]."""
+    """The summary columns of every chunk side by side; each head has its own.
+
+    Groups of columns are counted from a chunk's end, so column c of every group lies at a multiple of their width from
+    there: one slot for all heads.
+    """
     length, first = mode.local_attn_ctx, mode.first
     columns = int(np.max(mode.last - first))
-    slots = np.arange(-(-n_ctx // length) * columns)[None]
+    slots = _slots(-(-n_ctx // length) * columns)
     positions = (slots // columns * length + first + slots % columns).astype(np.int32)
-    return Cache(slots.size, lambda i: positions, lambda j: j // length * columns + j % length - first)
+    return Cache(
+        slots.size,
+        lambda j: j // length * columns + (j % length - length) % columns,
+        lambda n: positions,
+    )
 
 
 TABLE = {
     "all": Row(pattern=lambda mode: everything, cache=_everything),
     "local": Row(
-        pattern=lambda mode: patterns.local(mode.local_attn_ctx), needs=("local_attn_ctx",), cache=_ring
+        pattern=lambda mode: patterns.local(mode.local_attn_ctx), needs=("local_attn_ctx",), cache=_window
     ),
     "strided": Row(
         pattern=lambda mode: patterns.strided(mode.local_attn_ctx),
@@ -229,6 +272,12 @@ TABLE = {
 MODES = tuple(TABLE)
 
 
+def check_causal(causal: bool) -> None:
+    """Raises TypeError unless causal is True or False."""
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal is {causal!r}; give True, or False for queries that look ahead as well")
+
+
 def head_modes(
     attn_mode: str | Sequence[str],
     heads: int | None = None,
@@ -242,8 +291,7 @@ def head_modes(
 
     Raises ValueError and TypeError for arguments that mean no pattern.
     """
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal is {causal!r}; give True, or False for queries that look ahead as well")
+    check_causal(causal)
     per_head = [_check_names(mode, attn_mode) for mode in as_modes(attn_mode)]
     given = dict(local_attn_ctx=local_attn_ctx, num_verts=num_verts, vertsize=vertsize)
     needed = needs(name for names in per_head for name in names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -30,5 +32,18 @@ def decorate(function: Callable, makes_variables: bool) -> Callable:
             return converted(*args, **kwargs)
         return graph.call(converted, (args, kwargs), makes_variables)
 
+    with suppress(ValueError, TypeError):  # some built-in functions have no signature
+        setattr(call, "__signature__", _with_recompute(inspect.signature(function)))  # noqa: B010  tf.function asks it
     setattr(call, "autograph_info__", {})  # noqa: B010  AutoGraph converts the function, and leaves all this alone
     return call
+
+
+def _with_recompute(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with the keyword that the decorator adds."""
+    parameters = {
+        **signature.parameters,
+        "recompute": inspect.Parameter(
+            "recompute", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool
+        ),
+    }
+    return signature.replace(parameters=sorted(parameters.values(), key=lambda parameter: parameter.kind))

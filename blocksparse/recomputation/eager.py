@@ -26,7 +26,7 @@ from .attach import NO_SECOND, NoSecondDerivative, has_gradient, once
 from .inner_tapes import is_watched, unrecorded
 from .signs import Signs, compare, compare_structures, different, outline
 from .state import State
-from .variables import Changed, changed, value_of, variable_dtype
+from .variables import Changed, changed, refuse_list, same, value_of, variable_dtype
 
 
 def call(function: Callable, args: Any) -> Any:
@@ -51,9 +51,10 @@ class _First:
             self.result = function()
         self.outline = outline(self.result)
         self.results = [self.sign(y) for y in _tensors(self.result)]
-        if forwardprop_util.pack_tangents([x for x in self.outside.values() if has_gradient(x)]).tangents:
-            raise NoSecondDerivative(NO_SECOND)
         self._find_sources(watcher.watched_variables())
+        moved = [x for x in self.outside.values() if has_gradient(x) or variable_dtype(x) is not None]
+        if forwardprop_util.pack_tangents(moved).tangents:
+            raise NoSecondDerivative(NO_SECOND)
         self._record()
 
     def see(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
@@ -79,12 +80,15 @@ class _First:
         """The sign of a value. One not seen before came from outside; a constant is what it holds."""
         if x._id not in self.signs.of:
             self.signs.of[x._id] = constant_sign(x)
-            if variable_dtype(x) is not None or (has_gradient(x) and is_watched(x)):
+            if variable_dtype(x) is not None or (
+                (has_gradient(x) or x.dtype == tf.variant) and is_watched(x)
+            ):
                 self._take(x)
         return self.signs.of[x._id]
 
     def _take(self, x: tf.Tensor) -> None:
         """Keeps x: gradients may lead to it."""
+        refuse_list(x)
         self.outside[x._id] = x
         if has_gradient(x) or x.dtype == tf.resource:
             self.live.add(x._id)
@@ -115,12 +119,20 @@ class _First:
 
     def gradient(self, signs: list[int], dys: Sequence[tf.Tensor]) -> list:
         """The sources' gradients, given those of the values that have these signs."""
+        if not tf.executing_eagerly():
+            raise kinds.Refused(
+                "the gradient of a recomputable function that ran eagerly was taken inside a tf.function, as a tape's "
+                "jacobian does; call the function in the same tf.function, or with recompute=False, or use "
+                "jacobian(..., experimental_use_pfor=False)"
+            )
         second = _Second(self, signs)
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(self.sources)
             second.link_values()
             with self.state.again(reuse=False), watched(second.see):
                 result = self.function()
+        if second.overtaken is not None:
+            raise second.overtaken
         compare_structures(self.outline, outline(result))
         results = [second.sign(y) for y in _tensors(result)]
         found = [second.found.get(sign) for sign in signs]
@@ -136,6 +148,7 @@ class _Second:
         self.first, self.signs, self.busy = first, Signs(), False
         self.wanted, self.found = set(wanted), dict[int, tf.Tensor]()
         self.values: dict[int, tf.Tensor] = {}
+        self.overtaken: Changed | None = None
         self.taken: list[tf.Tensor] = []  # their numbers stand for them: they have to live on
 
     def link_values(self) -> None:
@@ -174,6 +187,8 @@ class _Second:
                     f"it kept a tensor of shape {x.shape} that it computed the first time, and took it from there "
                     "the second, where it has no gradient"
                 )
+            if known is None:
+                self._note_changed(x)
             self.signs.of[key] = constant_sign(x) if known is None else known
         return self.signs.of[key]
 
@@ -198,6 +213,18 @@ class _Second:
                 outputs[0] = self._quietly(tf.gather, value, inputs[1], batch_dims=dims)
             elif kind != "VariableShape" and self._quietly(changed, self.first.values[x._id][1], value_of, x):
                 raise Changed.of(self.first.names.get(x._id), value.shape)
+
+    def _note_changed(self, x: tf.Tensor) -> None:
+        """Notes where x, which nobody gave, is what an updated variable holds now: an operation such as x * w reads w
+        for itself, unseen. An error from here would be lost: operators catch it and try something else."""
+        if not has_gradient(x) or self.busy:
+            return
+        for key, (handle, value) in self.first.values.items():
+            if (x.dtype, x.shape) != (value.dtype, value.shape):
+                continue
+            now = self._quietly(value_of, handle)
+            if self._quietly(same, x, now) and not self._quietly(same, value, now):
+                self.overtaken = Changed.of(self.first.names.get(key), value.shape)
 
     def _quietly(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """function's operations are seen by nobody."""

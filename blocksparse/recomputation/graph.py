@@ -40,8 +40,9 @@ class _First:
     """The first run: the operations it made, and what they took."""
 
     def __init__(self, function: Callable, args: Any, makes_variables: bool):
-        self.function, self.args, self.makes_variables = function, args, makes_variables
+        self.function, self.own, self.makes_variables = function, args, makes_variables
         self.state, self.flat = State(), tf.nest.flatten(args, expand_composites=True)
+        self.args = tf.nest.pack_sequence_as(args, self.flat, expand_composites=True)  # own may change
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, tf.Tensor) and has_gradient(x)]
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
         graph = tf.compat.v1.get_default_graph()
@@ -65,6 +66,10 @@ class _First:
         for place, tensor in zip(self.places, inputs):
             filled[place] = tensor
         args, kwargs = tf.nest.pack_sequence_as(self.args, filled, expand_composites=True)
+        # An argument that holds no tensors stays the caller's own object: the function may fill a list.
+        own_args, own_kwargs = self.own
+        args = [x if _tensors(x) else own for x, own in zip(args, own_args)]
+        kwargs = {name: x if _tensors(x) else own_kwargs[name] for name, x in kwargs.items()}
         return self.function(*args, **kwargs)
 
     def attached(self) -> Any:
@@ -88,9 +93,9 @@ class _First:
             )
             apart = {x.ref() for x in self.inputs} or {x.ref() for x in inputs} - {x.ref() for x in incoming}
             own = [x for x in inputs if x.ref() in apart]
-            late = {x.ref(): y for x, y in zip(own, _late(own, incoming))}
+            held = {x.ref(): y for x, y in zip(own, late(own, incoming))}
             with record.stop_recording():
-                parts = iter(function.call_flat(*(late.get(x.ref(), x) for x in inputs)) or ())
+                parts = iter(function.call_flat(*(held.get(x.ref(), x) for x in inputs)) or ())
             # A graph function has no output for a gradient that is None.
             outputs = tf.nest.flatten(second.gradients, expand_composites=True)
             flat = [None if y is None else next(parts) for y in outputs]
@@ -189,7 +194,7 @@ class _Second:
         return grads
 
 
-def _late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """tensors with the same bits, by operations that nothing can merge with those of the first run.
 
     Grappler folds a constant dy, and with it every dependency on dy, then merges equal operations; XLA drops

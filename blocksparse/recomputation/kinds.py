@@ -17,12 +17,13 @@ from tensorflow.python.framework import op_def_registry
 _DRAWS = re.compile(
     r"(Parameterized)?(Random|TruncatedNormal|Multinomial)|Stateful(Random|Standard|Truncated|Uniform)|RngReadAndSkip$"
     r"|NonDeterministicInts$|Timestamp$|PyFunc$|SampleDistorted|IteratorGetNext|Queue.*Dequeue|.*CandidateSampler$"
+    r"|LookupTable(Find|Size|Export)|(OrderedMap|Map)?(Unstage|StagePeek|StageSize)|(OrderedMap|Map)(Peek|Size)$|StackPop"
 )
 # The same, but with a gradient, which would be lost with what is kept.
 _LOST = {"EagerPyFunc": "tf.py_function", "RandomGamma": "tf.random.gamma"}
 _ASSIGNS = re.compile(
     r"Assign(Add|Sub)?$|Assign\w*VariableOp$|(Resource)?(Sparse)?Apply|ResourceScatter|Scatter\w*$|ResourceCountUpTo$"
-    r"|ResourceStridedSliceAssign$"
+    r"|ResourceStridedSliceAssign$|LookupTable(Insert|Remove|Import)|InitializeTable"
 )
 _CALLS = re.compile(r"(Stateful)?PartitionedCall$|(Stateless)?(If|While|Case)$")
 _LOOPS = {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration"}
@@ -67,12 +68,22 @@ def is_loop_of_tensorflow_1(kind: str) -> bool:
 def check(kind: str, inside: bool, assignments: bool = True) -> None:
     """Raises Refused for what cannot be computed twice. inside: in control flow or in a tf.function."""
     if assignments and is_assignment(kind):
+        if "Table" in kind:
+            raise Refused(
+                f"a recomputable function changed a table ({kind}), which the backward pass would do again; do that "
+                "outside"
+            )
         raise Refused(
             "a recomputable function made or assigned a variable, which the backward pass would do again; "
             "do that outside (Keras's Dropout keeps its seed in a variable: use tf.nn.dropout or "
             "tf.nn.experimental.stateless_dropout)"
         )
     if inside and is_draw(kind):
+        if "Table" in kind:
+            raise Refused(
+                f"a recomputable function ran {kind} inside control flow or a tf.function, where what a table gave "
+                "cannot be kept for the backward pass, which may find another; look it up outside of that"
+            )
         raise Refused(
             f"a recomputable function ran {kind} inside control flow or a tf.function, where the draw cannot be "
             "kept for the backward pass; draw statelessly there (tf.nn.experimental.stateless_dropout, "

@@ -72,12 +72,15 @@ def compare(first: Signs, second: Signs, results: list[tuple[int, int]], complet
 
 
 def outline(result: Any) -> Any:
-    """A result's structure: the dtype of each tensor, None for anything else."""
+    """A result's structure: the dtype of each tensor, those of a ragged or sparse one, None for anything else."""
 
     def leaf(y):
-        return y.dtype.name if isinstance(y, tf.Tensor) else None
+        parts = [x for x in tf.nest.flatten(y, expand_composites=True) if isinstance(x, tf.Tensor)]
+        if isinstance(y, tf.Tensor) or not parts:
+            return parts[0].dtype.name if parts else None
+        return f"{type(y).__name__} of {', '.join(x.dtype.name for x in parts)}"
 
-    return tf.nest.map_structure(leaf, result, expand_composites=True)
+    return tf.nest.map_structure(leaf, result)
 
 
 def compare_structures(first: Any, second: Any) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from . import kinds
 from .attach import has_gradient
 from .signs import Signs, different
-from .variables import variable_dtype
+from .variables import refuse_list, variable_dtype
 
 _ENTERS = {"Enter", "RefEnter"}  # of TensorFlow 1's loops
 _SWITCHES, _MERGES = {"Switch", "RefSwitch"}, {"Merge", "RefMerge"}  # of its conditions, and of loops
@@ -98,7 +98,7 @@ class Trace:
         root = origin(x).ref()
         if root in self.outside:
             return self.outside[root]
-        if x.op in self.inside and self._is_leaf(x):
+        if not tf.is_symbolic_tensor(x) or (x.op in self.inside and self._is_leaf(x)):
             return x
         if root in self.signs.of and has_gradient(x) and any(map(has_gradient, self.leaves([x]).values())):
             raise different(
@@ -117,7 +117,9 @@ class Trace:
             seen.add(x.ref())
             if not self._is_leaf(x):
                 queue.extend(x.op.inputs)
-            elif has_gradient(x) or variable_dtype(x) is not None:
+                continue
+            refuse_list(x)
+            if has_gradient(x) or variable_dtype(x) is not None:
                 x = self.replaced.with_.get(x.ref(), x)
                 found[x.ref() if self._is_read(x.op) else origin(x).ref()] = x
         return found

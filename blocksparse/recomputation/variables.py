@@ -10,6 +10,8 @@ import tensorflow as tf
 # The public interface does not say what a variable's handle stands for.
 from tensorflow.python.ops import handle_data_util
 
+from .kinds import Refused
+
 
 class Changed(ValueError):
     """A variable was updated between a recomputed function and its gradient, where its first value cannot be used."""
@@ -22,15 +24,15 @@ class Changed(ValueError):
 
 
 CHANGED = (
-    "was updated between a recomputed function and its gradient, and a tf.function inside reads it, which would "
-    "compute the gradient with the new value; take the gradient before the update, or read the variable outside of "
-    "the tf.function and give its value as an argument"
+    "was updated between a recomputed function and its gradient, and a tf.function inside reads it, or eagerly an "
+    "operation on the variable itself, which would compute the gradient with the new value; take the gradient before "
+    "the update, or read the variable (tf.convert_to_tensor) before and give that"
 )
 
 
 def _held(x: tf.Tensor) -> Any:
-    """Shape and dtype of what the variable holds that x is the handle of; None where x is no such thing."""
-    if x.dtype != tf.resource:
+    """Shape and dtype of what the variable or list holds that x is the handle of; None where x is no such thing."""
+    if x.dtype not in (tf.resource, tf.variant):
         return None
     data = handle_data_util.get_resource_handle_data(x) if tf.is_symbolic_tensor(x) else x._handle_data
     return data.shape_and_type[0] if data is not None and data.is_set and data.shape_and_type else None
@@ -38,8 +40,19 @@ def _held(x: tf.Tensor) -> Any:
 
 def variable_dtype(x: tf.Tensor) -> tf.DType | None:
     """The dtype of the variable that x is the handle of; None where x is no such thing."""
-    held = _held(x)
+    held = _held(x) if x.dtype == tf.resource else None
     return held and tf.as_dtype(held.dtype)
+
+
+def refuse_list(x: tf.Tensor) -> None:
+    """Raises Refused for a list of tensors that gradients go through: the step that leads to it has no zeros of its own
+    kind to give."""
+    held = _held(x) if x.dtype == tf.variant else None
+    if held is not None and (tf.as_dtype(held.dtype).is_floating or tf.as_dtype(held.dtype).is_complex):
+        raise Refused(
+            "a recomputable function took a tf.TensorArray or another list of tensors from outside, whose gradient "
+            "would be lost; give it as one tensor (its stack()) and unstack it inside"
+        )
 
 
 def value_of(handle: tf.Tensor) -> tf.Tensor:

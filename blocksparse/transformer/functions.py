@@ -3,9 +3,11 @@ dtype."""
 
 from __future__ import annotations
 
+import operator
+
 import tensorflow as tf
 
-from ..tensors import TensorLike, as_float, as_float32, as_indices, check_rank
+from ..tensors import TensorLike, as_float, as_float32, as_indices, as_numbers, as_scale, check_rank
 
 LOWEST = tf.float32.min  # stands for -infinity, whose differences would be NaN
 
@@ -43,10 +45,10 @@ def _scores(
 ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """x; the visible entries (None: all); float32 scores, the lowest number where invisible."""
     x = _rows("x", x)
-    scores = as_float32(x) * as_float32(scale)
+    scores = as_float32(x) * as_scale(scale)
     if mask is None:
         return x, None, scores
-    mask = tf.stop_gradient(as_float32(mask))
+    mask = tf.stop_gradient(as_numbers("mask", mask))
     if not _broadcasts(mask.shape, x.shape):
         raise ValueError(
             f"mask is {mask.shape}, but x is {x.shape}: as many axes, each of x's size or 1, are wanted"
@@ -111,6 +113,10 @@ def _largest(x: tf.Tensor, k: int) -> tf.Tensor:
 def _check_k(k: int, x: TensorLike) -> tf.Tensor:
     """x as a tensor, whose rows have k entries or more."""
     x = _rows("x", x)
+    try:
+        operator.index(k)
+    except TypeError as error:
+        raise TypeError(f"k is {k!r}; it has to be an int") from error
     size = x.shape[-1:].num_elements()
     if k < 1 or (size is not None and k > size):
         raise ValueError(f"k is {k}, but rows of x ({x.shape}) have {size} entries: k lies in 1 .. {size}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ..fused.op import Attention, attend
+from ..fused.op import Attention, attend, attend_gradient
 from ..plan import build_blocks
 from ..plan.checks import check_heads
 from ..plan.plan import check_residues
@@ -93,18 +93,51 @@ class BlocksparseTransformer(LookupTables):
         with_lse=True alone.) A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at
         most the tile of rows and columns that holds it.
         """
-        q = self._operand("q", q, self.ctx_blks_q)
-        k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
-        _check_equal("width", 2, q=q, k=k)
-        _check_equal("batch", 0, q=q, k=k, v=v)
-        if not q.dtype == k.dtype == v.dtype:
-            raise TypeError(
-                f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
-            )
+        q, k, v = self._operands(q, k, v)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
         return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse)
+
+    @do_not_convert
+    def attention_grad(
+        self,
+        q: TensorLike,
+        k: TensorLike,
+        v: TensorLike,
+        out: TensorLike,
+        lse: TensorLike,
+        dout: TensorLike,
+        scale: float | None = None,
+        order: int | Sequence[int] = 1,
+        joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """(dq, dk, dv) of `attention`, from the (out, lse) it returned: for gradients written by hand.
+
+        dv = p^T dout, dq = scale ds k, dk = scale ds^T q; p = exp(scale q k^T - lse) over the visible keys,
+        ds = p * (dout v^T - rowsum(dout * out)).
+        q, k, v, order, joined: as `attention` was given them; scale a number. out, lse: what it returned
+        with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
+        """
+        q, k, v = self._operands(q, k, v)
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, np.number))):
+            raise TypeError(f"scale is {scale!r}; it has to be a number here: multiply q by a tensor instead")
+        scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else float(scale)
+        out, dout = (self._operand(name, x, self.ctx_blks_q) for name, x in (("out", out), ("dout", dout)))
+        _check_equal("width", 2, out=out, dout=dout, v=v)
+        _check_equal("batch", 0, q=q, out=out, dout=dout)
+        lse = tf.convert_to_tensor(lse)
+        wanted = (self.heads, self.ctx_blks_q * self.blk_size)
+        if lse.dtype != tf.float32 or lse.shape.rank != 3 or not lse.shape[1:].is_compatible_with(wanted):
+            raise ValueError(
+                f"lse is {lse.dtype.name} {lse.shape}; give attention's own, float32 "
+                f"[batch, {wanted[0]} heads, {wanted[1]} queries] (with_lse=True)"
+            )
+        for name, x in (("out", out), ("dout", dout)):
+            if x.dtype != q.dtype:
+                raise TypeError(f"{name} is {x.dtype.name} and q {q.dtype.name}; cast them to one dtype")
+        passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
+        return tuple(attend_gradient(q, k, v, out, lse, dout, passes, scale))
 
     @do_not_convert
     def query_key_op(
@@ -195,6 +228,19 @@ class BlocksparseTransformer(LookupTables):
             return seen
         query, key = map(tf.constant, self.positions)
         return seen & ((key < autoregress_at_key) | (key <= query))
+
+    def _operands(
+        self, q: TensorLike, k: TensorLike, v: TensorLike
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        q = self._operand("q", q, self.ctx_blks_q)
+        k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
+        _check_equal("width", 2, q=q, k=k)
+        _check_equal("batch", 0, q=q, k=k, v=v)
+        if not q.dtype == k.dtype == v.dtype:
+            raise TypeError(
+                f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
+            )
+        return q, k, v
 
     def _operand(self, name: str, x: TensorLike, blocks: int) -> tf.Tensor:
         """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 SPLITS = ("train", "valid", "test")
 KINDS = ("text", "cifar10", "imagenet64", "fashion", "audio")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+RECOMPUTE = ("none", "selective", "whole")
 IMAGES = {"cifar10": 3, "imagenet64": 3, "fashion": 1}  # channels of a pixel
 
 
@@ -37,7 +38,7 @@ class Config:
     blocksparse: bool = True
     ff_ratio: float = 4.0
     key_ratio: float = 1.0
-    recompute: bool = True
+    recompute: str = "selective"  # what the backward pass computes again; one of RECOMPUTE
     xla: bool = False  # compile the residual blocks: few large kernels for many small ones
 
     dropout: float = 0.0
@@ -93,6 +94,7 @@ class Config:
             named = set(content) if isinstance(content, dict) else set()
             differing = ", ".join(sorted(map(str, named ^ TYPES.keys()))[:5])
             raise ValueError(f"its fields are not those of a configuration: {differing}")
+        content = {**content, "recompute": _FORMER.get(content["recompute"], content["recompute"])}
         return cls(**{key: _typed(key, value) for key, value in content.items()}).checked()
 
     def checked(self) -> Config:
@@ -101,7 +103,7 @@ class Config:
             value = getattr(self, key)
             if not all(map(holds, value if key == "grid" else [value])):
                 raise ValueError(f"{key}={value!r}: it has to be {wanted}")
-        for key, choices in (("data", KINDS), ("precision", PRECISIONS)):
+        for key, choices in (("data", KINDS), ("precision", PRECISIONS), ("recompute", RECOMPUTE)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(choices)}")
         if not self.grid or not self.layer_modes:
@@ -116,6 +118,7 @@ class Config:
         return self
 
 
+_FORMER = {True: "whole", False: "none"}  # what runs of version 1.1 call it
 TYPES: dict[str, Any] = get_type_hints(Config)
 RANGES = {
     **dict.fromkeys("layers width heads blocksize batch steps".split(), (lambda n: n > 0, "at least 1")),

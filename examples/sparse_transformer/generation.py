@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ import soundfile
 import tensorflow as tf
 from PIL import Image
 
+from . import stepping
 from .config import Config
 from .files import replacing
 from .formats import audio
 from .model import SparseTransformer
 
+CHUNK = 64  # positions a call of the compiled loop: tokens come while one waits, and the calls cost next to nothing
+
 
 def make_generator(model: SparseTransformer, count: int, length: int, decoders=None):
     """Compiles (prompt [count, prompt length], temperature, seed) -> tokens [count, length]: one loop, one
-    position at a time, which keeps the keys and values the patterns can still reach. Temperature 0 takes the
-    likeliest token. `decoders` are the model's for `count`, made here where none are given."""
+    position at a time, the prompt's included. Temperature 0 takes the likeliest token. `decoders` are the model's for
+    `count`, made here where none are given."""
     decoders = decoders or model.decoders(count)
 
     @tf.function(
@@ -33,21 +37,121 @@ def make_generator(model: SparseTransformer, count: int, length: int, decoders=N
         given = tf.shape(prompt)[1]
         prompt = tf.pad(prompt, [[0, 0], [0, length - given]])
 
-        def body(position, token, tokens):
-            logits = model.step(token, decoders, position)
-            scaled = logits / tf.maximum(temperature, 1e-6)
-            drawn = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, position]), dtype=tf.int32)[
-                :, 0
-            ]
-            token = tf.where(temperature > 0, drawn, tf.argmax(logits, axis=-1, output_type=tf.int32))
-            token = tf.where(position < given, prompt[:, position], token)
-            return position + 1, token, tokens.write(position, token)
+        def draw(logits, position):
+            token = drawn(logits, temperature, seed, position)
+            return tf.where(position < given, prompt[:, position], token)
 
-        start = (0, tf.zeros(count, tf.int32), tf.TensorArray(tf.int32, length))
-        _, _, tokens = tf.while_loop(lambda position, *_: position < length, body, start)
-        return tf.transpose(tokens.stack())
+        return _loop(model, decoders, tf.zeros(count, tf.int32), tf.constant(0), length, draw)
 
     return generate
+
+
+def make_chunk(
+    model: SparseTransformer,
+    count: int,
+    decoders,
+    size: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+):
+    """Compiles (previous token [count], position [] or [count], draw, temperature, seed) -> the next `size` tokens
+    [count, size]. `draw` numbers the draws of a seed."""
+
+    @tf.function(jit_compile=True, autograph=False)
+    def chunk(token, position, number, temperature, seed):
+        behind = number - position
+
+        def draw(logits, position):
+            return drawn(logits, temperature, seed, tf.reshape(position + behind, [-1])[0], top_k, top_p)
+
+        return _loop(model, decoders, token, position, size, draw)
+
+    return chunk
+
+
+def _loop(model, decoders, token, position, size: int, draw):
+    """token [count] before `position` -> the tokens [count, size] from there on, by draw(logits, position)."""
+    weights = stepping.prepare(model)
+
+    def body(done, token, tokens):
+        logits = stepping.step(model, weights, decoders, token, position + done)
+        token = draw(logits, position + done)
+        return done + 1, token, tokens.write(done, token)
+
+    start = (0, token, tf.TensorArray(tf.int32, size))
+    _, _, tokens = tf.while_loop(lambda done, *_: done < size, body, start)
+    return tf.transpose(tokens.stack())
+
+
+def drawn(logits, temperature, seed, number, top_k: int | None = None, top_p: float | None = None):
+    """logits [count, 256] -> a token [count] of softmax(logits / temperature), cut to the likeliest; 0: the mode."""
+    scaled = likeliest(logits / tf.maximum(temperature, 1e-6), top_k, top_p)
+    token = tf.random.stateless_categorical(scaled, 1, tf.stack([seed, number]), dtype=tf.int32)[:, 0]
+    return tf.where(temperature > 0, token, tf.argmax(logits, axis=-1, output_type=tf.int32))
+
+
+def likeliest(logits, top_k: int | None = None, top_p: float | None = None):
+    """logits [count, n], -inf where not among the top_k largest, or not needed for a probability of top_p below 1.
+
+    The nucleus is taken of what top_k leaves, and its first token always stays (Holtzman et al. 2020, arXiv
+    1904.09751). Tokens as likely as the last one that stays do so too.
+    """
+    if top_k is None and top_p is None:
+        return logits
+    ordered = tf.sort(logits, axis=-1, direction="DESCENDING")[:, :top_k]
+    floor = ordered[:, -1:]
+    if top_p is not None and top_p < 1:
+        before = tf.cumsum(tf.nn.softmax(ordered), axis=-1, exclusive=True)
+        floor = tf.reduce_min(
+            tf.where((before < top_p) | (before == 0), ordered, np.inf), axis=-1, keepdims=True
+        )
+    return tf.where(logits >= floor, logits, -np.inf)
+
+
+def stream(
+    model: SparseTransformer,
+    prompt: np.ndarray,
+    length: int,
+    temperature: float,
+    seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    lengths: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields the tokens [count, n] that follow the prompt [count, time], as they come, until rows have `length`.
+
+    lengths [count]: how many tokens of each row of the prompt are given, time by default. All rows go on until the
+    shortest has `length`; what a longer one draws beyond means nothing.
+    """
+    count, time = prompt.shape
+    decoders = model.decoders(count)
+    size = min(CHUNK, length)
+    chunk = make_chunk(model, count, decoders, size, top_k, top_p)
+    alike = lengths is None or len(set(lengths)) == 1
+    given = np.full(count, time) if lengths is None else np.asarray(lengths)
+    position = np.int32(given[0]) if alike else given.astype(np.int32)
+    rows = np.concatenate(
+        [np.zeros((count, 1), np.int32), prompt], axis=1
+    )  # what came before position 0 is unused
+    token = tf.constant(rows[np.arange(count), given], tf.int32)
+    if given.any():
+        fill = tf.function(stepping.prefill, autograph=False)
+        fill(
+            model,
+            decoders,
+            tf.constant(stepping.padded(model.config, prompt), tf.int32),
+            tf.constant(position),
+        )
+    for done in range(0, length - given.min(), size):
+        tokens = chunk(
+            token,
+            tf.constant(position + done),
+            tf.constant(int(given.min()) + done),
+            temperature,
+            tf.constant(seed),
+        )
+        token = tokens[:, -1]
+        yield tokens.numpy()[:, : length - given.min() - done]
 
 
 def sample(
@@ -57,11 +161,13 @@ def sample(
     length: int | None,
     temperature: float,
     seed: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> np.ndarray:
     """[count, length] tokens that begin with the prompt; the length is the model's context where none is given."""
-    generate = make_generator(model, count, length)
-    prompts = tf.constant(np.tile(prompt.astype(np.int32), (count, 1)))
-    return generate(prompts, tf.constant(temperature), tf.constant(seed)).numpy()
+    prompts = np.tile(prompt.astype(np.int32), (count, 1))
+    length = length or model.config.n_ctx
+    return np.concatenate([prompts, *stream(model, prompts, length, temperature, seed, top_k, top_p)], axis=1)
 
 
 GAP = 2  # pixels between the images of a grid

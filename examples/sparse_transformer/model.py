@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 
 import keras
 import tensorflow as tf
 
+from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
-from sparse_attention.layers import SparseSelfAttention
-from sparse_attention.recompute import recomputable
+from sparse_attention.layers import SparseTransformerBlock
+from sparse_attention.layers.transformer_block import first_row, late
+from sparse_attention.layers.written_out import Weights, dropout_keys
 
 from .config import Config
 
 VOCABULARY = 256  # bytes
-PHILOX = 1
-
-
-def gelu(x):
-    """f(x) = x sigmoid(1.702 x) (section 5.2)."""
-    return x * tf.sigmoid(1.702 * x)
 
 
 def variance(scale: float) -> keras.initializers.Initializer:
@@ -34,29 +31,6 @@ def variance(scale: float) -> keras.initializers.Initializer:
 
 def deviation(stddev: float) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=stddev)
-
-
-def dropout(x, rate: float, seed: int, step, branch: int, first_row=0):
-    """x / (1 - rate) with probability 1 - rate, else 0: decided by (seed, step, branch, row, place) and nothing else.
-
-    Philox is a counter: row r of the global batch takes draws r * size / 8 onwards, so the mask does not depend on how
-    many replicas share the batch, and a recomputation draws it again. Keras's Dropout would draw another one.
-    """
-    if not rate:
-        return x
-    _, time, width = x.shape  # [batch, time, width]
-    key = tf.cast(step, tf.uint64) * 2**16 + tf.cast(branch, tf.uint64)
-    start = tf.cast(first_row, tf.uint64) * (time * width // 8)  # a count gives eight numbers of 16 bits
-    pairs = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[tf.shape(x)[0], time, width // 2],
-        key=key[None],
-        counter=tf.stack([start, tf.cast(seed, tf.uint64)]),
-        alg=PHILOX,
-        dtype=tf.uint32,
-    )
-    numbers = tf.reshape(tf.bitcast(pairs, tf.uint16), tf.shape(x))
-    kept = numbers < tf.constant(round((1 - rate) * 2**16), tf.uint16)
-    return tf.where(kept, x / (1 - rate), tf.zeros_like(x))
 
 
 class Embedding(keras.layers.Layer):
@@ -103,99 +77,67 @@ class Embedding(keras.layers.Layer):
         return tf.concat([start, x[:, :-1]], axis=1)
 
     def step(self, token, position):
-        """Slot `position`, whose previous token is `token` [batch]: [batch, width]."""
+        """Slot `position`, a scalar or [batch], whose previous token is `token` [batch]: [batch, width]."""
         x = tf.gather(self.token, token)
+        position = tf.reshape(position, [-1])
         place = tf.maximum(position - 1, 0)
         for size, table in zip(reversed(self.grid), reversed(self.position), strict=True):
             x += tf.gather(table, place % size)
             place //= size
-        return tf.cast(tf.where(position > 0, x, self.start), self.compute_dtype)
+        return tf.cast(tf.where(position[:, None] > 0, x, self.start), self.compute_dtype)
 
 
-class ResidualBlock(keras.layers.Layer):
-    """H + a(H) + b(H), pre-activation (equations 9 to 14), both branches recomputed in the backward pass."""
+class ResidualBlock(SparseTransformerBlock):
+    """H + a(H) + b(H), pre-activation (equations 9 to 14), as a configuration has it."""
 
     def __init__(self, config: Config, index: int, **kwargs):
-        # The layers inside cast, so that weights arrive as float32.
-        super().__init__(autocast=False, **kwargs)
-        self.config = config
-        self.index = index
-        graph = partial(tf.function, autograph=False, jit_compile=config.xla or None)
-        self.forward, self.traced, self.backward = map(graph, (self.branches, self.block, self.gradients))
-        width, branches = config.width, 2 * config.layers
-        dtype = self.dtype_policy
-        self.norm1 = keras.layers.LayerNormalization(epsilon=1e-5, name="norm1", dtype=dtype)
-        self.attention = SparseSelfAttention(
+        super().__init__(
             attn_mode=config.layer_modes[index % len(config.layer_modes)],
-            key_width=int(width * config.key_ratio),
+            key_width=int(config.width * config.key_ratio),
             blocksparse=config.blocksparse,
             kernel_initializer=variance(0.125),
-            output_initializer=variance(0.125 / branches),  # both outputs scaled by 1 / sqrt(2N)
-            name="attention",
-            dtype=dtype,
+            output_initializer=variance(0.125 / (2 * config.layers)),  # both outputs scaled by 1 / sqrt(2N)
+            ff_ratio=config.ff_ratio,
+            dropout=config.dropout,
+            recompute=config.recompute,
+            autocast=False,  # weights arrive as float32, or as half of them in one cast
             **config.pattern,
+            **kwargs,
         )
-        self.norm2 = keras.layers.LayerNormalization(epsilon=1e-5, name="norm2", dtype=dtype)
-        self.expand = keras.layers.Dense(
-            int(width * config.ff_ratio),
-            activation=gelu,
-            kernel_initializer=variance(0.125),
-            name="expand",
-            dtype=dtype,
+        self.config, self.index = config, index
+        graph = partial(tf.function, autograph=False, jit_compile=config.xla or None)
+        self.forward, self.backward = graph(self._forward), graph(self._backward)
+
+    def _forward(self, values, x, keys):
+        y, kept = self.passes(x, keys).forward(Weights(*values), x)
+        return y, kept._replace(x=None)  # the caller has x: a compiled function would hand on a copy
+
+    def _backward(self, dy, kept, values, keys):
+        if not self.config.xla:  # inlined, with what the forward pass computed
+            kept = late(kept, dy)
+        dx, found = self.passes(kept.x, keys).gradient(dy, kept, Weights(*values))
+        return [dx, *found]
+
+    def shared(self, values, x, keys):
+        """`run` traced once for all layers of this mode, and compiled where the configuration says so.
+
+        Two functions: a compiled one hands its own gradient a copy of each argument.
+        """
+
+        def compute(x, *values):
+            y, kept = self.forward(values, x, keys)
+            return y, lambda dy: once(self.backward(dy, kept._replace(x=x), values, keys), [dy, x, *values])
+
+        return with_gradient(compute, x, *values)
+
+    def keys(self, step, batch):
+        """What decides the dropout of training step `step`, the same on any number of replicas."""
+        if step is None or not self.dropout:
+            return None
+        arguments = batch, first_row(batch)
+        return tf.stack(
+            [dropout_keys(self.config.seed, step, 2 * self.index + branch, *arguments) for branch in (0, 1)]
         )
-        self.contract = keras.layers.Dense(
-            width, kernel_initializer=variance(0.125 / branches), name="contract", dtype=dtype
-        )
-
-    def build(self, shape):
-        for layer in (self.norm1, self.attention, self.norm2, self.expand):
-            layer.build(shape)
-        self.contract.build((*shape[:-1], self.expand.units))
-
-    def values(self) -> list[tf.Tensor]:
-        return [tf.convert_to_tensor(variable.value) for variable in self.trainable_variables]
-
-    def block(self, values, x, index, step, first_row):
-        """This block with the weights `values`, as layer number `index`."""
-        return self.branches(values, x, index, step, first_row, recompute=self.config.recompute)
-
-    def shared(self, values, x, index, step, first_row):
-        """The same, traced once for all layers of this mode, and compiled where the configuration says so."""
-        arguments = index, step, first_row
-        if not (self.config.xla and self.config.recompute):
-            return self.traced(values, x, *arguments)
-
-        @tf.custom_gradient
-        def compiled(x, *values):
-            return self.forward(values, x, *arguments), lambda dy: self.backward(dy, values, x, *arguments)
-
-        # TensorFlow lets a compiled function hand its gradient a copy of each argument; two functions need none.
-        return compiled(x, *values)
-
-    def gradients(self, dy, values, x, index, step, first_row):
-        """dx and those of the values, from nothing but what went in."""
-        with tf.GradientTape() as tape:
-            tape.watch([x, *values])
-            y = self.branches(values, x, index, step, first_row)
-        return tape.gradient(y, [x, *values], output_gradients=dy)
-
-    @recomputable
-    def branches(self, values, x, index, step, first_row):
-        def drop(x, branch):
-            c = self.config
-            return x if step is None else dropout(x, c.dropout, c.seed, step, 2 * index + branch, first_row)
-
-        with keras.StatelessScope(zip(self.trainable_variables, values, strict=True)):
-            x += drop(self.attention(self.norm1(x)), 0)
-            return x + drop(self.contract(self.expand(self.norm2(x))), 1)
-
-    def call(self, x, step=None, first_row=0):
-        return self.block(self.values(), x, self.index, step, first_row)
-
-    def step(self, x, decode, position):
-        """x [batch, width] at `position` -> the block's output there."""
-        x += self.attention.step(self.norm1(x), decode, position)
-        return x + self.contract(self.expand(self.norm2(x)))
 
 
 @keras.saving.register_keras_serializable(package="sparse_transformer")
@@ -222,6 +164,9 @@ class SparseTransformer(keras.Model):
         self.logits = keras.layers.Dense(
             VOCABULARY, use_bias=False, kernel_initializer="zeros", name="logits", dtype=self.dtype_policy
         )
+        # Compiled, or the gradient of the positions, a sum over batch rows, takes as long as a block's.
+        compiled = partial(tf.function, autograph=False, jit_compile=True)
+        self.embed = compiled(self._embed) if shared and config.xla else self._embed
         self.build((None, config.padded))
 
     def build(self, shape):
@@ -237,26 +182,31 @@ class SparseTransformer(keras.Model):
     def from_config(cls, config):
         return cls(**{**config, "config": Config.from_fields(config["config"])})
 
-    def call(self, tokens, training=False, step=None):
-        """`step` decides the dropout masks; under `fit` it is the optimizer's."""
+    def call(self, tokens, training=False, step=None, values=None):
+        """`step` decides the dropout masks; under `fit` it is the optimizer's.
+
+        values: for those of trainable_variables, in their order; matrices may be of the compute dtype.
+        """
         if training and step is None:
             step = self.optimizer.iterations.value
-        context = tf.distribute.get_replica_context()
-        first_row = (context.replica_id_in_sync_group if context else 0) * tf.shape(tokens)[0]
-        x = self.stream(tokens)
+        rest = iter(values or ())
+        x = self.pad(self.embed(_next(rest, self.embedding), tokens))
         step = step if training else None
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
-            run = like.shared if self.shared else like.block
-            x = run(block.values(), x, tf.constant(index), step, first_row)
+            run = like.shared if self.shared else like.run
+            x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
         return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
 
-    def stream(self, tokens):
-        """The first residual stream [batch, config.padded, width]: zeros in the positions that are after the last."""
-        x = self.embedding(tokens)
+    def pad(self, x):
+        """[batch, n_ctx, width] with zeros behind: the config.padded positions of the residual stream."""
         more = self.config.padded - self.config.n_ctx
         return tf.pad(x, [[0, 0], [0, more], [0, 0]]) if more else x
+
+    def _embed(self, values, tokens):
+        with keras.StatelessScope(zip(self.embedding.weights, values, strict=True)):
+            return self.embedding(tokens)
 
     def check_patterns(self) -> None:
         """Raises ValueError where a mode does not fit the context, before any step is made."""
@@ -268,12 +218,11 @@ class SparseTransformer(keras.Model):
         """A decoding step for each block, to be made outside tf.function."""
         return [block.attention.decode_step(batch, self.config.padded) for block in self.blocks]
 
-    def step(self, token, decoders: list[DecodeStep], position):
-        """The previous token [batch] at `position` -> logits [batch, 256]."""
-        x = self.embedding.step(token, position)
-        for block, decode in zip(self.blocks, decoders, strict=True):
-            x = block.step(x, decode, position)
-        return tf.cast(self.logits(self.norm(x)), tf.float32)
+
+def _next(values, layer) -> list[tf.Tensor]:
+    """The next of values, as many as the layer has, or the layer's own where there are none."""
+    own = layer.weights
+    return list(islice(values, len(own))) or [tf.convert_to_tensor(variable.value) for variable in own]
 
 
 def bits(logits, tokens):

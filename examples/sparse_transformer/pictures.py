@@ -20,7 +20,7 @@ from .evaluation import load_model
 
 def attention_weights(model, tokens: np.ndarray, layer: int, position: int) -> np.ndarray:
     """[heads, n_ctx]: how much of each key the heads of `layer` take for the query at `position`."""
-    x = model.stream(tokens[None])
+    x = model.pad(model.embedding(tokens[None]))
     for block in model.blocks[:layer]:
         x = block(x)
     block = model.blocks[layer]

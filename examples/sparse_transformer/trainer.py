@@ -127,19 +127,29 @@ class Trainer:
         context = tf.distribute.get_replica_context()
         weights = [v.value for v in self.weights]
         with tf.GradientTape() as tape:
-            of_model = zip(self.model.trainable_variables, flat.unpack(self.model, weights), strict=True)
-            with keras.StatelessScope(of_model):
-                logits = self.model(tokens, training=True, step=step)
+            # One cast for all matrices, not one for each use of each.
+            half = [tf.cast(weights[0], self.model.compute_dtype), *weights[1:]]
+            values = flat.unpack(self.model, half)
+            with keras.StatelessScope(zip(self.model.trainable_variables, values, strict=True)):
+                logits = self.model(tokens, training=True, step=step, values=values)
             loss = tf.reduce_mean(bits(logits, tokens))
             loss /= context.num_replicas_in_sync
             nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))
         gradients = tape.gradient(nats, weights)
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        compiled = (
+            self.config.xla and context.num_replicas_in_sync == 1
+        )  # XLA has no part in what replicas sum
+        update = tf.function(self._update, autograph=False, jit_compile=True) if compiled else self._update
+        return loss, update(gradients)
+
+    def _update(self, gradients):
+        """Clips, and updates the weights; returns the norm before."""
         # Clipping at clip * scale is clipping after unscaling, to the bit: the scale is a power of two. The
         # optimizer divides by it, and leaves the weights alone and halves it where a gradient is not finite.
         gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip * self.scale)
         # Keras sums over the replicas once more.
-        gradients = [g / context.num_replicas_in_sync for g in gradients]
-        self.optimizer.apply(gradients, self.weights)
-        return loss, norm / self.scale
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        self.optimizer.apply([g / replicas for g in gradients], self.weights)
+        return norm / self.scale

@@ -9,6 +9,7 @@ from sparse_attention import (
     attention_impl,
     blocksparse_attention_impl,
     get_blocksparse_obj,
+    get_callback,
     strided_transpose,
 )
 from sparse_attention.decode import DecodeStep
@@ -117,6 +118,11 @@ CASES = [
         lambda: attend("all", causal=0),
         TypeError,
         "causal is 0; give True, or False for queries that look ahead as well",
+    ),
+    (
+        lambda: get_callback("strided", 8, causal="no"),
+        TypeError,
+        "causal is 'no'; give True, or False for queries that look ahead as well",
     ),
     (
         lambda: attend(3),

@@ -471,6 +471,7 @@ ROWS = [
 ]
 
 F, INTS, CUBE = (lambda *shape: tf.ones(shape)), tf.constant([[1, 2], [3, 4]]), tf.ones([2, 2, 2])
+SPARSE = tf.SparseTensor([[0, 1]], [1.0], [2, 2])
 NO_FLOAT = "is int32; cast it to float32, float16 or bfloat16"
 
 
@@ -514,6 +515,33 @@ REFUSED = [
     ("layer_norm", lambda: bs.layer_norm(F(2), F(2), F(2)), ValueError, r"axis is 1, but x is \(2,\)"),
     ("layer_norm", lambda: bs.layer_norm(F(2, 2), F(3), F(2)), ValueError, r"g is \(3,\), but x is \(2, 2\)"),
     ("masked_softmax", lambda: bs.masked_softmax(F(2, 2), F(2)), ValueError, r"mask is \(2,\), but x is"),
+    (
+        "masked_softmax",
+        lambda: bs.masked_softmax(F(2, 2), "no"),
+        TypeError,
+        "mask is string; it has to hold real",
+    ),
+    (
+        "masked_softmax",
+        lambda: bs.masked_softmax(None),
+        TypeError,
+        "x is of type NoneType; give a dense tensor",
+    ),
+    (
+        "masked_softmax",
+        lambda: bs.masked_softmax(SPARSE),
+        TypeError,
+        "x is of type SparseTensor; give a dense",
+    ),
+    *(
+        (f.__name__, lambda f=f, scale=scale: f(F(2, 2), scale=scale), error, words)
+        for f in (bs.softmax, bs.masked_softmax, bs.scale_tensor, bs.filter_tensor)
+        for scale, error, words in (
+            ("2", TypeError, "scale is string; it has to hold real numbers"),
+            (F(2), ValueError, r"scale is \(2,\); it has to be a number or a scalar tensor"),
+        )
+    ),
+    ("top_k", lambda: bs.top_k(F(2, 2), 1.5), TypeError, "k is 1.5; it has to be an int"),
     ("top_k", lambda: bs.top_k(F(), 1), ValueError, "x is a scalar"),
     (
         "softmax_cross_entropy",

@@ -41,24 +41,33 @@ def wide(x):
 DRAWS = {"float32": 6, "float16": 1, "bfloat16": 1}
 
 
+KINDS = ("root mean square", "typical largest", "largest")
+
+
 def errors(got, truths):
-    """(root mean square, largest) over all draws, for the value and each gradient."""
-    apart = [np.stack(y) - np.stack(truth) for y, truth in zip(zip(*got), zip(*truths))]
-    return [(np.sqrt(np.mean(x**2)), np.abs(x).max()) for x in apart]
+    """For the value and each gradient: the root mean square over all draws, the median of the draws' largest errors,
+    the largest of all."""
+    apart = [np.abs(np.stack(y) - np.stack(truth)) for y, truth in zip(zip(*got), zip(*truths))]
+    largest = [x.reshape(len(x), -1).max(axis=1) for x in apart]
+    return [(np.sqrt(np.mean(x**2)), np.median(most), most.max()) for x, most in zip(apart, largest)]
 
 
 def allowed(plain, truths, epsilon):
-    """Twice the plain computation's root mean square error, and four times its largest.
+    """Twice the plain computation's root mean square error, twice its typical largest, four times its largest of all.
 
-    The largest of some hundred roundings varies by more than 2 between two equally good sums of other order
-    (2.6 in 40 draws of attention_impl, which is the plain computation); the mean does not. Where the plain
-    error is next to none, one rounding of a typical and two of the largest entry are allowed. 1e-8 is what the
-    differences that make the true gradient can miss.
+    The largest of all is one rounding among thousands: of two equally good sums in different orders one has 2.6 times
+    the other's in 40 draws (attention_impl, which is the plain computation), so twice would be a matter of luck; the
+    mean and the median are not. Where the plain error is next to none, one rounding of a typical and two of the largest
+    entry are allowed. 1e-8 is what the differences that make the true gradient can miss.
     """
     sizes = errors(truths, [[np.zeros_like(x) for x in truth] for truth in truths])
     return [
-        (max(2 * mean, epsilon * typical, 1e-8), max(4 * largest, 2 * epsilon * greatest, 1e-8))
-        for (mean, largest), (typical, greatest) in zip(errors(plain, truths), sizes)
+        (
+            max(2 * mean, epsilon * typical, 1e-8),
+            max(2 * usual, 2 * epsilon * greatest, 1e-8),
+            max(4 * largest, 2 * epsilon * greatest, 1e-8),
+        )
+        for (mean, usual, largest), (typical, _, greatest) in zip(errors(plain, truths), sizes)
     ]
 
 
@@ -93,7 +102,7 @@ def test_at_most_twice_the_error_of_a_plain_computation(row, dtype):
         found = errors([[*map(wide, ys)] for ys in got], truths)
         for number, (error, limit) in enumerate(zip(found, limits)):
             what = f"{way}: the gradient of input {number - 1}" if number else f"{way}: the value"
-            for kind, is_off, most in zip(("root mean square", "largest"), error, limit):
+            for kind, is_off, most in zip(KINDS, error, limit):
                 assert is_off <= most, f"{what} has a {kind} error of {is_off:.3g}, allowed {most:.3g}"
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sparse_transformer import config
-from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits, dropout, gelu
+from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits
 
+from sparse_attention.layers.written_out import dropout, dropout_keys, gelu
 from sparse_attention.recompute import recomputable
 
 TINY = replace(
@@ -28,11 +29,11 @@ def kept(x):
 
 
 def mask(rows=4, rate=0.4, seed=1, step=2, branch=3, first_row=0):
-    return kept(dropout(tf.ones([rows, 16, 32]), rate, seed, step, branch, first_row))
+    return kept(dropout(tf.ones([rows, 16, 32]), rate, dropout_keys(seed, step, branch, rows, first_row)))
 
 
 def test_dropout_keeps_its_share_and_the_mean():
-    y = dropout(tf.ones([8, 64, 64]), 0.4, 1, 2, 3).numpy()
+    y = dropout(tf.ones([8, 64, 64]), 0.4, dropout_keys(1, 2, 3, 8)).numpy()
     assert abs((y != 0).mean() - 0.6) < 0.01
     assert np.unique(y).size == 2 and np.isclose(y.max(), 1 / 0.6)
 
@@ -54,7 +55,7 @@ def test_both_passes_draw_the_same_mask(jit):
 
     @recomputable
     def drop(x, step):
-        return dropout(x, 0.4, 1, step, 3)
+        return dropout(x, 0.4, dropout_keys(1, step, 3, 4))
 
     @tf.function(jit_compile=jit)
     def both(x, step):
@@ -69,9 +70,9 @@ def test_both_passes_draw_the_same_mask(jit):
     assert (kept(y) == mask()).all()
 
 
-def gradients(settings):
+def gradients(settings, shared=True):
     keras.utils.set_random_seed(0)
-    model = SparseTransformer(settings, shared=settings.xla or settings.recompute)
+    model = SparseTransformer(settings, shared=shared)
     model.logits.kernel.assign(tf.random.stateless_normal(model.logits.kernel.shape, [1, 2]))
     tokens = tf.random.stateless_uniform([2, settings.n_ctx], [3, 4], 0, 256, tf.int32)
     weights = [v.value for v in model.trainable_variables]
@@ -92,18 +93,20 @@ def same(one, other, rtol, atol):
 
 
 @pytest.mark.parametrize("xla", [False, True])
-def test_recomputation_changes_neither_loss_nor_gradients(xla):
-    stored = gradients(replace(TINY, recompute=False, xla=xla))
-    same(stored, gradients(replace(TINY, recompute=True, xla=xla)), 1e-5, 1e-4)
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+def test_recomputation_changes_neither_loss_nor_gradients(recompute, xla):
+    settings = replace(TINY, recompute=recompute)
+    same(gradients(settings, shared=False), gradients(replace(settings, xla=xla)), 1e-5, 1e-4)
 
 
 def test_xla_changes_neither_loss_nor_gradients():
     same(gradients(TINY), gradients(replace(TINY, xla=True)), 1e-5, 1e-4)
 
 
-def test_a_compiled_block_hands_on_its_result_alone():
+@pytest.mark.parametrize(("recompute", "kept"), [("none", 7), ("selective", 3), ("whole", 0)])
+def test_a_compiled_block_hands_on_its_result_and_what_is_kept(recompute, kept):
     """What it hands its gradient besides is a copy, of x and every weight, for each layer."""
-    settings = replace(TINY, xla=True, recompute=True)
+    settings = replace(TINY, xla=True, recompute=recompute)
     block = SparseTransformer(settings, shared=True).blocks[0]
     x = tf.zeros([2, settings.n_ctx, settings.width])
 
@@ -111,20 +114,20 @@ def test_a_compiled_block_hands_on_its_result_alone():
     def both(x, values):
         with tf.GradientTape() as tape:
             tape.watch([x, values])
-            y = block.shared(values, x, tf.constant(0), tf.constant(1), 0)
+            y = block.shared(values, x, block.keys(tf.constant(1), 2))
         return tape.gradient(y, [x, values])
 
     calls = [
         op for op in both.get_concrete_function(x, block.values()).graph.get_operations() if "Call" in op.type
     ]
-    assert [len(call.outputs) for call in calls] == [1, 1 + len(block.values())]
+    assert [len(call.outputs) for call in calls] == [1 + kept, 1 + len(block.values())]
 
 
 def test_blocks_of_a_mode_are_traced_once():
     settings = replace(TINY, layers=8, local_attn_ctx=8, layer_modes=("strided", "local", "local", "local"))
     model = SparseTransformer(settings, shared=True)
     tf.function(model)(tf.zeros([1, settings.n_ctx], tf.int32))
-    assert [block.traced.experimental_get_tracing_count() for block in model.blocks] == [1, 1] + 6 * [0]
+    assert [block.forward.experimental_get_tracing_count() for block in model.blocks] == [1, 1] + 6 * [0]
 
 
 def test_blocksparse_is_dense():
@@ -132,7 +135,7 @@ def test_blocksparse_is_dense():
 
 
 def test_block_follows_equations_12_to_14():
-    block = ResidualBlock(replace(TINY, dropout=0.0, recompute=False), 0)
+    block = ResidualBlock(replace(TINY, dropout=0.0), 0)
     x = tf.random.stateless_normal([2, 64, 32], [1, 2])
     y = block(x)
     a = block.attention(block.norm1(x))

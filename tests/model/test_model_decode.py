@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from sparse_transformer import config
+from sparse_transformer import config, stepping
 from sparse_transformer.generation import make_generator
 from sparse_transformer.model import SparseTransformer
 
@@ -66,9 +66,8 @@ def test_windows_that_fit_nothing(mode):
 def test_a_step_touches_order_sqrt_n_keys(mode):
     for root in (32, 64, 128):
         step = DecodeStep(1, root**2, 6, 6, **pattern(mode, local_attn_ctx=root))
-        last = tf.constant(root**2 - 1)
         for group in step.groups:
-            assert sum(factor.cache.reach(last).shape[-1] for factor, _ in group.caches) <= 2 * root
+            assert sum(factor.cache.length for factor in group.factors) <= 2 * root
 
 
 def test_what_nobody_reaches_is_not_kept():
@@ -76,7 +75,7 @@ def test_what_nobody_reaches_is_not_kept():
         mode: DecodeStep(1, 1024, 6, 6, **pattern(mode)).groups
         for mode in ("local", "chunk", "summary", "fixed")
     }
-    sizes = {mode: [factor.cache.capacity for factor, _ in own.caches] for mode, [own] in groups.items()}
+    sizes = {mode: [factor.cache.capacity for factor in own.factors] for mode, [own] in groups.items()}
     assert sizes == {"local": [32], "chunk": [32], "summary": [32 * 8], "fixed": [32, 32 * 8]}
 
 
@@ -156,10 +155,10 @@ def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
     full = model(tokens).numpy()
     assert (tokens[:, 10:] == full.argmax(-1)[:, 10:]).all()
 
-    decoders = model.decoders(2)
+    decoders, weights = model.decoders(2), stepping.prepare(model)
     before = tf.zeros(2, tf.int32)
     for position in range(20):
-        logits = model.step(before, decoders, tf.constant(position))
+        logits = stepping.step(model, weights, decoders, before, tf.constant(position))
         np.testing.assert_allclose(logits, full[:, position], rtol=1e-4, atol=1e-4)
         before = tf.constant(tokens[:, position])
 
@@ -187,10 +186,15 @@ ROW = np.ones((2, 8), np.float32)
         (
             dict(position=1.5),
             TypeError,
-            r"position is 1.5; it has to be an integer or a scalar integer tensor",
+            r"position is 1.5; it has to be an integer, or an integer tensor that is a scalar or \[batch\]",
         ),
         (dict(position=True), TypeError, r"position is True; it has to be an integer"),
-        (dict(position=[1, 2]), ValueError, r"position has shape \(2,\); it has to be a scalar"),
+        (
+            dict(position=[1, 2, 3]),
+            ValueError,
+            r"position has shape \(3,\); it has to be a scalar, or one number a row",
+        ),
+        (dict(position=[1, 16]), ValueError, r"position=\[ 1 16\] does not exist"),
         (
             dict(q=ROW[:1]),
             ValueError,
@@ -224,17 +228,16 @@ def test_a_position_out_of_range_never_reads_or_changes_a_cache(mode):
     step = DecodeStep(2, 16, 8, 8, 2, mode, local_attn_ctx=8, blocksize=8, num_verts=1, vertsize=1)
     for position in range(16):
         step(ROW, ROW, ROW, position)
-    held = [cache.numpy() for cache in (*step.keys, *step.values)]
+    held = [cache.numpy() for cache in step.caches]
     graph = tf.function(lambda position: step(9 * ROW, 9 * ROW, 9 * ROW, position))
     compiled = tf.function(lambda position: step(9 * ROW, 9 * ROW, 9 * ROW, position), jit_compile=True)
     for bad in (16, 1000, -1):
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"position does not exist; .* 0 to 15"):
             graph(tf.constant(bad))
         assert np.isnan(compiled(tf.constant(bad))).all()
-    slots = [factor.cache.capacity for group in step.groups for factor, _ in group.caches]
-    for before, cache, capacity in zip(held, (*step.keys, *step.values), slots * 2):
-        keep = np.arange(len(before)) % (capacity + 2) <= capacity  # the last slot of a head is never read
-        np.testing.assert_array_equal(cache.numpy()[keep], before[keep])
+    for before, cache, group in zip(held, step.caches, step.groups, strict=True):
+        shape = [2, group.slots, -1]  # the last slot is never read
+        np.testing.assert_array_equal(np.reshape(cache, shape)[:, :-1], before.reshape(shape)[:, :-1])
 
 
 class Sampler(tf.Module):
@@ -249,7 +252,7 @@ class Sampler(tf.Module):
 def test_caches_are_saved_and_loaded(tmp_path):
     rows = np.random.default_rng(0).standard_normal((16, 2, 8)).astype(np.float32)
     one, other = Sampler(), Sampler()
-    assert len(one.variables) == 4 and not one.trainable_variables
+    assert len(one.variables) == 2 and not one.trainable_variables
     want = [one.step(row, position).numpy() for position, row in enumerate(rows)]
     one.decode.reset()
     assert not np.any([cache.numpy().any() for cache in one.variables])

@@ -11,7 +11,7 @@ import numpy as np
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 8
 TINY = [
-    "grid=(4, 16)", "layers=2", "width=32", "heads=2", "local_attn_ctx=16", "num_verts=2", "recompute=True",
+    "grid=(4, 16)", "layers=2", "width=32", "heads=2", "local_attn_ctx=16", "num_verts=2", "recompute=whole",
     "batch=4", "warmup=4", "dropout=0.2", "average=0.9", "clip=0.05", "checkpoint_every=2",
 ]  # fmt: skip
 

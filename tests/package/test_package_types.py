@@ -44,7 +44,10 @@ def test_mypy_sees_signatures_through_the_lazy_names(tmp_path):
         "collections.abc", "typing"
     )
     assert "blocksize: int =" in signature and "Any" not in signature.split("attn_mode")[1].split("->")[0]
-    assert "def (heads: int, " in layer and "-> sparse_attention.layers.SparseSelfAttention" in layer
+    assert (
+        "def (heads: int, " in layer
+        and "-> sparse_attention.layers.self_attention.SparseSelfAttention" in layer
+    )
     assert "-> sparse_attention.decode.DecodeStep" in step
     assert "query_time: int, key_time: int, heads: int, block_size: int =" in helper
     assert number.endswith('"str"')

@@ -14,7 +14,6 @@ ROOT_MODULES = {
     "attention",
     "compare",
     "decode",
-    "layers",
     "patterns",
     "recompute",
     "silence",
@@ -40,7 +39,8 @@ def expected_files(clone):
         for file in clone.glob("blocksparse/**/*")
         if file.suffix in ENGINE_SUFFIXES and "__pycache__" not in file.parts
     }
-    return root | engine | {"sparse_attention/py.typed"}
+    layers = {f"sparse_attention/layers/{file.name}" for file in clone.glob("layers/*.py")}
+    return root | layers | engine | {"sparse_attention/py.typed"}
 
 
 def wheel_files(source, folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import keras
@@ -14,14 +14,9 @@ from blocksparse.plan.callback import Predicate, is_pattern
 from blocksparse.plan.checks import check_heads
 from blocksparse.plan.modes import head_modes
 
-from .attention import attention_impl, blocksparse_attention_impl
-from .decode import DecodeStep
-
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        f"sparse_attention.layers needs Keras on TensorFlow, but Keras runs on {keras.backend.backend()!r}; "
-        "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
-    )
+from ..attention import attention_impl, blocksparse_attention_impl, blocksparse_passes
+from ..decode import DecodeStep
+from . import written_out
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -112,32 +107,45 @@ class SparseSelfAttention(keras.layers.Layer):
         self.project = dense(width, "project", self.output_initializer or self.kernel_initializer)
 
     def call(self, x, mask=None, attention_mask=None):
-        _refuse_masks(mask, attention_mask)
+        refuse_masks(mask, attention_mask)
         return self.project(self._attend(self.query(x), self.key(x), self.value(x)))
 
     def _attend(self, q, k, v):
         if not self.blocksparse:
             return attention_impl(q, k, v, **self.pattern)
-        n_ctx = q.shape[1]
-        if n_ctx is None:
-            raise ValueError(
-                f"x has shape {q.shape}; the time of a block-sparse layer has to be known, as its blocks depend on it: "
-                "give keras.Input((time, width)) and pad to that, make a model for each length around the same "
-                "layer, or take blocksparse=False, which is dense and takes any"
-            )
+        n_ctx = known_time(q)
         if self.sees is None:
             return blocksparse_attention_impl(q, k, v, **self.pattern)
         return _transformer(self.sees, n_ctx, self.heads, self.blocksize).attention(q, k, v)
 
+    def passes(self, x: tf.Tensor) -> written_out.Attention:
+        """The attention between the maps and its gradient, apart, for an x [batch, time, width]."""
+        if not self.blocksparse:
+            return written_out.Attention(
+                partial(_dense, self.pattern), partial(_dense_gradient, self.pattern)
+            )
+        n_ctx = known_time(x)
+        if self.sees is None:
+            bst, order, joined = blocksparse_passes(n_ctx, **self.pattern)
+        else:
+            bst, order, joined = _transformer(self.sees, n_ctx, self.heads, self.blocksize), 1, []
+        with_orders = dict(order=order, joined=joined)
+        return written_out.Attention(
+            partial(bst.attention, with_lse=True, **with_orders), partial(bst.attention_grad, **with_orders)
+        )
+
     def compute_output_spec(self, x, mask=None, attention_mask=None):
-        _refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def decode_step(self, batch: int, n_ctx: int) -> DecodeStep:
-        """The same attention one position at a time, for `step`; the layer has to be built, of an attn_mode."""
+        """The same attention one position at a time, for `step`; the layer has to be built, of an attn_mode.
+
+        Its caches are of the compute dtype.
+        """
         if self.sees is not None:
             raise ValueError(
                 "a layer made with sees= has no decode_step: its keys may be anywhere; use attn_mode"
@@ -145,16 +153,25 @@ class SparseSelfAttention(keras.layers.Layer):
         if not self.causal:
             raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
         pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
-        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, **pattern)
+        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, dtype=self.compute_dtype, **pattern)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
-        """x [batch, width] at `position` -> output [batch, width].
+        """x [batch, width] at `position`, a scalar or [batch] -> output [batch, width].
 
-        Queries and keys are float32 here whatever the compute dtype: their products can overflow float16 (paper,
-        section 5.6).
+        Products of queries and keys are float32 whatever the compute dtype: they can overflow float16 (paper, section
+        5.6).
         """
-        q, k, v = (tf.cast(layer(x), tf.float32) for layer in (self.query, self.key, self.value))
-        return self.project(tf.cast(decode(q, k, v, position), self.compute_dtype))
+        out = decode(self.query(x), self.key(x), self.value(x), position)
+        return self.project(tf.cast(out, self.compute_dtype))
+
+    def prefill(self, x: tf.Tensor, decode: DecodeStep, lengths=None) -> tf.Tensor:
+        """The layer on x [batch, time, width], whose first `lengths` positions the caches of `decode` take.
+
+        time has to fit the pattern; steps go on at position lengths, a scalar or [batch], time by default.
+        """
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        decode.prefill(k, v, lengths)
+        return self.project(self._attend(q, k, v))
 
     def get_config(self):
         config = {
@@ -174,9 +191,30 @@ class SparseSelfAttention(keras.layers.Layer):
     def from_config(cls, config):
         config = dict(config)
         maps = config.pop("maps", {})
-        layer = super().from_config(config | {"sees": _loaded(config.get("sees"))})
+        layer = super().from_config(config | {"sees": load_predicates(config.get("sees"))})
         layer._maps = maps
         return layer
+
+
+def known_time(x: tf.Tensor) -> int:
+    if x.shape[1] is None:
+        raise ValueError(
+            f"x has shape {x.shape}; the time of a block-sparse layer has to be known, as its blocks depend on it: "
+            "give keras.Input((time, width)) and pad to that, make a model for each length around the same "
+            "layer, or take blocksparse=False, which is dense and takes any"
+        )
+    return x.shape[1]
+
+
+def _dense(pattern: dict, q, k, v):
+    return attention_impl(q, k, v, **pattern), None
+
+
+def _dense_gradient(pattern: dict, q, k, v, out, lse, dout):
+    with tf.GradientTape() as tape:
+        tape.watch([q, k, v])
+        out, _ = _dense(pattern, q, k, v)
+    return tape.gradient(out, [q, k, v], output_gradients=dout)
 
 
 @lru_cache(maxsize=64)
@@ -184,7 +222,7 @@ def _transformer(sees, n_ctx: int, heads: int, blocksize: int) -> BlocksparseTra
     return from_mask(sees, n_ctx, n_ctx, heads, blocksize)
 
 
-def _refuse_masks(mask: Any, attention_mask: Any) -> None:
+def refuse_masks(mask: Any, attention_mask: Any) -> None:
     if attention_mask is not None:
         raise ValueError(
             "attention_mask was given, which SparseSelfAttention does not take: who sees whom is its pattern, the same "
@@ -215,11 +253,11 @@ def _saved(sees) -> Any:
     return name
 
 
-def _loaded(saved: Any) -> Any:
+def load_predicates(saved: Any) -> Any:
     if isinstance(saved, (list, tuple)):
-        return tuple(map(_loaded, saved))
+        return tuple(map(load_predicates, saved))
     if isinstance(saved, dict):
-        return Pattern(**{**saved, "sees": _loaded(saved["sees"])})
+        return Pattern(**{**saved, "sees": load_predicates(saved["sees"])})
     if not isinstance(saved, str):
         return saved
     found = keras.saving.get_registered_object(saved)

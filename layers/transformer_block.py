@@ -1,0 +1,173 @@
+"""SparseTransformerBlock: the residual block of the Sparse Transformer as a Keras 3 layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import keras
+import tensorflow as tf
+
+from blocksparse.plan.callback import Predicate
+from blocksparse.recomputation import graph
+from blocksparse.recomputation.attach import once, with_gradient
+
+from . import written_out
+from .self_attention import SparseSelfAttention, known_time, load_predicates, refuse_masks
+
+
+@keras.saving.register_keras_serializable(package="sparse_attention")
+class SparseTransformerBlock(keras.layers.Layer):
+    """h = x + drop(attention(norm1(x))), y = h + drop(gelu(norm2(h) W_e + b_e) W_c + b_c): one block of section 5.2.
+
+    gelu(x) = x sigmoid(1.702 x); attention is a SparseSelfAttention. The gradient is written out.
+
+    Args:
+        heads, ..., causal: as in SparseSelfAttention; output_initializer is of W_p and W_c, kernel_initializer of the
+            other matrices.
+        ff_ratio: width of the pre-activation over the input's.
+        dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
+        seed: of dropout, an integer; drawn from Keras's global generator by default.
+        recompute: what the backward pass computes again. "none" keeps about 6 + ff_ratio tensors of x's size a block;
+            "selective" 3, attention running once; "whole" x alone.
+        epsilon: of both norms.
+
+    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
+    Raises: ValueError for arguments that do not fit, and what SparseSelfAttention raises. The gradient cannot be
+        differentiated again (LookupError). Quantized, the block is made of its layers, for inference.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        attn_mode: str | Sequence[str] = "all",
+        local_attn_ctx: int | None = None,
+        blocksize: int = 32,
+        num_verts: int | None = None,
+        vertsize: int | None = None,
+        key_width: int | None = None,
+        blocksparse: bool = True,
+        kernel_initializer="glorot_uniform",
+        output_initializer=None,
+        sees: Predicate | Sequence[Predicate] | None = None,
+        causal: bool = True,
+        ff_ratio: float = 4.0,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        recompute: str = "selective",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
+        if recompute not in written_out.RECOMPUTE:
+            raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout!r}: it has to be at least 0 and less than 1")
+        if not ff_ratio > 0:
+            raise ValueError(f"ff_ratio={ff_ratio!r}: it has to be above 0")
+        self.ff_ratio, self.dropout, self.seed, self.recompute = ff_ratio, dropout, seed, recompute
+        self.epsilon = epsilon
+        own = dict(dtype=self.dtype_policy)
+        norm = partial(keras.layers.LayerNormalization, epsilon=epsilon, **own)
+        self.norm1 = norm(name="norm1")  # made in the order of written_out.Weights
+        self.attention = SparseSelfAttention(
+            heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, key_width, blocksparse,
+            kernel_initializer, output_initializer, sees, causal, name="attention", **own
+        )  # fmt: skip
+        self.norm2 = norm(name="norm2")
+        self.draws = keras.random.SeedGenerator(seed) if dropout else None
+
+    def build(self, shape):
+        width, attention = shape[-1], self.attention
+        inner = int(width * self.ff_ratio)
+        first, last = (
+            initializer.clone() if hasattr(initializer, "clone") else initializer
+            for initializer in (
+                attention.kernel_initializer,
+                attention.output_initializer or attention.kernel_initializer,
+            )
+        )
+        own = dict(dtype=self.dtype_policy)
+        self.expand = keras.layers.Dense(
+            inner, activation=written_out.gelu, kernel_initializer=first, name="expand", **own
+        )
+        self.contract = keras.layers.Dense(width, kernel_initializer=last, name="contract", **own)
+        for layer in (self.norm1, attention, self.norm2, self.expand):
+            layer.build(shape)
+        self.contract.build((*shape[:-1], inner))
+
+    def call(self, x, mask=None, attention_mask=None, training=None):
+        refuse_masks(mask, attention_mask)
+        x = tf.cast(x, self.compute_dtype)
+        if self._is_quantized():
+            x += self.attention(self.norm1(x))
+            return x + self.contract(self.expand(self.norm2(x)))
+        return self.run(self.values(), x, self._drawn(x) if training and self.dropout else None)
+
+    def values(self) -> list[tf.Tensor]:
+        """The weights in the order of written_out.Weights."""
+        layers = (self.norm1, self.attention, self.norm2, self.expand, self.contract)
+        return [tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.weights]
+
+    def run(self, values, x, keys=None):
+        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped."""
+
+        def compute(x, *values):
+            weights = written_out.Weights(*values)
+            y, kept = self.passes(x, keys).forward(weights, x)
+
+            def gradient(dy):
+                again = kept if tf.executing_eagerly() else late(kept, dy)
+                dx, found = self.passes(x, keys).gradient(dy, again, weights)
+                return once([dx, *found], [dy, x, *values])
+
+            return y, gradient
+
+        return with_gradient(compute, x, *values)
+
+    def passes(self, x, keys) -> written_out.Block:
+        """The block's two passes for an x of this shape."""
+        return written_out.Block(self.attention.passes(x), self.epsilon, self.recompute, self.dropout, keys)
+
+    def _drawn(self, x):
+        """Keys of a new draw, of which every replica takes its share."""
+        batch, (one, other) = tf.shape(x)[0], tf.unstack(tf.cast(self.draws.next(), tf.uint32))
+        row = first_row(batch)
+        return tf.stack([written_out.dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
+
+    def _is_quantized(self) -> bool:
+        maps = self.attention, self.expand, self.contract
+        inner = self.attention.query, self.attention.key, self.attention.value, self.attention.project
+        return any(layer.quantization_mode for layer in (*maps, *inner))
+
+    def compute_output_spec(self, x, mask=None, attention_mask=None, training=None):
+        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+        if self.attention.blocksparse:
+            known_time(x)
+        return super().compute_output_spec(x)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        names = "ff_ratio dropout seed recompute epsilon".split()
+        inner = self.attention.get_config()
+        for name in ("name", "trainable", "dtype", "maps"):
+            inner.pop(name, None)
+        return {**super().get_config(), **inner, **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(config | {"sees": load_predicates(config.get("sees"))})
+
+
+def first_row(batch):
+    """The number of this replica's first row in a batch that replicas share."""
+    context = tf.distribute.get_replica_context()
+    return (context.replica_id_in_sync_group if context else 0) * batch
+
+
+def late(kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
+    """The same tensors, of which nothing can merge what is computed again with what was computed first."""
+    names = [name for name, x in kept._asdict().items() if x is not None]
+    return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))

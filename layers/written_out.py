@@ -1,0 +1,287 @@
+"""The residual block of section 5.2 written out: its forward pass, and its gradient from what the forward pass kept.
+
+    h = x + drop(attend(norm1(x)) W_p + b_p),    y = h + drop(gelu(norm2(h) W_e + b_e) W_c + b_c)
+
+TensorFlow's own gradient keeps some forty tensors of a block's width, and runs attention twice where it is recomputed.
+Here each setting of `recompute` keeps a number of them, in units of x:
+
+    none         x, h, attention's output, q, k, v, the pre-activation    6 + ff_ratio; norms and activation run again
+    selective    x, h, attention's output                                 3; four of the six products run again too
+    whole        x                                                        1; all but the last product runs again
+
+Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
+Between two products the time goes into bytes, so that fewer passes over rows are what counts:
+
+- gamma and beta go into the maps behind a norm, which are small: (n gamma + beta) W + b = n (gamma W) + (beta W + b).
+  Their gradients then come from the map's, and no pass over the rows is made for them.
+- A tensor that has to be rounded and stored anyway is stored once (`stored`): left to itself, XLA keeps a second one
+  in float32, or computes all that led to it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.ops import control_flow_util
+
+RECOMPUTE = ("none", "selective", "whole")
+_PHILOX = 1
+
+
+class Weights(NamedTuple):
+    """In the order of a SparseTransformerBlock's weights. Matrices [in, out] may be of the compute dtype already."""
+
+    gamma1: Any
+    beta1: Any
+    query: Any
+    query_bias: Any
+    key: Any
+    key_bias: Any
+    value: Any
+    value_bias: Any
+    project: Any
+    project_bias: Any
+    gamma2: Any
+    beta2: Any
+    expand: Any
+    expand_bias: Any
+    contract: Any
+    contract_bias: Any
+
+    def attention_maps(self, dtype) -> list[Map]:
+        """Those of queries, keys and values behind the first norm."""
+        return [self._folded(0, at, dtype) for at in (2, 4, 6)]
+
+    def projection(self, dtype) -> Map:
+        return Map(tf.cast(self.project, dtype), tf.cast(self.project_bias, dtype))
+
+    def expansion(self, dtype) -> Map:
+        """Behind the second norm."""
+        return self._folded(10, 12, dtype)
+
+    def contraction(self, dtype) -> Map:
+        return Map(tf.cast(self.contract, dtype), tf.cast(self.contract_bias, dtype))
+
+    def _folded(self, norm: int, at: int, dtype) -> Map:
+        gamma, beta, kernel, bias = (wide(x) for x in (*self[norm : norm + 2], *self[at : at + 2]))
+        bias += tf.reduce_sum(beta[:, None] * kernel, axis=0)
+        return Map(tf.cast(gamma[:, None] * kernel, dtype), tf.cast(bias, dtype))
+
+    def unfold(self, norm: int, gradients: list) -> tuple[list, tuple]:
+        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps."""
+        gamma, beta = map(wide, self[norm : norm + 2])
+        maps, dgamma, dbeta = [], 0.0, 0.0
+        for at, (dkernel, dbias) in zip(range(norm + 2, norm + 8, 2), gradients):
+            kernel = wide(self[at])
+            folded = wide(dkernel)
+            maps += [gamma[:, None] * folded + beta[:, None] * dbias, dbias]
+            dgamma += tf.reduce_sum(kernel * folded, axis=1)
+            dbeta += tf.reduce_sum(kernel * dbias, axis=1)
+        return maps, (dgamma, dbeta)
+
+
+class Map(NamedTuple):
+    """x W + b, both of x's dtype, summed in float32 inside the product."""
+
+    kernel: tf.Tensor
+    bias: tf.Tensor
+
+    def of(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(rows, self.kernel) + self.bias
+
+    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        """The rows' gradient, and (dW of W's dtype, db in float32)."""
+        dkernel = tf.matmul(rows, d, transpose_a=True)
+        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, tf.reduce_sum(wide(d), axis=0))
+
+
+class Kept(NamedTuple):
+    """What a forward pass leaves for the gradient: rows [batch * time, width] of the compute dtype, or None.
+
+    lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none.
+    """
+
+    x: Any
+    h: Any = None
+    attended: Any = None
+    lse: Any = None
+    query: Any = None
+    key: Any = None
+    value: Any = None
+    expanded: Any = None
+
+
+class Attention(NamedTuple):
+    """forward(q, k, v) -> (out, lse or None); gradient(q, k, v, out, lse, dout) -> (dq, dk, dv)."""
+
+    forward: Callable
+    gradient: Callable
+
+
+class Block(NamedTuple):
+    """What a block is besides its weights.
+
+    keys: uint32 [2, batch, 2], for each branch and batch row what `dropout` takes; None drops nothing.
+    """
+
+    attention: Attention
+    epsilon: float
+    recompute: str
+    rate: float
+    keys: Any
+
+    def forward(self, weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, Kept]:
+        """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
+        dtype, rows = x.dtype, flat(x)
+        normed = normal(rows, self.epsilon)
+        q, k, v = (each.of(normed) for each in weights.attention_maps(dtype))
+        attended, lse = self.attention.forward(*(unflat(t, x) for t in (q, k, v)))
+        attended = flat(attended)
+        h = self._add(rows, weights.projection(dtype).of(attended), 0)
+        expanded = weights.expansion(dtype).of(normal(h, self.epsilon))
+        out = weights.contraction(dtype).of(tf.cast(gelu(wide(expanded)), dtype))
+        y = unflat(self._add(h, out, 1), x)
+        kept = Kept(x, h, attended, lse, q, k, v, expanded)
+        return y, {
+            "none": kept,
+            "selective": kept._replace(query=None, key=None, value=None, expanded=None),
+            "whole": Kept(x),
+        }[self.recompute]
+
+    def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
+        """dx, and the gradients of the weights, each of its weight's dtype."""
+        if kept.h is None:
+            _, kept = self._replace(recompute="none").forward(weights, kept.x)
+        x, dtype = kept.x, kept.x.dtype
+        dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
+        dattended, dproject = weights.projection(dtype).gradient(self._drop(dh, 0), kept.attended)
+        normed, maps = normal(flat(x), self.epsilon), weights.attention_maps(dtype)
+        q, k, v = (
+            each.of(normed) if own is None else own
+            for each, own in zip(maps, (kept.query, kept.key, kept.value))
+        )
+        dqkv = self.attention.gradient(
+            *(unflat(t, x) for t in (q, k, v, kept.attended)), kept.lse, unflat(dattended, x)
+        )
+        found = [each.gradient(flat(d), normed) for each, d in zip(maps, dqkv)]
+        dx = normal_gradient(sum(wide(d) for d, _ in found), flat(x), self.epsilon)
+        dmaps, dnorm = weights.unfold(0, [d for _, d in found])
+        dx = unflat(tf.cast(wide(dh) + dx, dtype), x)
+        found = Weights(*dnorm, *dmaps, *dproject, *feed_forward)
+        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(found, weights)))
+
+    def _feed_forward_gradient(self, dy, kept: Kept, weights: Weights):
+        """dh, and the gradients of gamma2, beta2 and the two maps."""
+        dtype, h = kept.x.dtype, kept.h
+        normed, expansion = normal(h, self.epsilon), weights.expansion(dtype)
+        expanded = expansion.of(normed) if kept.expanded is None else kept.expanded
+        active, slope = gelu_and_slope(wide(expanded))
+        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), tf.cast(active, dtype))
+        dexpanded = stored(tf.cast(wide(dactive) * slope, dtype))
+        dnormed, dexpand = expansion.gradient(dexpanded, normed)
+        (dmap, dnorm) = weights.unfold(10, [dexpand])
+        dh = stored(tf.cast(wide(dy) + normal_gradient(wide(dnormed), h, self.epsilon), dtype))
+        return dh, (*dnorm, *dmap, *dcontract)
+
+    def _add(self, rows, branch_rows, branch: int):
+        return tf.cast(wide(rows) + wide(self._drop(branch_rows, branch)), rows.dtype)
+
+    def _drop(self, rows, branch: int):
+        return rows if self.keys is None else dropout(rows, self.rate, self.keys[branch])
+
+
+def dropout_keys(seed, step, branch, batch, first_row=0) -> tf.Tensor:
+    """uint32 [batch, 2]: what decides the dropout of a branch's batch rows; all arguments integers or scalar tensors.
+
+    Philox is a counter: row r of the global batch takes draw r, so the keys do not depend on how many replicas share
+    the batch.
+    """
+    key = tf.cast(step, tf.uint64) * 2**16 + tf.cast(branch, tf.uint64)
+    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack([batch, 4]),  # a count gives four numbers
+        key=key[None],
+        counter=tf.stack([tf.cast(first_row, tf.uint64), tf.cast(seed, tf.uint64)]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    return drawn[:, :2]
+
+
+def dropout(rows: tf.Tensor, rate: float, keys: tf.Tensor) -> tf.Tensor:
+    """x / (1 - rate) with probability 1 - rate, else 0, for rows [batch * time, width] or [batch, time, width].
+
+    Decided by keys [batch, 2] (uint32) and the place in the batch row alone: a second pass drops the same. The bits
+    are a hash of the place, two multiplications and a few shifts, which XLA computes where it needs them; bits of a
+    random operation would be written to memory and read back. Constants: Wellons' lowbias32.
+    """
+    batch, width = tf.shape(keys)[0], rows.shape[-1]
+    time = tf.size(rows) // (batch * width)
+    place = tf.range(time)[:, None] * width + tf.range(width)
+    bits = tf.bitwise.bitwise_xor(tf.cast(place, tf.uint32), keys[:, 0, None, None])
+    bits = _shifted(bits, 16) * tf.constant(0x7FEB352D, tf.uint32) + keys[:, 1, None, None]
+    bits = _shifted(_shifted(bits, 15) * tf.constant(0x846CA68B, tf.uint32), 16)
+    kept = tf.reshape(bits >= tf.constant(round(rate * 2**32), tf.uint32), tf.shape(rows))
+    scale = tf.constant(1 / (1 - rate), rows.dtype)
+    return tf.where(kept, rows * scale, tf.zeros([], rows.dtype))
+
+
+def _shifted(bits: tf.Tensor, by: int) -> tf.Tensor:
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(by, tf.uint32)))
+
+
+def wide(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float32)
+
+
+def flat(x: tf.Tensor) -> tf.Tensor:
+    """[batch, time, width] -> [batch * time, width]: a product of two matrices, where a batched one is slower."""
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
+def unflat(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """rows as [batch, time, their width], batch and time being x's."""
+    time = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
+    made = tf.reshape(rows, [-1, time, rows.shape[-1]])
+    made.set_shape([x.shape[0], x.shape[1], rows.shape[-1]])
+    return made
+
+
+def gelu(x: tf.Tensor) -> tf.Tensor:
+    """f(x) = x sigmoid(1.702 x) (section 5.2)."""
+    return x * tf.sigmoid(1.702 * x)
+
+
+def gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """f(x) and f'(x) = s + 1.702 x s (1 - s), s = sigmoid(1.702 x)."""
+    s = tf.sigmoid(1.702 * x)
+    return x * s, s * (1 + 1.702 * x * (1 - s))
+
+
+def stored(x: tf.Tensor) -> tf.Tensor:
+    """x, which XLA writes to memory as it is, rounded."""
+    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return x
+    return xla.optimization_barrier(x)[0]
+
+
+def normal(rows: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """(x - mean) / sqrt(variance + epsilon) along the width, of the rows' dtype."""
+    return tf.cast(_normal(rows, epsilon)[0], rows.dtype)
+
+
+def _normal(rows, epsilon: float):
+    x = wide(rows)
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + epsilon)
+    return centred * scale, scale
+
+
+def normal_gradient(d: tf.Tensor, rows: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """The rows' gradient, float32, given `normal`'s."""
+    normed, scale = _normal(rows, epsilon)
+    mean = tf.reduce_mean(d, axis=-1, keepdims=True)
+    along = tf.reduce_mean(d * normed, axis=-1, keepdims=True)
+    return scale * (d - mean - normed * along)

@@ -1,0 +1,201 @@
+"""What a recomputed function may take and hold besides tensors: the plain gradient, or a refusal in words."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import blocksparse
+import sparse_attention
+
+DECORATORS = [sparse_attention.recomputable, blocksparse.recomputable]
+WAYS = {"eager": lambda f: f, "graph": lambda f: tf.function(f, autograph=False)}
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+either = pytest.mark.parametrize("decorate", DECORATORS)
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def w():
+    return tf.Variable([0.5, -1.0, 0.25, 2.0])
+
+
+def gradients(way, loss, w, recompute):
+    """Of loss(x, recompute), for x and w."""
+
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = loss(x, recompute)
+        return tape.gradient(y, [x, w])
+
+    return WAYS[way](run)(tf.constant(X))
+
+
+def assert_same_gradients(way, loss, w):
+    plain, again = (gradients(way, loss, w, recompute) for recompute in (False, True))
+    for one, other in zip(plain, again):
+        np.testing.assert_allclose(other, one, rtol=1e-5)
+        assert np.abs(one).max() > 1e-3
+
+
+@each_way
+@either
+def test_ragged_results_and_arguments(decorate, way, w):
+    cut = decorate(lambda x: tf.RaggedTensor.from_row_lengths(tf.sin(x * w), [1, 2]))
+    bend = decorate(lambda ragged: tf.tanh(ragged * w))
+    assert_same_gradients(
+        way,
+        lambda x, recompute: tf.reduce_sum(
+            bend(cut(x, recompute=recompute), recompute=recompute).values ** 2
+        ),
+        w,
+    )
+
+
+@each_way
+@either
+def test_sparse_arguments(decorate, way, w):
+    multiply = decorate(lambda sparse: tf.sin(tf.sparse.sparse_dense_matmul(sparse, w[:, tf.newaxis])))
+
+    def loss(x, recompute):
+        sparse = tf.SparseTensor([[0, 1], [1, 2], [2, 0]], x[:, 0], [3, 4])
+        return tf.reduce_sum(multiply(sparse, recompute=recompute) ** 2)
+
+    assert_same_gradients(way, loss, w)
+
+
+@each_way
+@either
+def test_complex_numbers(decorate, way, w):
+    turn = decorate(lambda z: tf.signal.fft(tf.exp(z) * tf.cast(w, tf.complex64)))
+    assert_same_gradients(
+        way,
+        lambda x, recompute: tf.reduce_sum(tf.abs(turn(tf.complex(x, 2 * x), recompute=recompute)) ** 2),
+        w,
+    )
+
+
+@each_way
+@either
+def test_a_list_that_the_function_fills(decorate, way, w):
+    def note(x, into):
+        into.append(tf.sin(x * w))
+        return 2 * x
+
+    noting = decorate(note)
+
+    def loss(x, recompute):
+        left = []
+        y = noting(x, left, recompute=recompute)
+        return tf.reduce_sum(y * left[0])
+
+    assert_same_gradients(way, loss, w)
+
+
+def test_a_tensor_array(w):
+    """Eagerly a Python list; in a graph one value, through which the gradient to what was written would be lost."""
+    stack = sparse_attention.recomputable(lambda array: tf.sin(array.stack() * w))
+
+    def loss(x, recompute):
+        array = tf.TensorArray(tf.float32, 3).unstack(tf.tanh(x))
+        return tf.reduce_sum(stack(array, recompute=recompute) ** 2)
+
+    assert_same_gradients("eager", loss, w)
+    with pytest.raises(ValueError, match=r"took a tf.TensorArray or another list .* give it as one tensor"):
+        gradients("graph", loss, w, True)
+
+
+@each_way
+@either
+def test_a_lookup_between_changes_of_the_table(decorate, way, w):
+    table = tf.lookup.experimental.MutableHashTable(tf.int32, tf.float32, 0.0)
+    look = decorate(lambda x: tf.sin(x * w) * table.lookup(tf.constant([1]))[0])
+
+    def loss(x, recompute):
+        with tf.control_dependencies([table.insert([1], [2.0])]):
+            y = look(x, recompute=recompute)
+        with tf.control_dependencies([y]):
+            table.insert([1], [5.0])
+        return tf.reduce_sum(y**2)
+
+    assert_same_gradients(way, loss, w)
+
+
+@each_way
+def test_a_table_that_is_changed_or_read_inside_a_function(way):
+    table = tf.lookup.experimental.MutableHashTable(tf.int32, tf.float32, 0.0)
+
+    def insert(x):
+        table.insert([1], [2.0])
+        return x * 1
+
+    inner = tf.function(lambda x: x * table.lookup(tf.constant([1]))[0])
+    for function, words in (
+        (insert, "a recomputable function changed a table"),
+        (lambda x: inner(x), "ran LookupTableFindV2 inside control flow or a tf.function"),
+    ):
+        refused = sparse_attention.recomputable(function)
+        with pytest.raises(ValueError, match=words):
+            WAYS[way](partial(refused, recompute=True))(tf.constant(X))
+
+
+@each_way
+@either
+@pytest.mark.parametrize("moved", ["an argument", "a variable"])
+def test_forward_mode_is_refused(decorate, way, moved, w):
+    f = decorate(lambda x: tf.sin(x * w))
+
+    def run(x):
+        primal = x if moved == "an argument" else w
+        with tf.autodiff.ForwardAccumulator(primal, tf.ones_like(primal)) as accumulator:
+            y = f(x, recompute=True)
+        return accumulator.jvp(y)
+
+    with pytest.raises(LookupError, match="cannot be differentiated again"):
+        WAYS[way](run)(tf.constant(X))
+
+
+def test_an_update_behind_an_operation_on_the_variable_itself(w):
+    """x * w reads w where Python does not see it."""
+    f = sparse_attention.recomputable(lambda x: x * w)
+    with tf.GradientTape() as tape:
+        y = f(tf.constant(X), recompute=True)
+    w.assign_add(tf.ones(4))
+    with pytest.raises(ValueError, match=r"the variable Variable:0 of shape \(4,\) was updated between"):
+        tape.gradient(y, w)
+
+
+def test_a_vectorized_jacobian_is_taken_in_a_function(w):
+    f = sparse_attention.recomputable(lambda x: tf.sin(x * w))
+
+    def jacobian(x, recompute):
+        with tf.GradientTape(persistent=True) as tape:
+            y = f(x, recompute=recompute)
+        return tape.jacobian(y, w)
+
+    x = tf.constant(X)
+    plain, again = (tf.function(jacobian)(x, recompute) for recompute in (False, True))
+    np.testing.assert_allclose(again, plain, rtol=1e-5)
+    with pytest.raises(ValueError, match="experimental_use_pfor") as error:
+        jacobian(x, True)
+    assert "ran eagerly was taken inside a tf.function" in str(error.value.__cause__)
+
+
+@either
+def test_a_function_of_tensorflow_around_the_decorated_one(decorate, w):
+    class Block(tf.Module):
+        @decorate
+        def bend(self, x, twice=False):
+            return tf.sin(x * w) * (2.0 if twice else 1.0)
+
+    block = Block()
+    for call in (
+        tf.function(block.bend),
+        tf.function(partial(block.bend, twice=True)),
+        tf.function(decorate(lambda x, **kwargs: tf.sin(x * w))),
+    ):
+        assert_same_gradients(
+            "eager", lambda x, recompute, f=call: tf.reduce_sum(f(x, recompute=recompute)), w
+        )

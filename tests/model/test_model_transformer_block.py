@@ -1,0 +1,196 @@
+"""SparseTransformerBlock: its written-out gradient is that of the layers it is made of."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sparse_attention.layers import SparseTransformerBlock
+from sparse_attention.layers.written_out import dropout
+
+TIME, WIDTH = 64, 32
+PATTERN = dict(heads=2, attn_mode="fixed", local_attn_ctx=16, blocksize=8, num_verts=2, vertsize=1)
+MERGED = dict(heads=2, attn_mode="local+strided", local_attn_ctx=8, blocksize=8)
+
+
+def made(dtype="float32", **arguments):
+    keras.utils.set_random_seed(0)
+    block = SparseTransformerBlock(**{**PATTERN, **arguments}, dtype=dtype)
+    block.build((None, TIME, WIDTH))
+    for number, weight in enumerate(block.weights):
+        weight.assign(weight + 0.2 * tf.random.stateless_normal(weight.shape, [number, 1]))
+    return block
+
+
+def rows(dtype="float32"):
+    return tf.cast(tf.random.stateless_normal([3, TIME, WIDTH], [5, 6]), dtype)
+
+
+def plain(block, drop=lambda x, branch: x):
+    """The block as its layers say it."""
+
+    def call(x):
+        h = x + drop(block.attention(block.norm1(x)), 0)
+        return h + drop(block.contract(block.expand(block.norm2(h))), 1)
+
+    return call
+
+
+def results(block, call, x, jit=False):
+    """y, and the gradients of x and of every weight."""
+
+    @tf.function(jit_compile=jit)
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = call(x)
+            loss = tf.reduce_sum(tf.sin(tf.cast(y, tf.float32)))
+        return [y, *tape.gradient(loss, [x, *block.weights])]
+
+    return [np.asarray(tf.cast(each, tf.float32)) for each in run(x)]
+
+
+def error(came, want):
+    """Root mean square over the largest; of what is 0 in theory (the keys' bias), over 1."""
+    return np.sqrt(np.mean((came - want) ** 2)) / max(np.abs(want).max(), 1)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+@pytest.mark.parametrize("pattern", [PATTERN, MERGED, dict(PATTERN, blocksparse=False)])
+def test_gradients_are_those_of_the_layers(pattern, recompute, jit):
+    block, x = made(recompute=recompute, **pattern), rows()
+    for came, want in zip(results(block, block, x, jit), results(block, plain(block), x, jit), strict=True):
+        assert error(came, want) < 5e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+def test_half_precision_is_as_exact_as_the_layers(policy, recompute):
+    exact = made()
+    wanted = results(exact, plain(exact), rows())
+    block, x = made(policy, recompute=recompute), rows(keras.DTypePolicy(policy).compute_dtype)
+    came, usual = results(block, block, x), results(block, plain(block), x)
+    for one, other, want in zip(came, usual, wanted, strict=True):
+        assert error(one, want) < 2 * error(other, want) + 1e-4
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+def test_both_passes_drop_the_same(recompute):
+    block, x = made(recompute=recompute, dropout=0.4), rows()
+    keys = tf.cast(tf.random.stateless_uniform([2, 3, 2], [7, 8], 0, 2**31 - 1, tf.int32), tf.uint32)
+    dropping = plain(block, lambda x, branch: dropout(x, 0.4, keys[branch]))
+    came = results(block, lambda x: block.run(block.values(), x, keys), x)
+    for one, want in zip(came, results(block, dropping, x), strict=True):
+        assert error(one, want) < 5e-5
+
+
+def test_dropout_is_drawn_anew_at_each_call_and_not_outside_training():
+    block, x = made(dropout=0.4, seed=1), rows()
+    one, other = block(x, training=True), block(x, training=True)
+    assert not np.allclose(one, other)
+    np.testing.assert_array_equal(block(x), block(x, training=False))
+
+
+@pytest.mark.parametrize(("recompute", "attentions"), [("none", 1), ("selective", 1), ("whole", 2)])
+def test_attention_runs_again_only_where_all_does(recompute, attentions):
+    block = made(recompute=recompute)
+
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(block(x) ** 2)
+        return tape.gradient(loss, x)
+
+    kinds = Counter(op.type for op in run.get_concrete_function(rows()).graph.get_operations())
+    assert (kinds["BlocksparseAttention"], kinds["BlocksparseAttentionGrad"]) == (attentions, 1)
+
+
+def test_a_second_derivative_is_refused():
+    block, x = made(blocksparse=False), rows()
+    with pytest.raises(LookupError, match="cannot be differentiated again"), tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(block(x) ** 2)
+        outer.gradient(inner.gradient(y, x), x)
+
+
+def test_frozen_layers_stay_in_their_place():
+    block, x = made(), rows()
+    want = block(x)
+    block.norm1.trainable = False
+    np.testing.assert_array_equal(block(x), want)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(block(x) ** 2)
+    assert all(each is not None for each in tape.gradient(loss, block.trainable_variables))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_it_learns_and_is_saved(tmp_path, jit):
+    model = keras.Sequential(
+        [
+            keras.Input((TIME,)),
+            keras.layers.Embedding(16, WIDTH),
+            SparseTransformerBlock(**PATTERN, dropout=0.1, recompute="selective"),
+            SparseTransformerBlock(**PATTERN, recompute="whole"),
+            keras.layers.Dense(16),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
+    tokens = np.tile(np.arange(16), (8, TIME // 16))
+    losses = model.fit(tokens, tokens, epochs=12, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+    model.save(tmp_path / "model.keras")
+    model.export(tmp_path / "saved", verbose=False)
+    np.save(tmp_path / "want.npy", model.predict(tokens, verbose=0))
+    np.save(tmp_path / "tokens.npy", tokens)
+    subprocess.run([sys.executable, "-c", LOADS, str(tmp_path)], check=True)
+
+
+LOADS = """
+import sys, keras, numpy as np, tensorflow as tf
+import sparse_attention.layers
+folder = sys.argv[1]
+tokens, want = np.load(folder + "/tokens.npy"), np.load(folder + "/want.npy")
+loaded = keras.models.load_model(folder + "/model.keras")
+assert loaded.layers[1].dropout == 0.1 and loaded.layers[2].recompute == "whole"
+np.testing.assert_allclose(loaded.predict(tokens, verbose=0), want, rtol=1e-4, atol=1e-5)
+saved = tf.saved_model.load(folder + "/saved")
+np.testing.assert_allclose(saved.serve(tf.constant(tokens, tf.float32)), want, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_quantized_block_is_made_of_its_layers():
+    block, x = made(), rows()
+    want = block(x)
+    keras.Sequential([keras.Input((TIME, WIDTH)), block]).quantize("int8")
+    assert block.expand.quantization_mode == "int8"
+    assert np.abs(block(x) - want).max() < 0.1 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(recompute=True), "recompute=True: choose one of none, selective, whole"),
+        (dict(dropout=1.0), "dropout=1.0: it has to be at least 0 and less than 1"),
+        (dict(ff_ratio=0), "ff_ratio=0: it has to be above 0"),
+        (dict(attn_mode="somewhere"), "somewhere"),
+    ],
+)
+def test_what_means_no_block_is_refused(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        SparseTransformerBlock(**{**PATTERN, **arguments})
+
+
+def test_masks_and_unknown_times_are_refused():
+    block = made()
+    with pytest.raises(ValueError, match="attention_mask was given"):
+        block(rows(), attention_mask=tf.ones([3, TIME, TIME]))
+    with pytest.raises(ValueError, match="the time of a block-sparse layer has to be known"):
+        keras.Sequential([keras.Input((None, WIDTH)), SparseTransformerBlock(**PATTERN)])
