@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ def load_model(folder: Path, averaged: bool = True) -> SparseTransformer:
     themselves, which no pretrained model has."""
     folder = runs.open(folder)
     config = runs.read_config(folder)
+    if not tf.config.list_physical_devices("GPU"):  # a CPU computes with halves many times slower
+        config = replace(config, precision="float32")
     arrays = pretrained.read(folder) if averaged else None
     arrays = arrays or checkpoint.read(folder)
     if arrays is None:
