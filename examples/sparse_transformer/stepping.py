@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from sparse_attention.decode import DecodeStep
+from sparse_attention.layers.written_out import gelu
 
 from .config import Config
-from .model import SparseTransformer, gelu
+from .model import SparseTransformer
 
 
 class Map(NamedTuple):
