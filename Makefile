@@ -1,4 +1,5 @@
-# make demo    see it work: the table of attention.py, then small models trained on real bytes
+# make demo    see it work: the table of attention.py, small models trained on real bytes, what larger ones write and draw
+# make paper SCALE=laptop    the paper's Table 2 in small, on real data: runs/paper/laptop/report.md; card wants a GPU
 # make test    the test suite
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
@@ -27,14 +28,22 @@ STALE := $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: demo test pictures fuzz gpu-test lint format types compile-all clean docs
+.PHONY: demo paper test pictures fuzz gpu-test lint format types compile-all clean docs
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
 	$(RUN) examples/enwik8.py
 	rm -rf runs/demo
-	$(RUN) examples/train.py enwik8_small --steps 240 --out runs/demo
-	$(RUN) examples/sample.py runs/demo --length 400 --prompt "import "
+	$(RUN) examples/train.py enwik8_small --steps 200 --out runs/demo
+	$(RUN) examples/complete.py text --count 2
+	$(RUN) examples/complete.py image --count 12 --out runs/demo/images.png
+	@echo "Both models are in examples/pretrained, trained in minutes on one GPU; card.json there has the commands."
+
+SCALE ?= laptop
+paper: .venv/examples.installed
+	$(RUN) examples/fetch.py gcide --out data/gcide
+	$(RUN) examples/fetch.py fashion --out data/fashion
+	$(RUN) examples/paper.py $(SCALE)
 
 test: .venv/test.installed
 	$(RUN) -m pytest -c tests/pytest.ini tests -n 2 --dist worksteal --durations 25

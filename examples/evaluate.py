@@ -7,6 +7,7 @@ python examples/evaluate.py runs/enwik8 --split test --min-context 12160 --limit
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from sparse_transformer import command, runs
@@ -22,7 +23,9 @@ def windows(text: str) -> int | None:
 
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder that train.py wrote, or a trained model: text, image"
+    )
     parser.add_argument(
         "--data", metavar="PATH", help="another data set, or the new place of the one that the run learnt"
     )
@@ -41,12 +44,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--last-weights", action="store_true", help="the weights instead of their moving averages"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the score to as well")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        args.run = runs.open(args.run)
         settings = runs.read_config(args.run)
 
         from sparse_transformer import data, origin
@@ -67,6 +72,8 @@ def main() -> None:
             batch=args.batch or settings.batch,
             bar=True,
         )
+        if args.json:
+            runs.write_json(args.json, asdict(score))
     print(f"{args.run}: {score} of {args.split}, minimum context {args.min_context}; data: {found}")
 
 

@@ -17,7 +17,9 @@ from sparse_transformer import command, runs
 
 def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder that train.py wrote, or a trained model: text, image"
+    )
     parser.add_argument("--prompt", help="what to go on from: a text, an image file, a .wav or .flac file")
     parser.add_argument(
         "--seconds", type=command.number(0), default=2, help="how much of a recorded prompt to take"
@@ -46,6 +48,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        args.run = runs.open(args.run)
         settings = runs.read_config(args.run)
 
         from sparse_transformer import prompts
@@ -63,7 +66,7 @@ def main() -> None:
         chunks = stream(model, given, length, args.temperature, args.seed, args.top_k, args.top_p)
         text = settings.data == "text"
         tokens = np.concatenate([given, *shown(chunks, given, length, text)], axis=1)
-        paths = write(settings, tokens, args.out or args.run / "sample")
+        paths = write(settings, tokens, args.out or runs.output(args.run) / "sample")
     if text and args.count > 1:
         print(paths[0].read_bytes().decode(errors="replace"))
     print("wrote", *paths)

@@ -12,10 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 SPLITS = ("train", "valid", "test")
-KINDS = ("text", "cifar10", "imagenet64", "audio")
+KINDS = ("text", "cifar10", "imagenet64", "fashion", "audio")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 RECOMPUTE = ("none", "selective", "whole")
-IMAGES = ("cifar10", "imagenet64")
+IMAGES = {"cifar10": 3, "imagenet64": 3, "fashion": 1}  # channels of a pixel
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ class Config:
         return prod(self.grid)
 
     @property
+    def padded(self) -> int:
+        """Positions of the residual stream: n_ctx, and after them rows of the grid, which nothing reads, so that the
+        columns that strided sees are whole blocks: fashion's of 28 become 32, in blocks of 16."""
+        if self.local_attn_ctx is None or "strided" not in str(self.layer_modes):
+            return self.n_ctx
+        rows, rest = divmod(self.n_ctx, self.local_attn_ctx)
+        return self.n_ctx if rest else -(-rows // self.blocksize) * self.blocksize * self.local_attn_ctx
+
+    @property
     def pattern(self) -> dict:
         names = "heads local_attn_ctx blocksize num_verts vertsize".split()
         return {name: getattr(self, name) for name in names}
@@ -99,8 +108,9 @@ class Config:
                 raise ValueError(f"{key}={getattr(self, key)!r}: choose one of {', '.join(choices)}")
         if not self.grid or not self.layer_modes:
             raise ValueError("grid and layer_modes may not be empty")
-        if self.data in IMAGES and (len(self.grid) != 3 or self.grid[0] != self.grid[1] or self.grid[2] != 3):
-            raise ValueError(f"grid={self.grid}: an image's is (side, side, 3)")
+        if channels := IMAGES.get(self.data):
+            if self.grid != (self.grid[0], self.grid[0], channels):
+                raise ValueError(f"grid={self.grid}: an image's is (side, side, {channels})")
         if self.dropout and self.width % 2:
             raise ValueError(
                 f"width={self.width}: it has to be even for dropout, which draws two numbers at once"

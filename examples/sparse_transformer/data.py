@@ -1,4 +1,4 @@
-"""The four kinds of data, their splits, and examples of them by number."""
+"""The kinds of data, their splits, and examples of them by number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from . import toy_data
 from .config import SPLITS, Config
-from .formats import DataError, audio, images, text
+from .formats import DataError, audio, idx, images, text
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Stream:
 class Images:
     """Images stored as planes; an example is row, column, channel (paper, section 5.3)."""
 
-    batches: list[np.ndarray]  # uint8 [images, 3, side, side] each
+    batches: list[np.ndarray]  # uint8 [images, channels, side, side] each
     chosen: np.ndarray  # numbers of this split's images
 
     @property
@@ -110,6 +110,20 @@ def _cifar10(path: Path) -> dict[str, Source]:
     }
 
 
+def _fashion(path: Path, splits: tuple[str, ...]) -> dict[str, Source]:
+    """57,000 / 3,000 of the training images, drawn as CIFAR-10's are, and the 10,000 official test images."""
+    found: dict[str, Source] = {}
+    if "test" in splits:
+        test = idx.read_fashion(path, training=False)
+        found["test"] = Images([test], np.arange(len(test)))
+    if set(splits) - {"test"}:
+        train = idx.read_fashion(path, training=True)
+        order = np.random.RandomState(_SHUFFLE).permutation(len(train))
+        found["train"] = Images([train], order[3_000:])
+        found["valid"] = Images([train], order[:3_000])
+    return found
+
+
 def _imagenet64(path: Path, splits: tuple[str, ...]) -> dict[str, Source]:
     """The paper evaluates on the official validation set, here `test`; 50,018 of 1,281,167 training images validate."""
     found: dict[str, Source] = {}
@@ -154,6 +168,12 @@ def load_splits(config: Config, path: str | None, splits: tuple[str, ...] = SPLI
         seconds = max(240, 24 * config.n_ctx / audio.SAMPLE_RATE)
         tokens = audio.read_audio(Path(path)) if path else toy_data.melody(seconds)
         found = _stream(tokens, config, path)
+    elif config.data == "fashion":
+        if not path:
+            raise DataError("--data", "Fashion-MNIST is not built in", idx.FASHION)
+        if config.grid != (28, 28, 1):
+            raise DataError(path, f"images of 28 x 28 for grid={config.grid}", "grid=(28, 28, 1)")
+        found = _fashion(Path(path), splits)
     else:
         found = _images(config, Path(path), splits) if path else _crops(config.grid[0])
     return {split: found[split] for split in splits}

@@ -10,14 +10,17 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from . import checkpoint, data, flat, runs
+from . import checkpoint, data, flat, pretrained, runs
 from .model import SparseTransformer, bits
 
 
 def load_model(folder: Path, averaged: bool = True) -> SparseTransformer:
-    """The model of a run, with the moving averages of its weights or with the weights themselves."""
+    """The model of a run, or of a name in ../pretrained, with the moving averages of its weights or the weights
+    themselves, which no pretrained model has."""
+    folder = runs.open(folder)
     config = runs.read_config(folder)
-    arrays = checkpoint.read(folder)
+    arrays = pretrained.read(folder) if averaged else None
+    arrays = arrays or checkpoint.read(folder)
     if arrays is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     model = SparseTransformer(config)

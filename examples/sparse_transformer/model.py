@@ -167,7 +167,7 @@ class SparseTransformer(keras.Model):
         # Compiled, or the gradient of the positions, a sum over batch rows, takes as long as a block's.
         compiled = partial(tf.function, autograph=False, jit_compile=True)
         self.embed = compiled(self._embed) if shared and config.xla else self._embed
-        self.build((None, config.n_ctx))
+        self.build((None, config.padded))
 
     def build(self, shape):
         self.embedding.build(shape)
@@ -190,14 +190,19 @@ class SparseTransformer(keras.Model):
         if training and step is None:
             step = self.optimizer.iterations.value
         rest = iter(values or ())
-        x = self.embed(_next(rest, self.embedding), tokens)
+        x = self.pad(self.embed(_next(rest, self.embedding), tokens))
         step = step if training else None
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
             run = like.shared if self.shared else like.run
             x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
-        return tf.cast(self.logits(self.norm(x)), tf.float32)
+        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+
+    def pad(self, x):
+        """[batch, n_ctx, width] with zeros behind: the config.padded positions of the residual stream."""
+        more = self.config.padded - self.config.n_ctx
+        return tf.pad(x, [[0, 0], [0, more], [0, 0]]) if more else x
 
     def _embed(self, values, tokens):
         with keras.StatelessScope(zip(self.embedding.weights, values, strict=True)):
@@ -205,13 +210,13 @@ class SparseTransformer(keras.Model):
 
     def check_patterns(self) -> None:
         """Raises ValueError where a mode does not fit the context, before any step is made."""
-        x = tf.TensorSpec([1, self.config.n_ctx, self.config.width], self.compute_dtype)
+        x = tf.TensorSpec([1, self.config.padded, self.config.width], self.compute_dtype)
         for block in self.blocks[: len(self.config.layer_modes)]:
             tf.function(block.attention.call, autograph=False).get_concrete_function(x)
 
     def decoders(self, batch: int) -> list[DecodeStep]:
         """A decoding step for each block, to be made outside tf.function."""
-        return [block.attention.decode_step(batch, self.config.n_ctx) for block in self.blocks]
+        return [block.attention.decode_step(batch, self.config.padded) for block in self.blocks]
 
 
 def _next(values, layer) -> list[tf.Tensor]:

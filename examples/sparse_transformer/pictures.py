@@ -20,12 +20,12 @@ from .evaluation import load_model
 
 def attention_weights(model, tokens: np.ndarray, layer: int, position: int) -> np.ndarray:
     """[heads, n_ctx]: how much of each key the heads of `layer` take for the query at `position`."""
-    x = model.embedding(tokens[None])
+    x = model.pad(model.embedding(tokens[None]))
     for block in model.blocks[:layer]:
         x = block(x)
     block = model.blocks[layer]
     attention = block.attention
-    x = block.norm1(x)
+    x = block.norm1(x)[:, : len(tokens)]
     heads = attention.heads
     q, k = (
         tf.cast(tf.reshape(f(x)[0], [len(tokens), heads, -1]), tf.float32)

@@ -5,6 +5,9 @@ data.json        the data set it learns: where it lies, its size, a digest
 checkpoint.npz   the step, and every variable (checkpoint.py)
 metrics.csv      a row for each step (log.py), and TensorBoard's events
 lock             held while a training writes here (files.py)
+
+A trained model that is committed, in ../pretrained, has config.json, data.json, weights.npz and card.json
+(pretrained.py).
 """
 
 from __future__ import annotations
@@ -17,6 +20,27 @@ from .config import Config
 from .files import replacing
 
 LARGEST = 1 << 20  # bytes of a configuration; more is none
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+WEIGHTS = "weights.npz"
+
+
+def open(name: str | Path) -> Path:
+    """The folder of a run, or of the model in ../pretrained that has this name; a folder of that name goes first.
+
+    Raises ValueError that lists the names where it is neither.
+    """
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    names = sorted(path.parent.name for path in PRETRAINED.glob("*/config.json"))
+    if str(name) in names:
+        return PRETRAINED / name
+    known = f", or name a trained model: {', '.join(names)}" if names else ""
+    raise ValueError(f"{name} holds no run (no config.json); train one with examples/train.py CONFIG{known}")
+
+
+def output(folder: Path) -> Path:
+    """Where what is made of the folder's model goes: the folder, or runs/NAME where a committed one would change."""
+    return Path("runs") / folder.name if folder.parent == PRETRAINED else folder
 
 
 def read_json(path: Path, wanted: str):
@@ -35,9 +59,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_config(folder: Path) -> Config:
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no run (no config.json); train one with examples/train.py CONFIG")
+    path = open(folder) / "config.json"
     wanted = "the configuration that examples/train.py writes"
     fields = read_json(path, wanted)
     try:

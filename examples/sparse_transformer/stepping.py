@@ -102,8 +102,9 @@ def prefill(model: SparseTransformer, decoders: list[DecodeStep], prompt, length
 
     time has to fit the patterns: see `padded`.
     """
-    time = prompt.shape[1]
-    x = model.embedding(tf.pad(prompt, [[0, 0], [0, model.config.n_ctx - time]]))[:, :time]
+    time, whole = prompt.shape[1], model.config.n_ctx
+    tokens = tf.pad(prompt[:, :whole], [[0, 0], [0, max(0, whole - time)]])
+    x = model.pad(model.embedding(tokens))[:, :time]
     for block, decode in zip(model.blocks, decoders, strict=True):
         x += block.attention.prefill(block.norm1(x), decode, lengths)
         x += block.contract(block.expand(block.norm2(x)))
@@ -112,7 +113,7 @@ def prefill(model: SparseTransformer, decoders: list[DecodeStep], prompt, length
 def padded(config: Config, prompt: np.ndarray) -> np.ndarray:
     """prompt [batch, time] with zeros behind, which nothing before them sees, up to a length that the patterns fit."""
     unit = config.blocksize * (config.local_attn_ctx or 1)
-    time = min(-(-max(prompt.shape[1], 1) // unit) * unit, config.n_ctx)
+    time = min(-(-max(prompt.shape[1], 1) // unit) * unit, config.padded)
     return np.pad(prompt, [(0, 0), (0, time - prompt.shape[1])])
 
 

@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import resource
+import struct
 import sys
 import tarfile
 import tempfile
@@ -30,7 +31,7 @@ import soundfile
 from PIL import Image
 from scipy.signal import resample_poly  # noqa: F401, before memory is limited
 from sparse_transformer import checkpoint, config, metrics, origin, runs
-from sparse_transformer.formats import audio, cifar_pickle, images
+from sparse_transformer.formats import audio, cifar_pickle, idx, images, text
 
 MEMORY = 1 << 30  # bytes that this process may take beyond what it has at its start
 SECONDS = 30  # for one file
@@ -78,6 +79,10 @@ def picture(kind: str) -> bytes:
     return file.getvalue()
 
 
+def images_idx() -> bytes:
+    return struct.pack(">HBB3I", 0, 8, 3, 20, 28, 28) + bytes(range(256)) * 61 + bytes(64)
+
+
 def read_pickle_folder(path: Path):
     return images._cifar10_batch("data_batch_1", path.read_bytes())
 
@@ -94,9 +99,11 @@ def cases() -> dict[str, tuple[int, str, list[bytes], object]]:
     }
     wavs = [recording("WAV", s) for s in ("PCM_16", "PCM_24", "FLOAT", "PCM_U8")]
     return {
-        "CIFAR-10 pickle": (15, "data_batch_1", [cifar_batch(2), cifar_batch(4)], read_pickle_folder),
+        "CIFAR-10 pickle": (10, "data_batch_1", [cifar_batch(2), cifar_batch(4)], read_pickle_folder),
+        "idx": (5, "images-idx3-ubyte.gz", [images_idx(), gzip.compress(images_idx())], idx.read_idx),
+        "dictionary": (5, "a.dict.dz", [gzip.compress(b"Zythum, n. [L.] " * 900)], text.read_text),
         "CIFAR-10 archive": (5, "cifar.tar.gz", [gzip.compress(cifar_archive()), cifar_archive()], images.read_cifar10),
-        "ImageNet npz": (15, "batch.npz", [npz(data=np.ones((4, 12288), np.uint8))], images.read_batch),
+        "ImageNet npz": (10, "batch.npz", [npz(data=np.ones((4, 12288), np.uint8))], images.read_batch),
         "checkpoint": (15, "checkpoint.npz", [npz(**arrays)], lambda path: checkpoint.read(path.parent)),
         "config.json": (15, "config.json", [settings], lambda path: runs.read_config(path.parent)),
         "data.json": (5, "data.json", [noted], lambda path: origin.read(path.parent)),

@@ -1,7 +1,9 @@
 """Data in the genuine formats, and what is said about files that are not."""
 
+import gzip
 import io
 import pickle
+import struct
 import tarfile
 import wave
 from dataclasses import replace
@@ -21,6 +23,7 @@ TEXT = replace(config.load("enwik8_small"), grid=(4, 16))
 CIFAR = config.load("cifar10_small")
 IMAGENET = config.load("imagenet64_small")
 AUDIO = replace(config.load("music_small"), grid=(8, 16))
+FASHION = config.load("fashion")
 
 
 # Text
@@ -60,6 +63,105 @@ def test_text_that_will_not_do(tmp_path, content, problem):
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"text: .*{problem}"):
         data.load(TEXT, str(path))
+
+
+def test_a_dictionary_is_read_with_its_markup(tmp_path):
+    """dictzip is gzip with a field of its own in the header."""
+    text = b"Zythum, n.\n   A kind of {malt} beverage. [1913 Webster]\n" * 100
+    packed = bytearray(gzip.compress(text))
+    packed[3] |= 4  # FEXTRA
+    packed[10:10] = struct.pack("<H", 6) + b"RA\2\0\1\0"
+    path = tmp_path / "a.dict.dz"
+    path.write_bytes(packed)
+    tokens = np.concatenate([data.load(TEXT, str(path), split).tokens for split in data.SPLITS])
+    assert tokens.tobytes() == text
+    path.write_bytes(packed[:-20])
+    with pytest.raises(DataError, match=r"a\.dict\.dz: cannot be unpacked .*examples/fetch\.py gcide --out"):
+        data.load(TEXT, str(path))
+
+
+def test_a_dictionary_that_unpacks_to_more_than_any_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse_transformer.formats.text.LARGEST", 1000)
+    path = tmp_path / "a.dict.dz"
+    path.write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(DataError, match="unpacks to more than 1,000 bytes"):
+        data.load(TEXT, str(path))
+
+
+# Fashion-MNIST
+
+
+def idx(array, kind=8):
+    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory):
+    """Image i is i % 251 in its first pixel and its row elsewhere; the test images are not packed."""
+    root = tmp_path_factory.mktemp("fashion")
+    images = np.broadcast_to(np.arange(28, dtype=np.uint8)[:, None], (60_000, 28, 28)).copy()
+    images[:, 0, 0] = np.arange(60_000) % 251
+    (root / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images), 1))
+    (root / "t10k-images-idx3-ubyte").write_bytes(idx(images[:10_000]))
+    return root
+
+
+def test_fashion(fashion):
+    sources = data.load_splits(FASHION, str(fashion))
+    assert {split: source.size for split, source in sources.items()} == {
+        "train": 57_000,
+        "valid": 3_000,
+        "test": 10_000,
+    }
+    images = sources["test"].examples(np.array([7, 252]), 0)
+    assert images.shape == (2, 784) and images[:, 0].tolist() == [7, 1]
+    np.testing.assert_array_equal(images[0, 1:], np.repeat(np.arange(28), 28)[1:])
+    held = np.concatenate([sources[split].chosen for split in ("train", "valid")])
+    assert sorted(held) == list(range(60_000))
+
+
+def test_fashion_splits_want_their_own_file_alone(fashion, tmp_path):
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes((fashion / "t10k-images-idx3-ubyte").read_bytes())
+    assert data.load(FASHION, str(tmp_path), "test").size == 10_000
+    with pytest.raises(
+        DataError, match=r"train-images-idx3-ubyte\.gz is missing\. Wanted: .*fetch\.py fashion"
+    ):
+        data.load(FASHION, str(tmp_path))
+
+
+def test_fashion_is_not_built_in():
+    with pytest.raises(
+        DataError, match=r"--data: Fashion-MNIST is not built in\. Wanted: .*fetch\.py fashion --out"
+    ):
+        data.load(FASHION)
+
+
+def test_fashion_in_another_grid(fashion):
+    with pytest.raises(
+        DataError, match=r"images of 28 x 28 for grid=\(14, 14, 1\)\. Wanted: grid=\(28, 28, 1\)"
+    ):
+        data.load(replace(FASHION, grid=(14, 14, 1)), str(fashion))
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (idx(np.zeros((3, 28, 28), np.uint8)), r"an array of \[3, 28, 28\] instead of \[10000, 28, 28\]"),
+        (idx(np.zeros(4, np.uint8))[:-1], "its header says 4 bytes, and there are 3"),
+        (idx(np.zeros(4, np.uint8)) + b"x", "its header says 4 bytes, and there are more"),
+        (idx(np.zeros(4, np.uint8), kind=13), "it begins with 0000 0d 01, not with 0000 08 and a number"),
+        (b"\x89PNG and more", "it begins with 8950 4e 47"),
+        (struct.pack(">HBB2I", 0, 8, 2, 2**31, 2**31), "says 4,611,686,018,427,387,904 bytes, more than"),
+        (b"", "requires a buffer of 4 bytes"),
+        (gzip.compress(idx(np.zeros(400, np.uint8)))[:-9], "ended before the end-of-stream"),
+    ],
+)
+def test_fashion_damaged(tmp_path, content, problem):
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"t10k-images-idx3-ubyte\.gz: .*{problem}.*Wanted: .*fetch\.py fashion"
+    ):
+        data.load(FASHION, str(tmp_path), "test")
 
 
 # CIFAR-10
