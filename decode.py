@@ -16,8 +16,9 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
+from blocksparse.plan.caches import Cache
 from blocksparse.plan.checks import check_heads, check_positive
-from blocksparse.plan.modes import TABLE, Cache, Mode, head_modes
+from blocksparse.plan.modes import TABLE, Mode, head_modes
 from blocksparse.plan.patterns import Pattern
 from blocksparse.tensors import TensorLike, do_not_convert
 

@@ -12,9 +12,7 @@ from functools import reduce
 from math import lcm
 from typing import Any
 
-import numpy as np
-
-from . import patterns
+from . import caches, patterns
 from .checks import check_block_size, check_positive, nearest_divisor, nearest_multiple
 from .patterns import Pattern, causal, everything, nothing, residue_classes
 
@@ -85,35 +83,6 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Where decoding keeps the keys of a mode: `runs` times `length` slots a head; a query reads one run whole.
-
-    slot(j): place of position j in the cache, the same for all heads.
-    holds(n): positions [capacity, heads or 1] in the slots once the first n positions went in; others where they are
-        negative or not below n.
-    run(i), within(i): the run that query i reads, and the positions [..., length, heads or 1] in it; where there is one
-        run, it holds what came last.
-    keeps(j): whether the cache takes key j; by default where j's own query sees it, as nobody sees it otherwise.
-    """
-
-    length: int
-    slot: Callable
-    holds: Callable
-    runs: int = 1
-    run: Callable = lambda i: i * 0
-    within: Callable | None = None
-    keeps: Callable | None = None
-
-    @property
-    def capacity(self) -> int:
-        return self.runs * self.length
-
-    def reach(self, i):
-        """The positions in the run that query i reads; those it does not see are among them."""
-        return self.holds(i + 1) if self.within is None else self.within(i)
-
-
-@dataclass(frozen=True)
 class Row:
     """One mode: either the parts it is the union of, or its predicate and what goes with it."""
 
@@ -122,7 +91,7 @@ class Row:
     needs: tuple[str, ...] = ()  # arguments that have to be positive ints
     divides: tuple[Callable[[Sizes], None], ...] = ()  # raise ValueError where blocks cannot hold the pattern
     by_residue: bool = False  # its blocks lie in the order (i % local_attn_ctx, i // local_attn_ctx)
-    cache: Callable[[Mode, int], Cache] | None = None  # of a mode with n_ctx positions
+    cache: Callable[[Mode, int], caches.Cache] | None = None  # of a mode with n_ctx positions
 
 
 def check_stride(n_ctx: int, local_attn_ctx: int, blocksize: int) -> None:
@@ -164,108 +133,37 @@ def _groups_share_heads(sizes: Sizes) -> None:
         )
 
 
-def _slots(count: int) -> np.ndarray:
-    return np.arange(count, dtype=np.int32)[:, None]
-
-
-def _everything(mode: Mode, n_ctx: int) -> Cache:
-    slots = _slots(n_ctx)
-    return Cache(n_ctx, lambda j: j, lambda n: slots)
-
-
-def _last(slots: np.ndarray, size: int) -> Callable:
-    """n -> the newest of the first n positions in each slot of a ring, where a position takes an old one's place."""
-    return lambda n: n - 1 - (n - 1 - slots) % size
-
-
-def _ring(size: int) -> Cache:
-    return Cache(size, lambda j: j % size, _last(_slots(size), size))
-
-
-def _window(mode: Mode, n_ctx: int) -> Cache:
-    return _ring(min(mode.local_attn_ctx, n_ctx))
-
-
-def _every_class(mode: Mode, n_ctx: int) -> Cache:
-    """Every key is reached again, but a query reaches only its residue class: one run."""
-    stride = mode.local_attn_ctx
-    length = -(-n_ctx // stride)
-    slots, back = _slots(stride * length), stride * _slots(length)
-    return Cache(
-        length,
-        lambda j: j % stride * length + j // stride,
-        lambda n: slots % length * stride + slots // length,
-        stride,
-        lambda i: i % stride,
-        lambda i: i % stride + back,
-    )
-
-
-def _one_chunk(mode: Mode, n_ctx: int) -> Cache:
-    return _ring(mode.local_attn_ctx)
-
-
-def _two_chunks(mode: Mode, n_ctx: int) -> Cache:
-    """The chunk that is read, and the one that is filled meanwhile."""
-    length = mode.local_attn_ctx
-    inside = _slots(length)
-    return Cache(
-        length,
-        lambda j: j % (2 * length),
-        _last(_slots(2 * length), 2 * length),
-        2,
-        lambda i: (i // length + 1) % 2,
-        lambda i: (i // length - 1) * length + inside,
-        lambda j: j >= 0,
-    )
-
-
-def _columns(mode: Mode, n_ctx: int) -> Cache:
-    """The summary columns of every chunk side by side; each head has its own.
-
-    Groups of columns are counted from a chunk's end, so column c of every group lies at a multiple of their width from
-    there: one slot for all heads.
-    """
-    length, first = mode.local_attn_ctx, mode.first
-    columns = int(np.max(mode.last - first))
-    slots = _slots(-(-n_ctx // length) * columns)
-    positions = (slots // columns * length + first + slots % columns).astype(np.int32)
-    return Cache(
-        slots.size,
-        lambda j: j // length * columns + (j % length - length) % columns,
-        lambda n: positions,
-    )
-
-
 TABLE = {
-    "all": Row(pattern=lambda mode: everything, cache=_everything),
+    "all": Row(pattern=lambda mode: everything, cache=caches.everything),
     "local": Row(
-        pattern=lambda mode: patterns.local(mode.local_attn_ctx), needs=("local_attn_ctx",), cache=_window
+        pattern=lambda mode: patterns.local(mode.local_attn_ctx),
+        needs=("local_attn_ctx",),
+        cache=caches.window,
     ),
     "strided": Row(
         pattern=lambda mode: patterns.strided(mode.local_attn_ctx),
         needs=("local_attn_ctx",),
         divides=(_classes_are_blocks,),
         by_residue=True,
-        cache=_every_class,
+        cache=caches.every_class,
     ),
     "chunk": Row(
         pattern=lambda mode: patterns.chunk(mode.local_attn_ctx),
         needs=("local_attn_ctx",),
         divides=(_chunks_are_blocks,),
-        cache=_one_chunk,
+        cache=caches.one_chunk,
     ),
     "previous": Row(
         pattern=lambda mode: patterns.previous(mode.local_attn_ctx),
         needs=("local_attn_ctx",),
         divides=(_chunks_are_blocks,),
-        cache=_two_chunks,
+        cache=caches.two_chunks,
     ),
     "summary": Row(
         pattern=lambda mode: patterns.summary(mode.local_attn_ctx, mode.first, mode.last),
         needs=("local_attn_ctx", "num_verts", "vertsize"),
         divides=(_chunks_are_blocks, _groups_fill_chunks, _groups_share_heads),
-        cache=_columns,
+        cache=caches.columns,
     ),
     "fixed": Row(parts=("chunk", "summary")),
 }
