@@ -32,7 +32,7 @@ SIGNATURES = {
     "strided_transpose": "(x, n_ctx, local_attn_ctx, blocksize)",
 }
 
-OURS = {"DecodeStep", "Pattern", "SparseSelfAttention", "__version__", "from_mask"}
+OURS = {"DecodeStep", "Pattern", "SparseSelfAttention", "SparseTransformerBlock", "__version__", "from_mask"}
 
 
 def bare(function):

@@ -59,17 +59,21 @@ def error(came, want):
     return np.sqrt(np.mean((came - want) ** 2)) / max(np.abs(want).max(), 1)
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
-@pytest.mark.parametrize("pattern", [PATTERN, MERGED, dict(PATTERN, blocksparse=False)])
-def test_gradients_are_those_of_the_layers(pattern, recompute, jit):
+@pytest.mark.parametrize(
+    ("pattern", "jit"),
+    [(PATTERN, False), (PATTERN, True), (MERGED, False), (dict(PATTERN, blocksparse=False), False)],
+)
+def test_gradients_are_those_of_the_layers(pattern, jit, recompute):
     block, x = made(recompute=recompute, **pattern), rows()
     for came, want in zip(results(block, block, x, jit), results(block, plain(block), x, jit), strict=True):
         assert error(came, want) < 5e-5
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+@pytest.mark.parametrize(
+    ("policy", "recompute"),
+    [("mixed_float16", "none"), ("mixed_float16", "selective"), ("mixed_bfloat16", "whole")],
+)
 def test_half_precision_is_as_exact_as_the_layers(policy, recompute):
     exact = made()
     wanted = results(exact, plain(exact), rows())
