@@ -147,7 +147,7 @@ def test_data_that_is_gone_or_another_is_refused(tmp_path):
     assert origin.check(run, SETTINGS, str(text)) == origin.read(run)
     moved = text.rename(tmp_path / "moved")
     with pytest.raises(
-        ValueError, match=r"text \(8,000 bytes, \w+\), which is gone from there; give --data the place"
+        ValueError, match=r"text \(8,000 bytes, digest \w+\), which is gone from there; give --data the place"
     ):
         origin.path_of(run, None)
     origin.check(run, SETTINGS, str(moved))

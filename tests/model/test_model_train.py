@@ -143,7 +143,7 @@ def test_evaluating_gives_what_training_ended_with(unbroken, monkeypatch, capsys
 def test_the_log_has_the_rate_and_held_out_bits(unbroken):
     rows = read_rows(unbroken / "metrics.csv")
     assert [bool(row[5]) for row in rows] == [False, True] * (STEPS // 2)  # at every checkpoint
-    assert [float(row[4]) for row in rows][:4] == pytest.approx([0, 0.75e-3, 1.5e-3, 2.25e-3])
+    assert [float(row[4]) for row in rows][:4] == pytest.approx([0, 0.25e-3, 0.5e-3, 0.75e-3])
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def test_frozen_layers_stay_in_their_place():
     assert all(each is not None for each in tape.gradient(loss, block.trainable_variables))
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_it_learns_and_is_saved(tmp_path, jit):
+def learning(jit):
+    """A model that has learnt, and what it learnt from."""
     model = keras.Sequential(
         [
             keras.Input((TIME,)),
@@ -150,6 +150,15 @@ def test_it_learns_and_is_saved(tmp_path, jit):
     tokens = np.tile(np.arange(16), (8, TIME // 16))
     losses = model.fit(tokens, tokens, epochs=12, verbose=0).history["loss"]
     assert losses[-1] < 0.7 * losses[0]
+    return model, tokens
+
+
+def test_it_learns_under_xla():
+    learning(jit=True)
+
+
+def test_it_learns_and_is_saved(tmp_path):
+    model, tokens = learning(jit=False)
     model.save(tmp_path / "model.keras")
     model.export(tmp_path / "saved", verbose=False)
     np.save(tmp_path / "want.npy", model.predict(tokens, verbose=0))
