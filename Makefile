@@ -66,7 +66,7 @@ docs: .venv/docs.installed
 	rm -rf build/pages build/packages
 	mkdir -p build/pages build/packages/sparse_attention
 	ln -s $(addprefix ../../,$(wildcard *.md) LICENSE docs examples benchmarks) build/pages
-	cp *.py build/packages/sparse_attention
+	cp -r *.py layers build/packages/sparse_attention
 	ln -s ../../blocksparse build/packages
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
