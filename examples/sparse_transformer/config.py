@@ -94,7 +94,9 @@ class Config:
             named = set(content) if isinstance(content, dict) else set()
             differing = ", ".join(sorted(map(str, named ^ TYPES.keys()))[:5])
             raise ValueError(f"its fields are not those of a configuration: {differing}")
-        content = {**content, "recompute": _FORMER.get(content["recompute"], content["recompute"])}
+        recompute = content["recompute"]
+        if isinstance(recompute, bool):  # of a run from before there were three settings
+            content = {**content, "recompute": "whole" if recompute else "none"}
         return cls(**{key: _typed(key, value) for key, value in content.items()}).checked()
 
     def checked(self) -> Config:
@@ -118,7 +120,6 @@ class Config:
         return self
 
 
-_FORMER = {True: "whole", False: "none"}  # what runs of version 1.1 call it
 TYPES: dict[str, Any] = get_type_hints(Config)
 RANGES = {
     **dict.fromkeys("layers width heads blocksize batch steps".split(), (lambda n: n > 0, "at least 1")),

@@ -1,6 +1,6 @@
 """Every configuration builds, has the paper's number of parameters and starts at 8 bits."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 
 import keras
@@ -97,3 +97,12 @@ def test_a_wrong_override_names_the_keys(assignment):
 def test_an_unknown_configuration_lists_the_known():
     with pytest.raises(ValueError, match=r"no configuration 'enwik9'; choose one of cifar10, .*enwik8"):
         config.load("enwik9")
+
+
+def test_recompute_as_older_runs_have_it():
+    fields = asdict(config.load("enwik8_small"))
+    for old, new in ((True, "whole"), (False, "none")):
+        assert config.Config.from_fields({**fields, "recompute": old}).recompute == new
+    for damaged in ([], 1, "some"):
+        with pytest.raises(ValueError, match="recompute"):
+            config.Config.from_fields({**fields, "recompute": damaged})
