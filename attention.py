@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import sqrt
 
-if (
-    __name__ == "__main__"
-):  # the command is the first to import TensorFlow, whose log lines would stand above its table
+# As a command this is the first to import TensorFlow, whose log lines would stand above the table.
+if __name__ == "__main__":
     if __package__:
         from .silence import quiet
     else:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
-from tensorflow.python.ops import control_flow_util
 
+from blocksparse.native.devices import in_xla
 from blocksparse.plan.caches import Cache
 from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import TABLE, Mode, head_modes
@@ -105,7 +105,7 @@ class Group:
         """What the queries i read of a run: [batch, length, heads, key_dim + value_dim]."""
         first, length = run[0], sum(factor.cache.length for factor in run)
         begin = first.offset + first.cache.run(i) * first.cache.length
-        if not _in_xla():  # a read of the whole variable would make the next update copy it
+        if not in_xla():  # a read of the whole variable would make the next update copy it
             return cache.sparse_read(self._row(begin + np.arange(length, dtype=np.int32)[:, None]))
         held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.heads), -1])
         if first.cache.runs == 1:
@@ -136,10 +136,6 @@ def _sliced(x: tf.Tensor, at, shape) -> tf.Tensor:
     """x from `at` on, under XLA alone: tf.slice would lose the shape."""
     size = tf.constant(list(shape), tf.int32)
     return tf.ensure_shape(gen_xla_ops.xla_dynamic_slice(x, at, size), shape)
-
-
-def _in_xla() -> bool:
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 class DecodeStep(tf.Module):
@@ -284,7 +280,7 @@ class DecodeStep(tf.Module):
         if known is not None and not np.all((known >= 0) & (known <= last)):
             raise ValueError(f"{name}={known} does not exist; {wanted}")
         valid = (x >= 0) & (x <= last)
-        if known is None and not _in_xla():
+        if known is None and not in_xla():
             check = tf.debugging.Assert(tf.reduce_all(valid), [f"{name} does not exist; {wanted}", x])
             with tf.control_dependencies([check]):
                 x = tf.identity(x)

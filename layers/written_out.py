@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.python.ops import control_flow_util
+
+from blocksparse.native.devices import in_xla
 
 RECOMPUTE = ("none", "selective", "whole")
 _PHILOX = 1
@@ -84,13 +85,14 @@ class Weights(NamedTuple):
 
 
 class Map(NamedTuple):
-    """x W + b, both of x's dtype, summed in float32 inside the product."""
+    """x W + b, both of x's dtype, summed in float32 inside the product. bias None adds nothing, and has no gradient."""
 
     kernel: tf.Tensor
-    bias: tf.Tensor
+    bias: tf.Tensor | None
 
     def of(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(rows, self.kernel) + self.bias
+        product = tf.matmul(rows, self.kernel)
+        return product if self.bias is None else product + self.bias
 
     def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """The rows' gradient, and (dW of W's dtype, db in float32)."""
@@ -135,6 +137,17 @@ class Block(NamedTuple):
 
     def forward(self, weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, Kept]:
         """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
+        kept = self._computed(weights, x)
+        active = tf.cast(gelu(wide(kept.expanded)), x.dtype)
+        y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(active), 1), x)
+        return y, {
+            "none": kept,
+            "selective": kept._replace(query=None, key=None, value=None, expanded=None),
+            "whole": Kept(x),
+        }[self.recompute]
+
+    def _computed(self, weights: Weights, x: tf.Tensor) -> Kept:
+        """All that a forward pass can keep: the block up to the pre-activation."""
         dtype, rows = x.dtype, flat(x)
         normed = normal(rows, self.epsilon)
         q, k, v = (each.of(normed) for each in weights.attention_maps(dtype))
@@ -142,19 +155,12 @@ class Block(NamedTuple):
         attended = flat(attended)
         h = self._add(rows, weights.projection(dtype).of(attended), 0)
         expanded = weights.expansion(dtype).of(normal(h, self.epsilon))
-        out = weights.contraction(dtype).of(tf.cast(gelu(wide(expanded)), dtype))
-        y = unflat(self._add(h, out, 1), x)
-        kept = Kept(x, h, attended, lse, q, k, v, expanded)
-        return y, {
-            "none": kept,
-            "selective": kept._replace(query=None, key=None, value=None, expanded=None),
-            "whole": Kept(x),
-        }[self.recompute]
+        return Kept(x, h, attended, lse, q, k, v, expanded)
 
     def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
         """dx, and the gradients of the weights, each of its weight's dtype."""
         if kept.h is None:
-            _, kept = self._replace(recompute="none").forward(weights, kept.x)
+            kept = self._computed(weights, kept.x)
         x, dtype = kept.x, kept.x.dtype
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
         dattended, dproject = weights.projection(dtype).gradient(self._drop(dh, 0), kept.attended)
@@ -262,7 +268,7 @@ def gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def stored(x: tf.Tensor) -> tf.Tensor:
     """x, which XLA writes to memory as it is, rounded."""
-    if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if not in_xla():
         return x
     return xla.optimization_barrier(x)[0]
 

@@ -22,11 +22,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from ..gpu import tuning
 from ..native import cuda
-from ..native.devices import in_tflite_conversion, load_kernels, warn_of_reference
+from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
 from ..plan import Blocks, make_plan, pack
@@ -189,8 +188,7 @@ def _plan_tensor(plan: PackedPlan, library):
 
     XLA knows that op and unpacks it when it compiles a graph; what is traced inside jit_compile gets a constant.
     """
-    in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-    if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly() and not in_xla:
+    if plan.blob.nbytes > _LARGEST_CONSTANT and not tf.executing_eagerly() and not in_xla():
         return library.blocksparse_plan(data=zlib.compress(plan.blob.tobytes(), 1), length=len(plan.blob))
     with tf.init_scope(), _lock:
         if tf.executing_eagerly():

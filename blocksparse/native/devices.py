@@ -34,9 +34,13 @@ def load_kernels() -> ModuleType | None:
     if ops is None:
         return None
     _serve_xla()
-    in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     with _loading:
-        return ops if _gpu_or_none_needed() and (not in_xla or _xla()) else None
+        return ops if _gpu_or_none_needed() and (not in_xla() or _xla()) else None
+
+
+def in_xla() -> bool:
+    """Whether what is traced here is traced for XLA to compile; false in a graph that only runs under it later."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def in_tflite_conversion() -> bool:

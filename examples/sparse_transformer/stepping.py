@@ -9,17 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from sparse_attention.decode import DecodeStep
-from sparse_attention.layers.written_out import gelu
+from sparse_attention.layers.written_out import Map, gelu
 
 from .config import Config
 from .model import SparseTransformer
-
-
-class Map(NamedTuple):
-    """x W + b, of the compute dtype."""
-
-    matrix: tf.Tensor
-    bias: tf.Tensor | None
 
 
 class Norm(NamedTuple):
@@ -59,9 +52,9 @@ def prepare(model: SparseTransformer) -> Weights:
                     f"{each.name} is quantized ({each.quantization_mode}); steps multiply by the weights as they "
                     "were trained: sample from the model before it is quantized"
                 )
-        matrix = tf.concat([tf.cast(each.kernel, dtype) for each in maps], axis=1)
+        kernel = tf.concat([tf.cast(each.kernel, dtype) for each in maps], axis=1)
         bias = tf.concat([tf.cast(each.bias, dtype) for each in maps], axis=0) if maps[0].use_bias else None
-        return Map(matrix, bias)
+        return Map(kernel, bias)
 
     def norm(layer: keras.layers.LayerNormalization) -> Norm:
         return Norm(tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32), layer.epsilon)
@@ -87,14 +80,14 @@ def step(
     x = model.embedding.step(token, position)
     for block, decode in zip(weights.blocks, decoders, strict=True):
         q, k, v = tf.split(
-            _apply(block.qkv, _normalised(block.norm1, x)),
+            block.qkv.of(_normalised(block.norm1, x)),
             [decode.key_width, decode.key_width, decode.value_width],
             axis=-1,
         )
         attended = tf.cast(decode(q, k, v, position), x.dtype)
-        x += _apply(block.project, attended)
-        x += _apply(block.contract, gelu(_apply(block.expand, _normalised(block.norm2, x))))
-    return tf.cast(_apply(weights.logits, _normalised(weights.norm, x)), tf.float32)
+        x += block.project.of(attended)
+        x += block.contract.of(gelu(block.expand.of(_normalised(block.norm2, x))))
+    return tf.cast(weights.logits.of(_normalised(weights.norm, x)), tf.float32)
 
 
 def prefill(model: SparseTransformer, decoders: list[DecodeStep], prompt, lengths) -> None:
@@ -115,11 +108,6 @@ def padded(config: Config, prompt: np.ndarray) -> np.ndarray:
     unit = config.blocksize * (config.local_attn_ctx or 1)
     time = min(-(-max(prompt.shape[1], 1) // unit) * unit, config.padded)
     return np.pad(prompt, [(0, 0), (0, time - prompt.shape[1])])
-
-
-def _apply(own: Map, x):
-    product = tf.matmul(x, own.matrix)
-    return product if own.bias is None else product + own.bias
 
 
 def _normalised(own: Norm, x):
