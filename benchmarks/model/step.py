@@ -159,7 +159,7 @@ def peers(names, args) -> None:
         for name in names
     }
     if importlib.util.find_spec("torch") is not None:
-        together(commands, args.timeout, without=TENSORFLOWS)
+        together(commands, args.timeout, 1, without=TENSORFLOWS)
 
 
 def report(records: list[dict]) -> str:
