@@ -93,6 +93,7 @@ def blocksparse_attention_impl(
     | `previous` | j is in the chunk before i's, or where not causal in the one after it |
     | `summary` | j is in a chunk's summary columns |
     | `fixed` | `chunk+summary` |
+    | `prefix` | j < local_attn_ctx, or j <= i: the first positions see each other, the others all before them |
     | `"local+strided"` | any of the joined modes shows it (the paper's merged heads) |
     | `("local", "strided")` | one mode a head, cycled over heads (the paper's multi-head combination) |
 
@@ -100,7 +101,7 @@ def blocksparse_attention_impl(
         q, k, v: [batch, time, heads * head_dim], all float16, bfloat16 or float32. The width of v may differ.
             `time` has to be known and a multiple of blocksize.
         heads: number of heads; divides the widths.
-        local_attn_ctx: window, stride or chunk length. `strided` wants a divisor of time / blocksize;
+        local_attn_ctx: window, stride, chunk or prefix length. `strided` wants a divisor of time / blocksize;
             `chunk`, `previous`, `summary` and `fixed` want a multiple of blocksize; `local` takes any.
         blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
         num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a

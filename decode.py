@@ -154,7 +154,8 @@ class DecodeStep(tf.Module):
     Call: q, k [batch, key_width], v [batch, value_width] of any float dtype; position, an integer or an integer
         tensor from 0 to n_ctx - 1: a scalar, or [batch] where the rows are at different positions. Returns float32
         [batch, value_width].
-    Raises: ValueError and TypeError for arguments that do not fit. A position that is known only when a graph runs ends
+        Where the pattern is a `prefix`, position begins behind it, and `prefill` has taken all of it.
+    Raises: ValueError and TypeError for arguments that do not fit, causal=False among them. A position that is known only when a graph runs ends
         it with InvalidArgumentError. Code compiled by XLA cannot stop: there a row with a position out of range gives
         NaN. In no case does it change the caches.
 
@@ -176,16 +177,23 @@ class DecodeStep(tf.Module):
         num_verts: int | None = None,
         vertsize: int | None = None,
         dtype: tf.DType = tf.float32,
+        causal: bool = True,
         name: str | None = None,
     ):
         super().__init__(name=name)
         sizes = dict(batch=batch, n_ctx=n_ctx, key_width=key_width, value_width=value_width)
         for argument, size in sizes.items():
             check_positive(argument, size)
-        modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize)
+        modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
+        if not causal:
+            raise ValueError(
+                "causal=False lets queries see keys ahead, which a DecodeStep has not got when it is asked: give "
+                "causal=True, or run blocksparse_attention_impl over all positions"
+            )
         for argument in ("key_width", "value_width"):
             check_heads(heads, argument, sizes[argument])
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
+        self.prefix = max(mode.prefix for mode in modes)  # positions that see each other: never a step of their own
         self.key_width, self.value_width = key_width, value_width
         self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
@@ -210,7 +218,7 @@ class DecodeStep(tf.Module):
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k = self._rows("q", q, self.key_width), self._rows("k", k, self.key_width)
         v = self._rows("v", v, self.value_width)
-        i, valid = self._integers("position", position, self.n_ctx - 1)
+        i, valid = self._integers("position", position, self.prefix, self.n_ctx - 1)
         q = tf.cast(q, tf.float32) * q.shape[-1] ** -0.5
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
@@ -239,7 +247,7 @@ class DecodeStep(tf.Module):
             )
         k = self._rows("k", k, self.key_width, time)
         v = self._rows("v", v, self.value_width, time)
-        count, valid = self._integers("lengths", time if lengths is None else lengths, time)
+        count, valid = self._integers("lengths", time if lengths is None else lengths, self.prefix, time)
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         kv = tf.reshape(kv, [self.batch, time, self.heads, kv.shape[-1]])
         kv = tf.where(valid[..., None], kv, np.nan)
@@ -259,8 +267,8 @@ class DecodeStep(tf.Module):
             )
         return tf.reshape(tf.ensure_shape(x, wanted), [*wanted[:-1], self.heads, width // self.heads])
 
-    def _integers(self, name: str, given: TensorLike, last: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Positions or numbers of them as int32 [batch or 1, 1, 1], and whether they are 0 to last."""
+    def _integers(self, name: str, given: TensorLike, first: int, last: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Positions or numbers of them as int32 [batch or 1, 1, 1], and whether they are first to last."""
         x = tf.convert_to_tensor(given)
         if not x.dtype.is_integer or isinstance(given, bool):
             raise TypeError(
@@ -272,14 +280,16 @@ class DecodeStep(tf.Module):
             )
         x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # last need not fit a smaller one
         wanted = (
-            f"this DecodeStep has positions 0 to {last}: make one with a larger n_ctx"
+            f"this DecodeStep has positions {first} to {last}: make one with a larger n_ctx"
             if name == "position"
             else f"k and v have {last} positions: give at most so many"
         )
+        if first:
+            wanted += f"; the first {first} see each other: prefill takes all of them at once"
         known = tf.get_static_value(x)
-        if known is not None and not np.all((known >= 0) & (known <= last)):
+        if known is not None and not np.all((known >= first) & (known <= last)):
             raise ValueError(f"{name}={known} does not exist; {wanted}")
-        valid = (x >= 0) & (x <= last)
+        valid = (x >= first) & (x <= last)
         if known is None and not in_xla():
             check = tf.debugging.Assert(tf.reduce_all(valid), [f"{name} does not exist; {wanted}", x])
             with tf.control_dependencies([check]):

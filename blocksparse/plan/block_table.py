@@ -8,7 +8,7 @@ from math import gcd, lcm
 import numpy as np
 from scipy import sparse
 
-from .patterns import Pattern
+from .patterns import NO_SHIFT, Pattern
 
 _CHUNK = 1 << 22  # (query, key) pairs evaluated at once: a predicate's temporary arrays are of int32
 Pairs = tuple[np.ndarray, np.ndarray]  # block numbers (query, key)
@@ -59,7 +59,7 @@ class BlockTable:
     def __init__(self, pattern: Pattern, blocksize: int):
         self.pattern = pattern
         self.blocksize = blocksize
-        self.shift = pattern.shift // gcd(pattern.shift, blocksize)
+        self.shift = min(pattern.shift // gcd(pattern.shift, blocksize), NO_SHIFT // blocksize)
         self.period = pattern.period // gcd(pattern.period, blocksize)
         self.near = -(
             -(pattern.reach + blocksize - 1) // blocksize

@@ -35,6 +35,11 @@ class Mode:
         """The names, those that stand for several replaced by them."""
         return _parts(self.names)
 
+    @property
+    def prefix(self) -> int:
+        """So many first positions see keys ahead of them although the mode is causal."""
+        return self.local_attn_ctx if self.causal and "prefix" in self.parts else 0
+
     def natural(self) -> Pattern | None:
         """The union of all that is planned in the order of positions, or None where there is nothing of it."""
         parts = [part for part in self.parts if not TABLE[part].by_residue]
@@ -62,7 +67,10 @@ class Mode:
         return found
 
     def _union(self, parts: Sequence[str]) -> Pattern:
-        return self._directed(reduce(Pattern.__or__, [TABLE[part].pattern(self) for part in parts]))
+        past = [TABLE[part].pattern(self) for part in parts if not TABLE[part].looks_ahead]
+        found = [self._directed(reduce(Pattern.__or__, past))] if past else []
+        found += [TABLE[part].pattern(self) for part in parts if TABLE[part].looks_ahead]
+        return reduce(Pattern.__or__, found)
 
     def _directed(self, pattern: Pattern) -> Pattern:
         return (causal if self.causal else everything) & pattern  # either broadcasts over both axes
@@ -91,6 +99,7 @@ class Row:
     needs: tuple[str, ...] = ()  # arguments that have to be positive ints
     divides: tuple[Callable[[Sizes], None], ...] = ()  # raise ValueError where blocks cannot hold the pattern
     by_residue: bool = False  # its blocks lie in the order (i % local_attn_ctx, i // local_attn_ctx)
+    looks_ahead: bool = False  # its pattern says itself what a causal query sees ahead
     cache: Callable[[Mode, int], caches.Cache] | None = None  # of a mode with n_ctx positions
 
 
@@ -166,6 +175,12 @@ TABLE = {
         cache=caches.columns,
     ),
     "fixed": Row(parts=("chunk", "summary")),
+    "prefix": Row(
+        pattern=lambda mode: patterns.prefix(mode.local_attn_ctx) if mode.causal else everything,
+        needs=("local_attn_ctx",),
+        looks_ahead=True,
+        cache=caches.everything,
+    ),
 }
 MODES = tuple(TABLE)
 

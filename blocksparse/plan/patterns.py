@@ -1,7 +1,7 @@
 """Who sees whom: a pattern is one predicate of (query, key), written once.
 
 The dense mask, the block layout, the mask callback and the decoding step all come from it. Those of the modes look
-both ways; `causal` is joined to them where time has a direction. A predicate uses
+both ways; `causal` is joined to them where time has a direction (`prefix` has it in itself). A predicate uses
 only `// % - < <= & | ~`, so that it takes NumPy arrays and TensorFlow tensors alike (`==` on tensors compares
 identities in TensorFlow 1 graphs). modes.py gives patterns the names that `attn_mode` knows; sections are the
 paper's (arXiv 1904.10509).
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm
+
+NO_SHIFT = 1 << 30  # as a shift: no two positions of a context lie so far apart, so nothing repeats along the diagonal
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Pattern:
         raise TypeError("a Pattern has no truth value; compose patterns with &, | and ~")
 
     def _joined(self, other: Pattern, sees: Callable, ahead: int | None) -> Pattern:
-        shift, period = lcm(self.shift, other.shift), lcm(self.period, other.period)
+        shift = min(lcm(self.shift, other.shift), NO_SHIFT)
+        period = lcm(self.period, other.period)
         return Pattern(sees, shift, period, max(self.reach, other.reach), ahead)
 
 
@@ -88,6 +91,11 @@ def previous(length: int) -> Pattern:
 def summary(length: int, first: int, last: int) -> Pattern:
     """Columns first <= j % length < last of every chunk (section 4.3, A2 of fixed)."""
     return Pattern(lambda i, j: (first <= j % length) & (j % length < last), shift=length, period=length)
+
+
+def prefix(length: int) -> Pattern:
+    """The first `length` keys, and every key up to the query's own: a prefix whose positions see each other."""
+    return Pattern(lambda i, j: (j < length) | (j <= i), shift=NO_SHIFT, ahead=length)
 
 
 def residue_classes(n_ctx: int, stride: int, without: Pattern = nothing) -> Pattern:

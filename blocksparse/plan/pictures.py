@@ -22,7 +22,7 @@ FIGURE_3 = {
     "(b) Sparse Transformer (strided)": ("local", "strided"),
     "(c) Sparse Transformer (fixed)": ("chunk", "summary"),
 }
-MODES = {  # with l for local_attn_ctx: when query i sees key j, j <= i
+MODES = {  # with l for local_attn_ctx: when query i sees key j, j <= i but in a prefix
     "all": "always",
     "local": "i - j < l",
     "strided": "(i - j) % l == 0",
@@ -30,6 +30,7 @@ MODES = {  # with l for local_attn_ctx: when query i sees key j, j <= i
     "previous": "i // l == j // l + 1",
     "summary": "j in the head's columns of its chunk",
     "fixed": "chunk or summary",
+    "prefix": "j < l, or j <= i: the prefix both ways",
     "local+strided": "local or strided, in every head",
     ("local", "strided"): "one mode a head, in turn",
 }
@@ -38,7 +39,7 @@ _LEGEND = {
     FIRST: "head 0 alone sees it",
     SECOND: "head 1 alone sees it",
     UNSEEN: "no head sees it",
-    FUTURE: "the future, never seen",
+    FUTURE: "the future, not seen",
 }
 _FIGURE_3_LEGEND = {
     QUERY: "the query's own position",
@@ -101,9 +102,9 @@ def every_mode(n: int = 24, length: int = 6) -> Any:
 
     Returns a matplotlib Figure. Raises ImportError without matplotlib.
     """
-    figure = _figure(10.5, 13)
+    figure = _figure(16.5, 9)
     figure.get_layout_engine().set(h_pad=0.15)
-    panels = figure.subplots(3, 3)
+    panels = figure.subplots(2, 5)
     colours = [_PANEL_COLOURS.get(cell, "#000000") for cell in range(6)]
     for axes, (mode, rule) in zip(panels.flat, MODES.items()):
         _paint(axes, two_heads(mode, n, length), colours)
@@ -131,8 +132,8 @@ def two_heads(mode: str | Sequence[str], n: int, length: int) -> np.ndarray:
     modes = head_modes(mode, 2, length, blocksize=1, num_verts=2, vertsize=1)
     first, second = (_seen(modes[head % len(modes)], n) for head in (0, 1))
     future = np.triu(np.ones((n, n), bool), 1)
-    chosen = [future, first & second, first, second]
-    return np.select(chosen, [FUTURE, EVERY_HEAD, FIRST, SECOND], UNSEEN)
+    chosen = [first & second, first, second, future]
+    return np.select(chosen, [EVERY_HEAD, FIRST, SECOND, FUTURE], UNSEEN)
 
 
 def _seen(mode: Mode, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..plan.callback import PlannedCallback, Predicate, is_pattern
 from ..plan.checks import check_block_size, check_positive, nearest_multiple
-from ..plan.patterns import Pattern
+from ..plan.patterns import NO_SHIFT, Pattern
 from .object import BlocksparseTransformer
 
 _LARGEST_LAYOUT = 64_000_000  # bytes of a dense layout; longer contexts get scipy.sparse matrices
@@ -153,7 +153,8 @@ def _check_promises(pattern: Pattern, query_time: int, key_time: int) -> None:
     close = generator.integers(-pattern.reach - 64, 65, _ASKED // 2).astype(np.int32)
     j[: _ASKED // 2] = np.clip(i[: _ASKED // 2] + close, 0, key_time - 1)
     seen = pattern.sees(i, j)
-    moved = i + pattern.shift, j + pattern.shift
+    shift = min(pattern.shift, NO_SHIFT)
+    moved = i + np.int64(shift), j + np.int64(shift)
     exists = (moved[0] < query_time) & (moved[1] < key_time)
     _compare("shift", pattern.shift, pattern, (i, j, seen), moved, exists)
     earlier = i, j - pattern.period

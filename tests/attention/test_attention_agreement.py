@@ -40,6 +40,9 @@ CASES = {
     },
     "previous": {"attn_mode": "previous", "local_attn_ctx": 24},
     "factored": {"attn_mode": ("chunk", "previous", "chunk+previous"), "local_attn_ctx": 16},
+    "prefix": {"attn_mode": "prefix", "local_attn_ctx": 21},
+    "prefix beyond the context": {"attn_mode": "prefix", "local_attn_ctx": 100},
+    "prefix beside others": {"attn_mode": ("local", "prefix", "strided+prefix"), "local_attn_ctx": 8},
 }
 CASES |= {f"{name}, both ways": {**case, "causal": False} for name, case in CASES.items()}
 
@@ -81,13 +84,16 @@ def visible(case):
             "strided": lambda: (i - j) % length == 0,
             "chunk": lambda: i // length == j // length,
             "previous": lambda: abs(i // length - j // length) == 1,
+            "prefix": lambda: i == i,
         }[name]()
 
-    of_heads = [
-        np.logical_or.reduce([see(name, head) for name in modes[head % len(modes)].split("+")])
-        for head in range(HEADS)
-    ]
-    return np.stack(of_heads) & ((j <= i) | (not case.get("causal", True)))
+    of_heads = []
+    for head in range(HEADS):
+        names = modes[head % len(modes)].split("+")
+        seen = np.logical_or.reduce([see(name, head) for name in names])
+        seen &= (j <= i) | (not case.get("causal", True))
+        of_heads.append(seen | (j < length) if "prefix" in names else seen)
+    return np.stack(of_heads)
 
 
 def expected(q, k, v, gradient, case):

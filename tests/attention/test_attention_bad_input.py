@@ -88,6 +88,12 @@ CASES = [
         ValueError,
         "heads=2 does not divide value_width, 15; nearest width: 16",
     ),
+    (
+        lambda: DecodeStep(1, 64, 16, 16, heads=2, causal=False),
+        ValueError,
+        "causal=False lets queries see keys ahead, which a DecodeStep has not got when it is asked: give causal=True, "
+        "or run blocksparse_attention_impl over all positions",
+    ),
     (lambda: SparseSelfAttention(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: get_blocksparse_obj(64, "2", "all", 8), TypeError, "heads is '2'; it has to be a positive int"),
     (
@@ -105,14 +111,14 @@ CASES = [
     (
         lambda: attend("locl", local_attn_ctx=8),
         ValueError,
-        "attn_mode='locl' has no mode 'locl'; use all, local, strided, chunk, previous, summary, fixed, or several "
-        "joined by +; nearest: 'local'",
+        "attn_mode='locl' has no mode 'locl'; use all, local, strided, chunk, previous, summary, fixed, prefix, "
+        "or several joined by +; nearest: 'local'",
     ),
     (
         lambda: attend(("all", "local+fxed"), local_attn_ctx=8),
         ValueError,
         "attn_mode=('all', 'local+fxed') has no mode 'fxed'; use all, local, strided, chunk, previous, summary, fixed, "
-        "or several joined by +; nearest: 'fixed'",
+        "prefix, or several joined by +; nearest: 'fixed'",
     ),
     (
         lambda: attend("all", causal=0),

@@ -190,15 +190,18 @@ def test_every_mode_is_drawn_as_the_table_says(tmp_path):
         "previous": (i // 4 == j // 4 + 1, i // 4 == j // 4 + 1),
         "summary": (j % 4 == 3, j % 4 == 2),
         "fixed": (chunk | (j % 4 == 3), chunk | (j % 4 == 2)),
+        "prefix": (past | (j < 4), past | (j < 4)),
         "local+strided": ((i - j < 4) | strided, (i - j < 4) | strided),
         ("local", "strided"): (i - j < 4, strided),
     }
     assert list(heads) == list(pictures.MODES)
     for mode, (first, second) in heads.items():
         picture = pictures.two_heads(mode, 12, 4)
-        np.testing.assert_array_equal(picture == pictures.FUTURE, ~past)
+        if mode != "prefix":
+            first, second = first & past, second & past
+        np.testing.assert_array_equal(picture == pictures.FUTURE, ~past & ~first & ~second)
         for seen, own in ((first, pictures.FIRST), (second, pictures.SECOND)):
-            np.testing.assert_array_equal(np.isin(picture, (own, pictures.EVERY_HEAD)), seen & past)
+            np.testing.assert_array_equal(np.isin(picture, (own, pictures.EVERY_HEAD)), seen)
     figure = pictures.every_mode(12, 4)
     figure.savefig(tmp_path / "modes.png")
     assert len(figure.axes) == len(pictures.MODES) and len(figure.legends) == 1

@@ -138,3 +138,19 @@ def test_the_layer_fills_its_caches_while_it_computes_a_prompt():
     np.testing.assert_allclose(layer.prefill(x, decode, lengths), want, atol=1e-6)
     rows = layer.step(tf.gather(x, lengths, axis=1, batch_dims=1), decode, lengths)
     np.testing.assert_allclose(rows, tf.gather(want, lengths, axis=1, batch_dims=1), atol=1e-5)
+
+
+def test_a_prefix_is_prefilled_whole_and_steps_begin_behind_it():
+    shape = pattern(("prefix", "local"), local_attn_ctx=20)
+    step, want = DecodeStep(3, TIME, 48, 96, **shape), attention_impl(Q, K, V, **shape).numpy()
+    step.prefill(K, V, [20, 40, 21])
+    rows = stepped(step, [20, 40, 21], 16)
+    for row, start in enumerate((20, 40, 21)):
+        np.testing.assert_allclose(rows[row], want[row, start : start + 16], atol=2e-6)
+    whole = "the first 20 see each other: prefill takes all of them at once"
+    with pytest.raises(ValueError, match=f"position=19 does not exist; .* positions 20 to 127: .*{whole}"):
+        step(Q[:, 0], K[:, 0], V[:, 0], 19)
+    with pytest.raises(ValueError, match=f"lengths=19 does not exist; .*{whole}"):
+        step.prefill(K, V, 19)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=whole):
+        tf.function(step)(Q[:, 0], K[:, 0], V[:, 0], tf.constant(19))
