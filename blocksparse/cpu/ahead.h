@@ -18,8 +18,10 @@ class Ahead {
     for (int32_t i = 0; i < count; i += granules.size) {
       const T* first = tensor.row(granules(i));
       const int64_t stride = tensor.order.stride * tensor.stride * sizeof(T);
-      runs_.push_back({reinterpret_cast<const char*>(first), stride, int32_t(tensor.width * sizeof(T)), granules.size});
-      rows_ += granules.size;
+      const int32_t rows = tensor.there(granules(i), granules.size);
+      if (rows == 0) continue;
+      runs_.push_back({reinterpret_cast<const char*>(first), stride, int32_t(tensor.width * sizeof(T)), rows});
+      rows_ += rows;
     }
   }
 

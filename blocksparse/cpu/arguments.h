@@ -1,6 +1,7 @@
 // What every call has to fulfil, on the CPU, on a GPU and under XLA alike.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "absl/status/status.h"
@@ -15,6 +16,13 @@ inline absl::Status expect(const char* name, const tensorflow::TensorShape& shap
   if (shape == wanted) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(name, " has shape ", shape.DebugString(), "; it has to be ", wanted.DebugString()));
+}
+
+// [batch, time, width] with any time up to the plan's.
+inline absl::Status expect_rows(const char* name, const tensorflow::TensorShape& shape, int64_t batch, int64_t most,
+                                int64_t width) {
+  const int64_t time = shape.dims() == 3 ? std::min(shape.dim_size(1), most) : most;
+  return expect(name, shape, {batch, time, width});
 }
 
 inline absl::Status expect_width(const char* name, int64_t width, int64_t heads) {
@@ -45,10 +53,16 @@ struct Arguments {
     if (q.dims() != 3 || v.dims() != 3) return absl::InvalidArgumentError("q, k and v have to be [batch, time, width]");
     TF_RETURN_IF_ERROR(expect_width("q", q.dim_size(2), heads));
     TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), heads));
-    TF_RETURN_IF_ERROR(expect("q", q, {q.dim_size(0), plan.query_time, q.dim_size(2)}));
-    TF_RETURN_IF_ERROR(expect("k", k, {q.dim_size(0), plan.key_time, q.dim_size(2)}));
-    TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), plan.key_time, v.dim_size(2)}));
-    shape = {q.dim_size(0), heads, int32_t(q.dim_size(2) / heads), int32_t(v.dim_size(2) / heads), scale};
+    TF_RETURN_IF_ERROR(expect_rows("q", q, q.dim_size(0), plan.query_time, q.dim_size(2)));
+    TF_RETURN_IF_ERROR(expect_rows("k", k, q.dim_size(0), plan.key_time, q.dim_size(2)));
+    TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), k.dim_size(1), v.dim_size(2)}));
+    shape = {q.dim_size(0),
+             heads,
+             int32_t(q.dim_size(2) / heads),
+             int32_t(v.dim_size(2) / heads),
+             scale,
+             int32_t(q.dim_size(1)),
+             int32_t(k.dim_size(1))};
     return absl::OkStatus();
   }
 
@@ -62,9 +76,9 @@ struct Arguments {
   }
 
   tensorflow::TensorShape out_shape() const {
-    return {shape.batch, plan.query_time, int64_t{shape.heads} * shape.value_dim};
+    return {shape.batch, shape.query_time, int64_t{shape.heads} * shape.value_dim};
   }
-  tensorflow::TensorShape lse_shape() const { return {shape.batch, shape.heads, plan.query_time}; }
+  tensorflow::TensorShape lse_shape() const { return {shape.batch, shape.heads, shape.query_time}; }
 };
 
 }  // namespace blocksparse

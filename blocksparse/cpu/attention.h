@@ -18,7 +18,13 @@ struct Shape {
   int64_t batch;
   int32_t heads, head_dim, value_dim;
   float scale;
+  int32_t query_time, key_time;  // rows of the tensors: at most the plan's; those past the end do not exist
 };
+
+// The tensors have every row of the plan.
+inline bool fills(const Shape& shape, const Plan& plan) {
+  return shape.query_time == plan.query_time && shape.key_time == plan.key_time;
+}
 
 template <typename T>
 struct Inputs {

@@ -1,4 +1,5 @@
 #include "attention.h"
+#include "bounds.h"
 #include "key_tile.h"
 #include "segments.h"
 #include "tasks.h"
@@ -28,7 +29,7 @@ class Backward {
 
   // A task is one segment of one head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
-    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
+    Work work(tiles_, shape_, plan_);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
       run_segment(task, next, &work);
@@ -48,6 +49,7 @@ class Backward {
     Eigen::ArrayXf sum(head_width_);
     for (int32_t row = first; row < end; ++row) {
       if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
+      if (head.dq.there(row, 1) == 0) continue;
       sum.setZero();
       if (onto_) read_row<T>(head.dq.row(row), shape_.head_dim, sum.data());
       for (const Segment* segment = segments; segment < last; ++segment) {
@@ -61,7 +63,9 @@ class Backward {
 
  private:
   struct Work : KeyTile {  // of one thread
-    using KeyTile::KeyTile;
+    Work(const TilePlan& tiles, const Shape& shape, const Plan& plan)
+        : KeyTile(tiles, shape.head_dim, shape.value_dim, shape.scale), bounds(fills(shape, plan)) {}
+    Bounds bounds;
     Gathered gathered;
     Ahead ahead;
   };
@@ -77,13 +81,13 @@ class Backward {
     const int32_t head = batch_head % shape_.heads;
     const Order query_order = plan_.query_order(head);
     const auto queries = [&](auto* tensor, int32_t width) {
-      return head_rows(tensor, batch, head, shape_.heads, plan_.query_time, width, query_order);
+      return head_rows(tensor, batch, head, shape_.heads, shape_.query_time, width, query_order);
     };
     const auto keys = [&](auto* tensor, int32_t width) {
-      return head_rows(tensor, batch, head, shape_.heads, plan_.key_time, width, plan_.key_order(head));
+      return head_rows(tensor, batch, head, shape_.heads, shape_.key_time, width, plan_.key_order(head));
     };
     const auto numbers = [&](const float* tensor) {
-      return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
+      return HeadRows<const float>{tensor + batch_head * shape_.query_time, 1, 1, query_order, shape_.query_time};
     };
     const int32_t head_dim = shape_.head_dim, value_dim = shape_.value_dim;
     return {queries(in_.q, head_dim),
@@ -134,6 +138,7 @@ class Backward {
     const Head& head = run->head;
     const int32_t count = tiles_.row_count[tile], begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
     if (onto_ && begin == end) return fetch_next();
+    if (work->bounds.misses(head.k, rows(tile), count)) return fetch_next();
     work->start(count);
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -144,6 +149,7 @@ class Backward {
     }
     for (int32_t column = begin; column < end; ++column) {
       const Granules queries = columns(column);
+      if (work->bounds.misses(head.q, queries, tiles_.column_tile)) continue;
       learn(queries, run);
       gather(head, queries, work);
       work->ahead.clear();
@@ -153,6 +159,7 @@ class Backward {
       }
       column + 1 < end ? fetch(*run, columns(column + 1), work) : fetch_next();
       const uint32_t* mask = tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column);
+      mask = work->bounds.mask(tiles_, mask, head.k, rows(tile), count, head.q, queries);
       work->visit(mask, queries, run->by_row, &work->ahead);
     }
     for (int32_t row = 0; row < count; row += kLanes) {

@@ -1,4 +1,5 @@
 #include "attention.h"
+#include "bounds.h"
 #include "join.h"
 #include "query_tile.h"
 #include "tasks.h"
@@ -19,7 +20,7 @@ class Forward {
   int64_t tasks() const { return shape_.batch * shape_.heads * round_up(tiles_.most_row_tiles, kRun); }
 
   void run(const std::function<int64_t()>& take) const {
-    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
+    Work work(tiles_, shape_, plan_);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
       run_tile(tile_of(task), next < 0 ? Tile{} : tile_of(next), &work);
@@ -29,7 +30,9 @@ class Forward {
 
  private:
   struct Work : QueryTile {  // of one thread
-    using QueryTile::QueryTile;
+    Work(const TilePlan& tiles, const Shape& shape, const Plan& plan)
+        : QueryTile(tiles, shape.head_dim, shape.value_dim, shape.scale), bounds(fills(shape, plan)) {}
+    Bounds bounds;
     Gathered gathered;
     Ahead ahead;
   };
@@ -55,21 +58,23 @@ class Forward {
             tiles_.offset[number],
             tiles_.offset[number + 1],
             {tiles_.row_granules(number), tiles_.granule},
-            head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order),
-            head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order),
-            head_rows(in_.v, batch, head, shape_.heads, plan_.key_time, shape_.value_dim, key_order),
-            head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order),
-            {lse_ + batch_head * plan_.query_time, 1, 1, query_order}};
+            head_rows(in_.q, batch, head, shape_.heads, shape_.query_time, shape_.head_dim, query_order),
+            head_rows(in_.k, batch, head, shape_.heads, shape_.key_time, shape_.head_dim, key_order),
+            head_rows(in_.v, batch, head, shape_.heads, shape_.key_time, shape_.value_dim, key_order),
+            head_rows(out_, batch, head, shape_.heads, shape_.query_time, shape_.value_dim, query_order),
+            {lse_ + batch_head * shape_.query_time, 1, 1, query_order, shape_.query_time}};
   }
 
   void run_tile(const Tile& tile, const Tile& next, Work* work) const {
     if (onto_ && tile.begin == tile.end) return;
+    if (work->bounds.misses(tile.q, tile.rows, tile.count)) return;
     work->start(tile.count);
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
       work->load_queries(row);
     }
     for (int32_t column = tile.begin; column < tile.end; ++column) {
+      if (work->bounds.misses(tile.k, columns(column), tiles_.column_tile)) continue;
       gather(tile, columns(column), work);
       work->ahead.clear();
       if (column == tile.begin) work->ahead.add(tile.out, tile.rows, tile.count);
@@ -79,7 +84,9 @@ class Forward {
         work->ahead.add(next.q, next.rows, next.count);
         if (next.begin < next.end) fetch(next, columns(next.begin), work);
       }
-      work->visit(tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column), &work->ahead);
+      const uint32_t* mask = tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column);
+      mask = work->bounds.mask(tiles_, mask, tile.q, tile.rows, tile.count, tile.k, columns(column));
+      work->visit(mask, &work->ahead);
     }
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       float lse[kLanes];

@@ -18,22 +18,31 @@ struct Granules {
   int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
 };
 
-// One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r).
+// One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r). The tensor may
+// have fewer rows than the plan.
 template <typename T>
 struct HeadRows {
   T* data;
   int64_t stride;  // heads * width
   int32_t width;
   Order order;
+  int32_t time;  // rows of the tensor
 
   T* row(int32_t plan_row) const { return data + order(plan_row) * stride; }
+
+  // How many of `count` plan rows from `plan_row` on, all of one residue class, the tensor has: the first ones.
+  int32_t there(int32_t plan_row, int32_t count) const {
+    const int64_t first = order(plan_row);
+    if (first + int64_t(count - 1) * order.stride < time) return count;
+    return first >= time ? 0 : (time - first - 1) / order.stride + 1;
+  }
 };
 
 // Head `head` of batch row `batch` of a [batch, time, heads * width] tensor.
 template <typename T>
 HeadRows<T> head_rows(T* tensor, int64_t batch, int32_t head, int32_t heads, int32_t time, int32_t width, Order order) {
   const int64_t stride = int64_t(heads) * width;
-  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order};
+  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order, time};
 }
 
 // Faster than a call of memcpy for a row's 256 bytes.
@@ -76,37 +85,49 @@ inline float dot(const T* a, const T* b, int32_t width) {
   return (Row(a, width).template cast<float>() * Row(b, width).template cast<float>()).sum();
 }
 
-// Calls visit(row, pointer to it) for plan rows begin .. end.
+// Calls visit(row, pointer to it) for plan rows begin .. end, as far as they are there.
 template <typename T, typename Visit>
 inline void for_plan_rows(const HeadRows<T>& tensor, int32_t begin, int32_t end, const Visit& visit) {
-  for (int32_t row = begin; row < end;) {
-    T* at = tensor.row(row);
-    const int32_t period = tensor.order.period;
-    for (const int32_t stop = std::min(end, (row / period + 1) * period); row < stop; ++row) {
+  const int32_t period = tensor.order.period;
+  for (int32_t start = begin; start < end;) {
+    const int32_t stop = std::min(end, (start / period + 1) * period);
+    T* at = tensor.row(start);
+    for (int32_t row = start, last = start + tensor.there(start, stop - start); row < last; ++row) {
       visit(row, at);
       at += tensor.order.stride * tensor.stride;
     }
+    start = stop;
   }
 }
 
-// Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile. A granule lies in one residue class.
-template <typename T, typename Visit>
-inline void for_rows(const HeadRows<T>& tensor, Granules granules, int32_t begin, int32_t end, const Visit& visit) {
+struct Nothing {
+  void operator()(int32_t) const {}
+};
+
+// Calls visit(i, pointer to the i-th row) for rows begin .. end of a tile, and missing(i) for those that are not there.
+// A granule lies in one residue class.
+template <typename T, typename Visit, typename Missing = Nothing>
+inline void for_rows(const HeadRows<T>& tensor, Granules granules, int32_t begin, int32_t end, const Visit& visit,
+                     const Missing& missing = {}) {
   for (int32_t i = begin; i < end;) {
+    const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size);
     T* at = tensor.row(granules(i));
-    for (const int32_t stop = std::min(end, (i / granules.size + 1) * granules.size); i < stop; ++i) {
+    for (const int32_t last = i + tensor.there(granules(i), stop - i); i < last; ++i) {
       visit(i, at);
       at += tensor.order.stride * tensor.stride;
     }
+    for (; i < stop; ++i) missing(i);
   }
 }
 
-// to[i - begin] = row i, for rows begin .. end of a tile.
+// to[i - begin] = row i, for rows begin .. end of a tile; zeros for those that are not there.
 template <typename T>
 void read_rows(const HeadRows<const T>& from, Granules granules, int32_t begin, int32_t end, float* to,
                int64_t to_stride) {
-  for_rows(from, granules, begin, end,
-           [&](int32_t i, const T* row) { read_row(row, from.width, to + (i - begin) * to_stride); });
+  for_rows(
+      from, granules, begin, end,
+      [&](int32_t i, const T* row) { read_row(row, from.width, to + (i - begin) * to_stride); },
+      [&](int32_t i) { std::fill_n(to + (i - begin) * to_stride, from.width, 0.0f); });
 }
 
 // onto: as in put_row.

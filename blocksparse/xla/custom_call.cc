@@ -25,12 +25,18 @@ namespace ffi = xla::ffi;
 CallCpu* call_cpu = nullptr;
 CallGpu* call_gpu = nullptr;
 
+struct Rows {
+  int64_t batch, queries, keys;
+};
+
 // Of the first pass, without its plan.
-Call make_call(const Constants& constants, const std::vector<void*>& in, int64_t batch, const std::vector<void*>& out) {
+Call make_call(const Constants& constants, const std::vector<void*>& in, const Rows& rows,
+               const std::vector<void*>& out) {
   Call call{};
   call.backward = constants.backward;
   call.dtype = kDtypes[constants.dtype];
-  call.shape = {batch, constants.heads, constants.head_dim, constants.value_dim, constants.scale};
+  call.shape = {rows.batch,      constants.heads,       constants.head_dim, constants.value_dim,
+                constants.scale, int32_t(rows.queries), int32_t(rows.keys)};
   call.q = in[0], call.k = in[1], call.v = in[2];
   if (call.backward) {
     call.out = in[3], call.lse = in[4], call.dout = in[5], call.dlse = in[6];
@@ -52,12 +58,13 @@ ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ff
   const size_t passes = arguments.size() - std::min(arguments.size(), first_plan);
   if (passes == 0 || words.size() != kWords + passes * kPassWords) return wrong();
   std::vector<void*> in, out;
-  std::vector<int64_t> rows;
+  std::vector<int64_t> rows, times;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto buffer = arguments.get<ffi::AnyBuffer>(i);
     if (buffer.has_error()) return buffer.error();
     in.push_back(buffer->untyped_data());
     rows.push_back(buffer->dimensions()[0]);
+    times.push_back(buffer->dimensions().size() > 1 ? buffer->dimensions()[1] : 0);
   }
   for (size_t i = 0; i < results.size(); ++i) {
     auto buffer = results.get<ffi::AnyBuffer>(i);
@@ -65,7 +72,7 @@ ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ff
     out.push_back((*buffer)->untyped_data());
   }
   if (rows[0] == 0) return ffi::Error::Success();
-  Call call = make_call(constants, in, rows[0], out);
+  Call call = make_call(constants, in, {rows[0], times[0], times[1]}, out);
   for (size_t pass = 0; pass < passes; ++pass) {
     PassConstants own;
     std::memcpy(&own, words.begin() + kWords + pass * kPassWords, sizeof(own));

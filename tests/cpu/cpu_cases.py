@@ -31,6 +31,7 @@ class Case:
     dtype: str = "float32"
     scale: float = 0.25
     seed: int = 0
+    times: tuple[int, int] | None = None  # rows of q and of k, where those are fewer than the layout's
     changes: dict = field(
         default_factory=dict
     )  # name -> function that changes the array of that input in place
@@ -47,7 +48,8 @@ class Case:
         blocks = build_blocks(self.layout, bs, callback)
         self.plan = pack(make_plan(blocks, self.order, self.heads, self.tiles, self.tiles))
         random = np.random.default_rng(self.seed)
-        query_time, key_time = query_blocks * bs, key_blocks * bs
+        query_time, key_time = self.times or (query_blocks * bs, key_blocks * bs)
+        self.visible = self.visible[:, :query_time, :key_time]
         shapes = {
             "q": (query_time, self.head_dim),
             "k": (key_time, self.head_dim),

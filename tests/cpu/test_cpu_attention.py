@@ -43,6 +43,17 @@ def test_reordered_rows(order):
     Case(dense(12, heads=2), mask=causal(time), order=order, tiles=(128, 128)).check()
 
 
+@pytest.mark.parametrize("times", [(191, 191), (100, 192), (192, 97), (5, 3), (1, 192)], ids=str)
+@pytest.mark.parametrize("order, tiles", [(1, (64, 32)), (3, (32, 64)), (6, (128, 128))], ids=str)
+def test_tensors_shorter_than_the_plan(order, tiles, times):
+    """What a whole column tile shows, and scores far below zero, whose exponentials against zeros would overflow."""
+    visible = np.random.default_rng(3).random((192, 192)) < 0.9
+    visible[32:] = True
+    low = {"q": lambda q: q.__imul__(0).__iadd__(4), "k": lambda k: k.__isub__(20)}
+    for changes in ({}, low):
+        Case(dense(12, heads=2), mask=visible, order=order, tiles=tiles, times=times, changes=changes).check(512 if changes else 8)
+
+
 def test_many_segments_share_query_rows():
     Case(dense(64), mask=causal(1024), batch=1, tiles=(32, 64)).check()  # one head: 32 partial sums of dq
 

@@ -12,7 +12,7 @@ from blocksparse.plan.blob import Word, digest
 
 pytestmark = needs_kernels
 Q, PLAN = tf.zeros((2, 64, 32)), Case(dense(4, heads=2), mask=causal(64)).plan
-LONGER, FOUR_HEADS = Case(dense(8, heads=2)).plan, Case(dense(4, heads=4)).plan
+SHORTER, FOUR_HEADS = Case(dense(2, heads=2)).plan, Case(dense(4, heads=4)).plan
 HEADER = 64
 
 
@@ -36,8 +36,9 @@ def gradient(out=Q, lse=None, dout=Q, dlse=None):
 
 
 CALLS = {
-    "q has shape [2,48,32]; it has to be [2,64,32]": lambda: call(q=Q[:, :48]),
-    "k has shape [2,48,32]; it has to be [2,64,32]": lambda: call(k=Q[:, :48]),
+    "q has shape [2,80,32]; it has to be [2,64,32]": lambda: call(q=tf.zeros((2, 80, 32))),
+    "k has shape [2,80,32]; it has to be [2,64,32]": lambda: call(k=tf.zeros((2, 80, 32))),
+    "v has shape [2,64,32]; it has to be [2,48,32]": lambda: call(k=Q[:, :48]),
     "v has shape [1,64,32]; it has to be [2,64,32]": lambda: call(v=Q[:1]),
     "q, k and v have to be [batch, time, width]": lambda: call(q=Q[0]),
     "plan has to be a vector": lambda: call(plan=PLAN[None]),
@@ -50,7 +51,7 @@ CALLS = {
     "lse has shape [2,64]; it has to be [2,2,64]": lambda: gradient(lse=tf.zeros((2, 64))),
     "dout has shape [1,64,32]; it has to be [2,64,32]": lambda: gradient(dout=Q[:1]),
     "dlse has shape [2,1,64]; it has to be [2,2,64]": lambda: gradient(dlse=tf.zeros((2, 1, 64))),
-    "q has shape [2,64,32]; it has to be [2,128,32]": lambda: joined(PLAN, LONGER),
+    "q has shape [2,64,32]; it has to be [2,32,32]": lambda: joined(PLAN, SHORTER),
     "heads is 2 but the plan has 4": lambda: joined(PLAN, FOUR_HEADS),
     "64 int32 or more, not 10": lambda: joined(PLAN, PLAN, PLAN[:10]),
     "the recorded size has to be its own": lambda: joined_gradient(PLAN, PLAN[:-4]),
