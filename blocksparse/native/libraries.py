@@ -59,6 +59,7 @@ GPU = Library(
         Unit(
             (
                 "gpu/launcher/launcher.cc",
+                "gpu/launcher/padding.cc",
                 "gpu/launcher/compiler.cc",
                 "gpu/launcher/exports.cc",
                 *_PLAN,

@@ -16,6 +16,23 @@ using Result = int;              // CUresult
 using Handle = void*;            // CUcontext, CUmodule, CUfunction, CUstream, CUevent
 using DevicePointer = uint64_t;  // CUdeviceptr
 
+// CUDA_MEMCPY2D: `height` runs of `width` bytes.
+struct Copy2D {
+  size_t from_x, from_y;
+  int from_kind;
+  const void* from_host;
+  DevicePointer from;
+  Handle from_array;
+  size_t from_pitch;
+  size_t to_x, to_y;
+  int to_kind;
+  void* to_host;
+  DevicePointer to;
+  Handle to_array;
+  size_t to_pitch;
+  size_t width, height;
+};
+
 struct Driver {
   Result (*error_string)(Result, const char**);
   Result (*stream_context)(Handle stream, Handle* context);
@@ -30,6 +47,8 @@ struct Driver {
                    unsigned block_y, unsigned block_z, unsigned shared, Handle stream, void** parameters, void** extra);
   Result (*copy_to_device)(DevicePointer to, const void* from, size_t bytes, Handle stream);
   Result (*set_bytes)(DevicePointer to, unsigned char value, size_t bytes, Handle stream);
+  Result (*copy_rows)(const Copy2D* copy, Handle stream);
+  Result (*set_rows)(DevicePointer to, size_t pitch, unsigned char value, size_t width, size_t height, Handle stream);
   Result (*synchronize_stream)(Handle stream);
   Result (*create_event)(Handle* event, unsigned flags);
   Result (*record_event)(Handle event, Handle stream);
@@ -46,6 +65,7 @@ struct Driver {
 };
 
 constexpr int kDynamicSharedLimit = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kDeviceMemory = 2;        // CU_MEMORYTYPE_DEVICE
 constexpr int kMultiprocessors = 16;    // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr int kCapabilityMajor = 75;    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 constexpr int kCapabilityMinor = 76;    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
@@ -72,6 +92,8 @@ inline absl::StatusOr<const Driver*> get_driver() {
     find(found->launch, "cuLaunchKernel");
     find(found->copy_to_device, "cuMemcpyHtoDAsync_v2");
     find(found->set_bytes, "cuMemsetD8Async");
+    find(found->copy_rows, "cuMemcpy2DAsync_v2");
+    find(found->set_rows, "cuMemsetD2D8Async");
     find(found->synchronize_stream, "cuStreamSynchronize");
     find(found->create_event, "cuEventCreate");
     find(found->record_event, "cuEventRecord");

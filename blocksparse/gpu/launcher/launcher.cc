@@ -16,6 +16,7 @@
 #include "compiler.h"
 #include "driver.h"
 #include "manifest.h"
+#include "padding.h"
 
 namespace blocksparse::gpu {
 namespace {
@@ -279,7 +280,11 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   if (!scope.status().ok()) return scope.status();
   absl::StatusOr<Device> device = KernelCache::global().device(**driver, scope.context());
   if (!device.ok()) return device.status();
-  absl::Status status = run_in_context(**driver, call, *device, scope.context(), stream, allocate);
+  const auto run_whole = [&](const Call& whole) {
+    return run_in_context(**driver, whole, *device, scope.context(), stream, allocate);
+  };
+  const absl::Status status =
+      fills_plan(call) ? run_whole(call) : run_padded(**driver, call, stream, allocate, run_whole);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }
