@@ -23,7 +23,8 @@ import tensorflow as tf
 from blocksparse import BlocksparseTransformer
 from blocksparse.plan import patterns
 from blocksparse.plan.callback import MaskCallback
-from blocksparse.plan.checks import check_heads, check_positive
+from blocksparse.plan.checks import check_block_size, check_heads, check_positive
+from blocksparse.plan.lengths import Whole, keys_there, ladder, whole
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_causal, check_stride, head_modes
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
@@ -40,6 +41,7 @@ else:
     from utils import merge_states as merge_states
     from utils import split_states as split_states
 
+MAX_TIME = 8192  # how long a context may be where that is not known when a graph is traced
 DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 
 
@@ -56,12 +58,13 @@ def attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    max_time: int = MAX_TIME,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
 
-    Arguments, result and errors are those of `blocksparse_attention_impl`, but `time` may be any number,
-    known or not, and nothing has to divide anything, save heads the widths. Memory grows with time squared;
-    with recompute=True none of it is kept for the backward pass.
+    Arguments, result and errors are those of `blocksparse_attention_impl`, but blocksize may be any number and
+    max_time means nothing. Memory grows with time squared; with recompute=True none of it is kept for the backward
+    pass.
     """
     q, k, v = _check_tensors(q, k, v, heads)
     modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
@@ -81,6 +84,7 @@ def blocksparse_attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    max_time: int = MAX_TIME,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
 
@@ -99,15 +103,17 @@ def blocksparse_attention_impl(
 
     Args:
         q, k, v: [batch, time, heads * head_dim], all float16, bfloat16 or float32. The width of v may differ.
-            `time` has to be known and a multiple of blocksize.
+            `time` may be any number; not known when a graph is traced, any up to max_time.
         heads: number of heads; divides the widths.
-        local_attn_ctx: window, stride, chunk or prefix length. `strided` wants a divisor of time / blocksize;
-            `chunk`, `previous`, `summary` and `fixed` want a multiple of blocksize; `local` takes any.
+        local_attn_ctx: window, stride, chunk or prefix length; fastest where chunks are multiples of blocksize, and
+            a stride divides time / blocksize.
         blocksize: 8, 16, 32, 64 or 128. It changes the speed, and through vertsize the summary columns.
         num_verts, vertsize: head h has the (h % num_verts)-th group of vertsize blocks, counted from a
             chunk's end, as its summary columns.
         recompute: as in `attention_impl`; here nothing of the scores' size is kept in either case.
         causal: False lets queries look ahead as they look back, for encoders.
+        max_time: the longest time of a graph that is traced without knowing it; a longer one ends it with
+            InvalidArgumentError.
 
     Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
         gives zeros, with zero gradients.
@@ -116,16 +122,16 @@ def blocksparse_attention_impl(
     Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.
     """
     q, k, v = _check_tensors(q, k, v, heads)
-    n_ctx = _check_time(q)
     first, order, joined = blocksparse_passes(
-        n_ctx, heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal
+        q.shape[1], heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal, max_time
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
-    return first.attention(q, k, v, scale=1 / sqrt(shape_list(q)[2] // heads), order=order, joined=joined)
+    scale = 1 / sqrt(shape_list(q)[2] // heads)
+    return first.attention(q, k, v, scale=scale, order=order, joined=joined, any_time=True)
 
 
 def blocksparse_passes(
-    n_ctx: int,
+    n_ctx: int | None,
     heads: int,
     attn_mode: str | Sequence[str],
     local_attn_ctx: int | None = None,
@@ -133,10 +139,19 @@ def blocksparse_passes(
     num_verts: int | None = None,
     vertsize: int | None = None,
     causal: bool = True,
+    max_time: int = MAX_TIME,
 ) -> tuple[BlocksparseTransformer, list[int], list]:
-    """(bst, order, joined) with which bst.attention and bst.attention_grad compute `blocksparse_attention_impl`."""
-    sizes = Sizes(n_ctx, heads, attn_mode, blocksize, local_attn_ctx, num_verts, vertsize, causal)
-    (first, order), *joined = _passes(n_ctx, heads, block_modes(sizes), blocksize)
+    """(bst, order, joined) with which bst.attention and bst.attention_grad compute `blocksparse_attention_impl`.
+
+    Both take them with any_time=True. n_ctx: None where it is not known.
+    """
+    modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
+    check_block_size("blocksize", blocksize)
+    if n_ctx is None:
+        check_positive("max_time", max_time)
+        (first, order), *joined = _passes_up_to(max_time, heads, modes, blocksize)
+    else:
+        (first, order), *joined = _passes(n_ctx, heads, modes, blocksize)
     return first, order, joined
 
 
@@ -225,12 +240,33 @@ def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
 def _passes(
     n_ctx: int, heads: int, modes: tuple[Mode, ...], blocksize: int
 ) -> list[tuple[BlocksparseTransformer, list]]:
+    """(object, order of each head) of each pass over n_ctx positions."""
+    return _objects(whole(modes, n_ctx, blocksize), heads, modes)
+
+
+@lru_cache(maxsize=64)
+def _passes_up_to(
+    max_time: int, heads: int, modes: tuple[Mode, ...], blocksize: int
+) -> list[tuple[BlocksparseTransformer, list]]:
+    """The same over any number of positions up to max_time."""
+    steps = [_objects(step, heads, modes) for step in ladder(modes, max_time, blocksize)]
+    return [
+        (bst.among([step[number][0] for step in steps], max_time), order)
+        for number, (bst, order) in enumerate(steps[-1])
+    ]
+
+
+def _objects(plan: Whole, heads: int, modes: tuple[Mode, ...]) -> list[tuple[BlocksparseTransformer, list]]:
     """(object, order of each head) of each pass; a head with fewer than others sees nothing in the rest."""
-    per_mode = [mode.passes(n_ctx) for mode in modes]
+    per_mode = [mode.passes(plan.rows, plan.sorted) for mode in modes]
     found = []
     for number in range(max(map(len, per_mode))):
         patterns, orders = zip(*(own[number] if number < len(own) else (nothing, 1) for own in per_mode))
-        bst = assemble(patterns, n_ctx, n_ctx, heads, blocksize)
+        there = [
+            keys_there(plan.rows, order, plan.time) if mode.looks_ahead else None
+            for mode, order in zip(modes, orders, strict=True)
+        ]
+        bst = assemble(patterns, plan.rows, plan.rows, heads, plan.block_size, keys_there=there)
         found.append((bst, [orders[head % len(orders)] for head in range(heads)]))
     return found
 
@@ -270,16 +306,6 @@ def _as_tensor(name: str, x) -> tf.Tensor:
     except (TypeError, ValueError) as error:
         wanted = "a tensor or array [batch, time, heads * head_dim]"
         raise TypeError(f"{name} is a {type(x).__name__}; it has to be {wanted}") from error
-
-
-def _check_time(q: tf.Tensor) -> int:
-    n_ctx = q.shape.as_list()[1]
-    if n_ctx is None:
-        raise ValueError(
-            f"q has shape {q.shape}; time has to be known, as the layout depends on it: set it by "
-            "tf.ensure_shape(q, [None, time, width]), or use attention_impl"
-        )
-    return n_ctx
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tensorflow as tf
 from ..plan import Blocks
 from ..plan.rectangles import gather_rows
 from ..tensors import as_bool
+from .there import There, seen_columns
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
@@ -33,18 +34,23 @@ def attention(q, k, v, passes: Sequence[Tables], scale: float):
 
     q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
     v: [batch, key_time, heads * value_dim], all of one dtype.
-    passes: no two of them show a query the same key.
+    passes: no two of them show a query the same key. q, k and v may have fewer rows than they; those past the end
+        do not exist.
     out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
     A query that sees no key has out 0, lse EMPTY and zero gradients.
     """
 
     @tf.custom_gradient
     def run(q, k, v):
-        out, lse = join([forward(q, k, v, tables, scale) for tables in passes])
+        out, lse = join([forward(q, k, v, tables, scale, there) for tables in passes])
         out = tf.cast(merge_heads(out), q.dtype)
-        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
+        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale, there)
 
-    return run(q, k, v)
+    there = There.of(q, k, passes[0])
+    if there is None:
+        return run(q, k, v)
+    out, lse = run(there.filled(q, 0), there.filled(k, 1), there.filled(v, 1))
+    return there.cut(out, q), there.cut(lse, q, axis=2)
 
 
 def with_infinity(lse):
@@ -55,17 +61,23 @@ def with_infinity(lse):
 def gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
     """(dq, dk, dv) of `attention`, given its results; lse may be as with_infinity leaves it."""
     lse = tf.where(tf.math.is_inf(lse), EMPTY, lse)
-    return _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
+    there = There.of(q, k, passes[0])
+    if there is None:
+        return _gradient(q, k, v, out, lse, dout, dlse, passes, scale, there)
+    filled = [there.filled(x, side) for x, side in ((q, 0), (k, 1), (v, 1), (out, 0))]
+    sums = [there.filled(x, 0, axis=2) for x in (lse, dlse)]
+    found = _gradient(*filled, sums[0], there.filled(dout, 0), sums[1], passes, scale, there)
+    return [there.cut(d, x) for d, x in zip(found, (q, k, v), strict=True)]
 
 
-def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
+def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, there: There | None):
     # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
 
     @tf.custom_gradient
     def run(q, k, v, out, lse, dout, dlse):
         # The joint out and lse make each pass's share the ordinary gradient.
-        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale) for tables in passes]
+        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale, there) for tables in passes]
         return tuple(tf.cast(_sum(x), q.dtype) for x in zip(*shares, strict=True)), refuse_second_gradient
 
     return run(q, k, v, out, lse, dout, dlse)
@@ -116,6 +128,7 @@ class Tables:
         self.by_key = _Side(
             key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit
         )
+        self.times = blocks.query_time, blocks.key_time
         self.query_order = _Order(order, blocks.query_time)
         self.key_order = _Order(order, blocks.key_time)
 
@@ -244,12 +257,14 @@ def _sum(terms):
     return reduce(tf.add, terms)
 
 
-def forward(q, k, v, tables: Tables, scale: float):
+def forward(q, k, v, tables: Tables, scale: float, there: There | None = None):
     """(out, lse) of one pass: float32 [batch, heads, query_time, value_dim] and [batch, heads, query_time]."""
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
     values = tables.split(v, tables.key_order)
+    keys_there = seen_columns(there, 1, tables)
 
     def step(rows, columns, visible):
+        visible = visible & keys_there(columns)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         s = tf.where(visible, s, EMPTY)
         top = tf.reduce_max(s, axis=-1, keepdims=True)
@@ -267,7 +282,7 @@ def forward(q, k, v, tables: Tables, scale: float):
     return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 
 
-def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, there: There | None = None):
     """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
     dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 
@@ -284,7 +299,10 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     # 0 * NaN in the product with the keys would make their dq NaN too.
     finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
 
+    queries_there, keys_there = (seen_columns(there, side, tables) for side in (0, 1))
+
     def by_query(rows, columns, visible):
+        visible = visible & keys_there(columns)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         p = tf.exp(s - _rows(lse, rows))
         dp = tf.matmul(_rows(gradients, rows), _columns(values, columns), transpose_b=True)
@@ -292,6 +310,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
         return (scale * tf.matmul(ds, _columns(finite_keys, columns)),)
 
     def by_key(rows, columns, visible):
+        visible = visible & queries_there(columns)
         queries_seen, gradients_seen = _columns(queries, columns), _columns(gradients, columns)
         s = scale * tf.matmul(_rows(keys, rows), queries_seen, transpose_b=True)
         p = tf.where(visible, tf.exp(s - tf.linalg.matrix_transpose(_columns(lse, columns))), 0.0)

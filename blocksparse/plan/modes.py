@@ -40,6 +40,11 @@ class Mode:
         """So many first positions see keys ahead of them although the mode is causal."""
         return self.local_attn_ctx if self.causal and "prefix" in self.parts else 0
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Some query sees a key ahead of it."""
+        return not self.causal or self.prefix > 0
+
     def natural(self) -> Pattern | None:
         """The union of all that is planned in the order of positions, or None where there is nothing of it."""
         parts = [part for part in self.parts if not TABLE[part].by_residue]
@@ -53,11 +58,14 @@ class Mode:
         """What one layout shows of it: that of residue classes in their order where there is nothing else."""
         return self.passes(n_ctx)[0][0] if self.natural() is None else self.pattern()
 
-    def passes(self, n_ctx: int) -> list[tuple[Pattern, int]]:
+    def passes(self, n_ctx: int, by_residue: bool = True) -> list[tuple[Pattern, int]]:
         """(pattern, order) of each block-sparse pass over this mode; their key sets are disjoint.
 
-        Order is that of `BlocksparseTransformer.attention`: 1 is natural, s groups positions equal modulo s.
+        Order is that of `BlocksparseTransformer.attention`: 1 is natural, s groups positions equal modulo s, which
+        divides n_ctx. by_residue: False keeps all of it in the natural order.
         """
+        if not by_residue:
+            return [(self.pattern(), 1)]
         natural = self.natural()
         found = [] if natural is None else [(natural, 1)]
         if any(TABLE[part].by_residue for part in self.parts):

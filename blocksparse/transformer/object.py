@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from ..fused.lengths import Lengths
 from ..fused.op import Attention, attend, attend_gradient
 from ..plan import build_blocks
 from ..plan.checks import check_heads
@@ -56,7 +58,7 @@ class BlocksparseTransformer(LookupTables):
         self.ctx_blks_q = self.active.query_blocks
         self.ctx_blks_k = self.active.key_blocks
         self.softmax_dtype: tf.DType | None = None  # what softmax returns: q's dtype in the last query_key_op
-        self._attention = Attention(self.active)
+        self._attention: Attention | Lengths = Attention(self.active)
 
     nt_test = oracles.nt_test
     nn_test = oracles.nn_test
@@ -74,6 +76,7 @@ class BlocksparseTransformer(LookupTables):
         order: int | Sequence[int] = 1,
         with_lse: bool = False,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
+        any_time: bool = False,
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
@@ -87,13 +90,15 @@ class BlocksparseTransformer(LookupTables):
         with_lse: also return the log of each row's sum of exp(scale q k^T).
         joined: further objects with their orders, of the same heads and times: the result is the softmax over all of
             their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
+        any_time: q, k and v may have fewer rows than the layout, also a number not known yet. What the layout says of
+            rows past their end goes for nothing: on a GPU it has to show no query of theirs such a key.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
         -inf and no gradient. (Where plain TensorFlow runs, tf.debugging.enable_check_numerics stops at that -inf, with
         with_lse=True alone.) A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at
         most the tile of rows and columns that holds it.
         """
-        q, k, v = self._operands(q, k, v)
+        q, k, v = self._operands(q, k, v, any_time)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
@@ -111,23 +116,26 @@ class BlocksparseTransformer(LookupTables):
         scale: float | None = None,
         order: int | Sequence[int] = 1,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
+        any_time: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """(dq, dk, dv) of `attention`, from the (out, lse) it returned: for gradients written by hand.
 
         dv = p^T dout, dq = scale ds k, dk = scale ds^T q; p = exp(scale q k^T - lse) over the visible keys,
         ds = p * (dout v^T - rowsum(dout * out)).
-        q, k, v, order, joined: as `attention` was given them; scale a number. out, lse: what it returned
+        q, k, v, order, joined, any_time: as `attention` was given them; scale a number. out, lse: what it returned
         with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
         """
-        q, k, v = self._operands(q, k, v)
+        q, k, v = self._operands(q, k, v, any_time)
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, np.number))):
             raise TypeError(f"scale is {scale!r}; it has to be a number here: multiply q by a tensor instead")
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else float(scale)
-        out, dout = (self._operand(name, x, self.ctx_blks_q) for name, x in (("out", out), ("dout", dout)))
+        out, dout = (
+            self._operand(name, x, self.ctx_blks_q, any_time) for name, x in (("out", out), ("dout", dout))
+        )
         _check_equal("width", 2, out=out, dout=dout, v=v)
         _check_equal("batch", 0, q=q, out=out, dout=dout)
         lse = tf.convert_to_tensor(lse)
-        wanted = (self.heads, self.ctx_blks_q * self.blk_size)
+        wanted = (self.heads, q.shape[1])
         if lse.dtype != tf.float32 or lse.shape.rank != 3 or not lse.shape[1:].is_compatible_with(wanted):
             raise ValueError(
                 f"lse is {lse.dtype.name} {lse.shape}; give attention's own, float32 "
@@ -230,10 +238,11 @@ class BlocksparseTransformer(LookupTables):
         return seen & ((key < autoregress_at_key) | (key <= query))
 
     def _operands(
-        self, q: TensorLike, k: TensorLike, v: TensorLike
+        self, q: TensorLike, k: TensorLike, v: TensorLike, any_time: bool
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        q = self._operand("q", q, self.ctx_blks_q)
-        k, v = self._operand("k", k, self.ctx_blks_k), self._operand("v", v, self.ctx_blks_k)
+        q = self._operand("q", q, self.ctx_blks_q, any_time)
+        k, v = (self._operand(name, x, self.ctx_blks_k, any_time) for name, x in (("k", k), ("v", v)))
+        _check_equal("time", 1, k=k, v=v)
         _check_equal("width", 2, q=q, k=k)
         _check_equal("batch", 0, q=q, k=k, v=v)
         if not q.dtype == k.dtype == v.dtype:
@@ -242,13 +251,15 @@ class BlocksparseTransformer(LookupTables):
             )
         return q, k, v
 
-    def _operand(self, name: str, x: TensorLike, blocks: int) -> tf.Tensor:
-        """x as a tensor [batch, time, heads * d], with every dimension but the batch known."""
+    def _operand(self, name: str, x: TensorLike, blocks: int, any_time: bool = False) -> tf.Tensor:
+        """x as a tensor [batch, time, heads * d], with every dimension known but the batch, or with any_time the time."""
         x, time = _float_tensor(name, x), blocks * self.blk_size
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
-        if shape[1] != time or shape[2] is None:
+        fits = shape[1] == time or (any_time and x.shape.rank == 3 and (shape[1] or 0) <= time)
+        if not fits or shape[2] is None:
+            up_to = "up to " if any_time else ""
             raise ValueError(
-                f"{name} has shape {x.shape}; it has to be [batch, {time}, {self.heads} heads * d] ({blocks} "
+                f"{name} has shape {x.shape}; it has to be [batch, {up_to}{time}, {self.heads} heads * d] ({blocks} "
                 f"blocks of {self.blk_size}); only the batch may be unknown (tf.ensure_shape states a shape)"
             )
         check_heads(self.heads, f"the width of {name}", shape[2])
@@ -263,9 +274,18 @@ class BlocksparseTransformer(LookupTables):
             )
         return x
 
+    def among(self, layouts: Sequence[BlocksparseTransformer], longest: int) -> BlocksparseTransformer:
+        """This object, whose attention on tensors of unknown time takes the first of `layouts` that is long enough.
+
+        layouts: objects of the same pattern, ascending in time, this one the last. longest: the most rows there can be.
+        """
+        chosen = copy.copy(self)
+        chosen._attention = Lengths([bst._attention for bst in layouts], longest)
+        return chosen
+
     def _as_pass(
         self, order: int | Sequence[int], first: BlocksparseTransformer
-    ) -> tuple[Attention, tuple[int, ...]]:
+    ) -> tuple[Attention | Lengths, tuple[int, ...]]:
         """What fused.op.attend takes, for one that is joined with `first` or is it."""
         own, wanted = (
             (bst.heads, bst.ctx_blks_q * bst.blk_size, bst.ctx_blks_k * bst.blk_size) for bst in (self, first)

@@ -60,10 +60,11 @@ def assemble(
     heads: int,
     block_size: int,
     name: str | None = None,
+    keys_there: Sequence[Callable | None] = (None,),
 ) -> BlocksparseTransformer:
-    """The object whose head h has predicates[h % len(predicates)]; arguments checked before."""
+    """The object whose head h has predicates[h % len(predicates)]; arguments checked before, PlannedCallback's."""
     shape = query_time // block_size, key_time // block_size
-    callback = PlannedCallback(predicates, block_size)
+    callback = PlannedCallback(predicates, block_size, keys_there)
     layouts = callback.layouts(heads, *shape)
     shared = len(layouts) == 1
     layout: object = layouts[0] if shared else layouts
