@@ -9,12 +9,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from blocksparse import BlocksparseTransformer, Pattern, from_mask
+from blocksparse import BlocksparseTransformer, Pattern
 from blocksparse.plan.callback import Predicate, is_pattern
-from blocksparse.plan.checks import check_heads
+from blocksparse.plan.checks import check_heads, check_positive
 from blocksparse.plan.modes import head_modes
+from blocksparse.transformer.predicate import of_any_time
 
-from ..attention import attention_impl, blocksparse_attention_impl, blocksparse_passes
+from ..attention import MAX_TIME, attention_impl, blocksparse_attention_impl, blocksparse_passes
 from ..decode import DecodeStep
 from . import written_out
 
@@ -26,7 +27,7 @@ class SparseSelfAttention(keras.layers.Layer):
     attention(X) = attend(X W_q, X W_k, X W_v) W_p, each W with a bias (paper, equation 2; heads: section 5.1).
 
     Args:
-        heads: number of heads; divides width, key_width.
+        heads: number of heads; divides width, key_width. num_heads is another name for it.
         attn_mode, local_attn_ctx, blocksize, num_verts, vertsize: the pattern, as in `blocksparse_attention_impl`.
             A tuple of modes gives one per head, cycled.
         key_width: width of queries and keys over all heads, the input's by default (the paper halves it for images).
@@ -36,15 +37,19 @@ class SparseSelfAttention(keras.layers.Layer):
         sees: a pattern of one's own in the place of attn_mode, as `blocksparse.from_mask` takes it; causal only if it
             says so. To save the layer, its functions need @keras.saving.register_keras_serializable.
         causal: False lets positions look ahead as they look back (encoders); attn_mode only.
+        max_time: the most positions where the model does not know its time, as over keras.Input((None, width)).
+        num_heads, key_dim, use_bias, bias_initializer: as in keras.layers.MultiHeadAttention. key_dim is the width of
+            one head's queries and keys, key_width / heads. That layer's other arguments mean nothing here; of its
+            dropout, which drops weights of the attention, 0 alone is taken.
 
-    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
+    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time.
     Raises: ValueError when heads does not divide the widths, when x carries a Keras mask or attention_mask is
         given (padding is not kept out of the attention), and what `blocksparse_attention_impl` raises.
     """
 
     def __init__(
         self,
-        heads: int,
+        heads: int | None = None,
         attn_mode: str | Sequence[str] = "all",
         local_attn_ctx: int | None = None,
         blocksize: int = 32,
@@ -56,10 +61,29 @@ class SparseSelfAttention(keras.layers.Layer):
         output_initializer=None,
         sees: Predicate | Sequence[Predicate] | None = None,
         causal: bool = True,
+        max_time: int = MAX_TIME,
+        num_heads: int | None = None,
+        key_dim: int | None = None,
+        use_bias: bool = True,
+        bias_initializer="zeros",
+        dropout: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        heads = _one_of("heads", heads, "num_heads", num_heads)
+        if key_dim is not None:
+            check_positive("key_dim", key_dim)
+            key_width = _one_of("key_width", key_width, f"heads * key_dim, {heads} * {key_dim} =", heads * key_dim)
+        if dropout:
+            raise ValueError(
+                f"dropout={dropout} would drop weights of the attention, which nothing here stores: leave it out, and "
+                "drop of the layer's output, by keras.layers.Dropout or SparseTransformerBlock(dropout=...)"
+            )
+        check_positive("max_time", max_time)
         self.heads = heads
+        self.max_time = max_time
+        self.use_bias = use_bias
+        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.attn_mode = attn_mode if isinstance(attn_mode, str) else tuple(attn_mode)
         self.local_attn_ctx = local_attn_ctx
         self.blocksize = blocksize
@@ -97,7 +121,10 @@ class SparseSelfAttention(keras.layers.Layer):
             if name in self._maps:
                 layer = keras.layers.Dense.from_config(dict(self._maps[name]))
             else:
-                layer = keras.layers.Dense(units, kernel_initializer=copy, name=name, dtype=self.dtype_policy)
+                bias = dict(use_bias=self.use_bias, bias_initializer=self.bias_initializer)
+                layer = keras.layers.Dense(
+                    units, kernel_initializer=copy, name=name, dtype=self.dtype_policy, **bias
+                )
             layer.build((*input_shape[:-1], width))
             return layer
 
@@ -113,10 +140,12 @@ class SparseSelfAttention(keras.layers.Layer):
     def _attend(self, q, k, v):
         if not self.blocksparse:
             return attention_impl(q, k, v, **self.pattern)
-        n_ctx = known_time(q)
         if self.sees is None:
-            return blocksparse_attention_impl(q, k, v, **self.pattern)
-        return _transformer(self.sees, n_ctx, self.heads, self.blocksize).attention(q, k, v)
+            return blocksparse_attention_impl(q, k, v, **self.pattern, max_time=self.max_time)
+        return self._own_pattern(q).attention(q, k, v, any_time=True)
+
+    def _own_pattern(self, x) -> BlocksparseTransformer:
+        return _transformer(self.sees, x.shape[1], self.max_time, self.heads, self.blocksize)
 
     def passes(self, x: tf.Tensor) -> written_out.Attention:
         """The attention between the maps and its gradient, apart, for an x [batch, time, width]."""
@@ -124,12 +153,11 @@ class SparseSelfAttention(keras.layers.Layer):
             return written_out.Attention(
                 partial(_dense, self.pattern), partial(_dense_gradient, self.pattern)
             )
-        n_ctx = known_time(x)
         if self.sees is None:
-            bst, order, joined = blocksparse_passes(n_ctx, **self.pattern)
+            bst, order, joined = blocksparse_passes(x.shape[1], **self.pattern, max_time=self.max_time)
         else:
-            bst, order, joined = _transformer(self.sees, n_ctx, self.heads, self.blocksize), 1, []
-        with_orders = dict(order=order, joined=joined)
+            bst, order, joined = self._own_pattern(x), 1, []
+        with_orders = dict(order=order, joined=joined, any_time=True)
         return written_out.Attention(
             partial(bst.attention, with_lse=True, **with_orders), partial(bst.attention_grad, **with_orders)
         )
@@ -167,7 +195,7 @@ class SparseSelfAttention(keras.layers.Layer):
     def prefill(self, x: tf.Tensor, decode: DecodeStep, lengths=None) -> tf.Tensor:
         """The layer on x [batch, time, width], whose first `lengths` positions the caches of `decode` take.
 
-        time has to fit the pattern; steps go on at position lengths, a scalar or [batch], time by default.
+        Steps go on at position lengths, a scalar or [batch], time by default.
         """
         q, k, v = self.query(x), self.key(x), self.value(x)
         decode.prefill(k, v, lengths)
@@ -181,6 +209,9 @@ class SparseSelfAttention(keras.layers.Layer):
             "blocksparse": self.blocksparse,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "max_time": self.max_time,
+            "use_bias": self.use_bias,
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "sees": _saved(self.sees),
         }
         maps = [self.query, self.key, self.value, self.project] if self.built else []
@@ -196,14 +227,13 @@ class SparseSelfAttention(keras.layers.Layer):
         return layer
 
 
-def known_time(x: tf.Tensor) -> int:
-    if x.shape[1] is None:
-        raise ValueError(
-            f"x has shape {x.shape}; the time of a block-sparse layer has to be known, as its blocks depend on it: "
-            "give keras.Input((time, width)) and pad to that, make a model for each length around the same "
-            "layer, or take blocksparse=False, which is dense and takes any"
-        )
-    return x.shape[1]
+def _one_of(name: str, value: int | None, other: str, same: int | None) -> int:
+    """The number that was given under one of two names, or alike under both."""
+    if value is None and same is None:
+        raise TypeError(f"{name} is missing; give the number of heads, as {name} or as {other}")
+    if value is not None and same is not None and value != same:
+        raise ValueError(f"{name}={value}, but {other} {same}; they mean the same: give one of them")
+    return same if value is None else value  # type: ignore[return-value]
 
 
 def _dense(pattern: dict, q, k, v):
@@ -218,8 +248,8 @@ def _dense_gradient(pattern: dict, q, k, v, out, lse, dout):
 
 
 @lru_cache(maxsize=64)
-def _transformer(sees, n_ctx: int, heads: int, blocksize: int) -> BlocksparseTransformer:
-    return from_mask(sees, n_ctx, n_ctx, heads, blocksize)
+def _transformer(sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int) -> BlocksparseTransformer:
+    return of_any_time(sees, n_ctx, max_time, heads, blocksize)
 
 
 def refuse_masks(mask: Any, attention_mask: Any) -> None:

@@ -12,8 +12,9 @@ from blocksparse.plan.callback import Predicate
 from blocksparse.recomputation import graph
 from blocksparse.recomputation.attach import once, with_gradient
 
+from ..attention import MAX_TIME
 from . import written_out
-from .self_attention import SparseSelfAttention, known_time, load_predicates, refuse_masks
+from .self_attention import SparseSelfAttention, load_predicates, refuse_masks
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -23,7 +24,7 @@ class SparseTransformerBlock(keras.layers.Layer):
     gelu(x) = x sigmoid(1.702 x); attention is a SparseSelfAttention. The gradient is written out.
 
     Args:
-        heads, ..., causal: as in SparseSelfAttention; output_initializer is of W_p and W_c, kernel_initializer of the
+        heads, ..., causal, max_time: as in SparseSelfAttention; output_initializer is of W_p and W_c, kernel_initializer of the
             other matrices.
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
@@ -32,7 +33,7 @@ class SparseTransformerBlock(keras.layers.Layer):
             "selective" 3, attention running once; "whole" x alone.
         epsilon: of both norms.
 
-    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
+    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time.
     Raises: ValueError for arguments that do not fit, and what SparseSelfAttention raises. The gradient cannot be
         differentiated again (LookupError). Quantized, the block is made of its layers, for inference.
     """
@@ -56,6 +57,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         seed: int | None = None,
         recompute: str = "selective",
         epsilon: float = 1e-5,
+        max_time: int = MAX_TIME,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
@@ -72,7 +74,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         self.norm1 = norm(name="norm1")  # made in the order of written_out.Weights
         self.attention = SparseSelfAttention(
             heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, key_width, blocksparse,
-            kernel_initializer, output_initializer, sees, causal, name="attention", **own
+            kernel_initializer, output_initializer, sees, causal, max_time, name="attention", **own
         )  # fmt: skip
         self.norm2 = norm(name="norm2")
         self.draws = keras.random.SeedGenerator(seed) if dropout else None
@@ -142,8 +144,6 @@ class SparseTransformerBlock(keras.layers.Layer):
 
     def compute_output_spec(self, x, mask=None, attention_mask=None, training=None):
         refuse_masks(mask, attention_mask)  # a functional model says so while it is made
-        if self.attention.blocksparse:
-            known_time(x)
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):
@@ -152,7 +152,7 @@ class SparseTransformerBlock(keras.layers.Layer):
     def get_config(self):
         names = "ff_ratio dropout seed recompute epsilon".split()
         inner = self.attention.get_config()
-        for name in ("name", "trainable", "dtype", "maps"):
+        for name in ("name", "trainable", "dtype", "maps", "use_bias", "bias_initializer"):
             inner.pop(name, None)
         return {**super().get_config(), **inner, **{name: getattr(self, name) for name in names}}
 

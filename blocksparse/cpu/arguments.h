@@ -11,6 +11,11 @@
 
 namespace blocksparse {
 
+// A GPU machine makes no such graphs, but can be handed one.
+constexpr char kCannotHide[] =
+    "attention that looks ahead, traced without knowing its time on a machine without a GPU, cannot run on one: trace it "
+    "there, or give it the time";
+
 inline absl::Status expect(const char* name, const tensorflow::TensorShape& shape,
                            const tensorflow::TensorShape& wanted) {
   if (shape == wanted) return absl::OkStatus();

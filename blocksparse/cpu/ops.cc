@@ -48,6 +48,7 @@ absl::Status backward_shapes(InferenceContext* c) {
   return absl::OkStatus();
 }
 
+// hides: tensors may end before the plan does, and it shows queries keys behind their end: the kernel has to hide them.
 REGISTER_OP("BlocksparseAttention")
     .Input("q: T")
     .Input("k: T")
@@ -58,6 +59,7 @@ REGISTER_OP("BlocksparseAttention")
     .Attr("T: {half, bfloat16, float}")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
+    .Attr("hides: bool = false")
     .SetShapeFn(forward_shapes)
     .Doc("out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp.");
 
@@ -91,6 +93,7 @@ REGISTER_OP("BlocksparseJoinedAttention")
     .Attr("passes: int >= 1")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
+    .Attr("hides: bool = false")
     .SetShapeFn(forward_shapes)
     .Doc("BlocksparseAttention over the keys of all plans, no two of which may show a query the same key.");
 

@@ -16,10 +16,11 @@ class Lengths:
     """The layouts of a pattern for a few times, ascending; used where an Attention is.
 
     longest: the most positions a tensor may have, at most those of the last layout.
+    looks_ahead: some query may see a key behind the tensors' end, which the kernels have to hide.
     """
 
-    def __init__(self, layouts: Sequence[Attention], longest: int):
-        self.layouts, self.longest = tuple(layouts), longest
+    def __init__(self, layouts: Sequence[Attention], longest: int, looks_ahead: bool):
+        self.layouts, self.longest, self.looks_ahead = tuple(layouts), longest, looks_ahead
         self.blocks = self.layouts[-1].blocks
         self._joint: dict[tuple, JointPlan] = {}
 

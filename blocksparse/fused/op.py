@@ -42,6 +42,8 @@ _lock = threading.Lock()
 class Attention:
     """The attention of one layout; what its kernels need is built once, by the thread that first uses it."""
 
+    looks_ahead = False  # of tensors shorter than the layout: it shows no query a key behind their end
+
     def __init__(self, blocks: Blocks):
         self.blocks = blocks
         seen = blocks.masks.sum((1, 2))
@@ -100,10 +102,11 @@ def attend(
         out, lse = reference.attention(q, k, v, _tables(passes), scale)
         return (out, reference.with_infinity(lse)) if with_lse else out
     plans = _plans(q, v, passes, library)
+    attributes = dict(heads=heads, scale=scale, hides=_looks_ahead(passes))
     if len(plans) == 1:
-        out, lse = library.blocksparse_attention(q, k, v, *plans, heads=heads, scale=scale)
+        out, lse = library.blocksparse_attention(q, k, v, *plans, **attributes)
     else:
-        out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=heads, scale=scale)
+        out, lse = library.blocksparse_joined_attention(q, k, v, plans, **attributes)
     return (out, lse) if with_lse else out
 
 
@@ -129,7 +132,17 @@ def _kernels_for(q, v, passes):
     """The library, or None where the reference has to run: there is none, or it does not take such heads."""
     heads = len(passes[0][1])
     library = _library()
+    if library and _looks_ahead(passes) and cuda.capabilities():
+        warn_of_reference(
+            "attention that looks ahead, of a time that is not known when it is traced: the GPU kernels cannot hide "
+            "what lies behind the end"
+        )
+        return None
     return library if library and _takes(*(x.shape.as_list()[2] // heads for x in (q, v))) else None
+
+
+def _looks_ahead(passes) -> bool:
+    return any(layout.looks_ahead for layout, _ in passes)
 
 
 def _tables(passes) -> list[reference.Tables]:

@@ -274,13 +274,16 @@ class BlocksparseTransformer(LookupTables):
             )
         return x
 
-    def among(self, layouts: Sequence[BlocksparseTransformer], longest: int) -> BlocksparseTransformer:
+    def among(
+        self, layouts: Sequence[BlocksparseTransformer], longest: int, looks_ahead: bool
+    ) -> BlocksparseTransformer:
         """This object, whose attention on tensors of unknown time takes the first of `layouts` that is long enough.
 
         layouts: objects of the same pattern, ascending in time, this one the last. longest: the most rows there can be.
+        looks_ahead: some query may see a key behind the tensors' end.
         """
         chosen = copy.copy(self)
-        chosen._attention = Lengths([bst._attention for bst in layouts], longest)
+        chosen._attention = Lengths([bst._attention for bst in layouts], longest, looks_ahead)
         return chosen
 
     def _as_pass(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..plan.callback import PlannedCallback, Predicate, is_pattern
 from ..plan.checks import check_block_size, check_positive, nearest_multiple
+from ..plan.lengths import keys_there, ladder, whole
 from ..plan.patterns import NO_SHIFT, Pattern
 from .object import BlocksparseTransformer
 
@@ -51,6 +52,40 @@ def from_mask(
         if is_pattern(predicate):
             _check_promises(predicate, query_time, key_time)
     return assemble(predicates, query_time, key_time, heads, block_size, name)
+
+
+def of_any_time(
+    sees: Predicate | Sequence[Predicate], time: int | None, max_time: int, heads: int, block_size: int
+) -> BlocksparseTransformer:
+    """from_mask's object for an `attention` with any_time=True on tensors of `time` positions.
+
+    time: any number, or None where it is not known: then any up to max_time, and a function is asked about them all.
+    """
+    check_positive("heads", heads)
+    check_block_size("block_size", block_size)
+    check_positive("max_time", max_time)
+    predicates = _per_head(sees, heads)
+    for predicate in predicates:
+        if is_pattern(predicate):
+            _check_promises(predicate, time or max_time, time or max_time)
+    plans = ladder((), max_time, block_size) if time is None else [whole((), time, block_size)]
+    objects = [
+        assemble(
+            [predicate if is_pattern(predicate) else _within(predicate, plan.time) for predicate in predicates],
+            plan.rows,
+            plan.rows,
+            heads,
+            block_size,
+            keys_there=[keys_there(plan.rows, 1, plan.time)],
+        )
+        for plan in plans
+    ]
+    return objects[0] if time else objects[-1].among(objects, max_time, looks_ahead=True)
+
+
+def _within(sees: Callable, time: int) -> Callable:
+    """sees, which is asked about no position from `time` on: it may look positions up in an array."""
+    return lambda query, key: sees(np.minimum(query, time - 1), np.minimum(key, time - 1))
 
 
 def assemble(

@@ -21,9 +21,12 @@ class AttentionXla : public tensorflow::XlaOpKernel {
   explicit AttentionXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+    if (context->HasAttr("hides")) OP_REQUIRES_OK(context, context->GetAttr("hides", &hides_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
+    const bool on_gpu = context->compiler()->options().device_type.type_string().find("GPU") != std::string::npos;
+    OP_REQUIRES(context, !hides_ || !on_gpu, absl::UnimplementedError(kCannotHide));
     const bool backward = context->num_outputs() == 3;
     const int first_plan = backward ? 7 : 3;
     const auto shape = [&](int input) { return context->InputShape(input); };
@@ -78,6 +81,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
 
   int heads_;
   float scale_;
+  bool hides_ = false;
 };
 
 class PlanXla : public tensorflow::XlaOpKernel {

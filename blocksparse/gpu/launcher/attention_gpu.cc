@@ -28,6 +28,7 @@ class AttentionGpu : public tensorflow::OpKernel {
   explicit AttentionGpu(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+    if (!backward) OP_REQUIRES_OK(context, context->GetAttr("hides", &hides_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -46,6 +47,7 @@ class AttentionGpu : public tensorflow::OpKernel {
       OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
     }
     Call call{backward, dtype_name<T>(), arguments.shape};
+    OP_REQUIRES(context, !hides_, absl::UnimplementedError(kCannotHide));
     call.q = q.data(), call.k = k.data(), call.v = v.data();
     if constexpr (backward) {
       const auto shape = [context](int input) { return context->input(input).shape(); };
@@ -91,6 +93,7 @@ class AttentionGpu : public tensorflow::OpKernel {
 
   int heads_;
   float scale_;
+  bool hides_ = false;
 };
 
 #define REGISTER_ONE(op, plans, backward, T)                                                                \
