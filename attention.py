@@ -251,7 +251,10 @@ def _passes_up_to(
     """The same over any number of positions up to max_time."""
     steps = [_objects(step, heads, modes) for step in ladder(modes, max_time, blocksize)]
     return [
-        (bst.among([step[number][0] for step in steps], max_time, any(mode.looks_ahead for mode in modes)), order)
+        (
+            bst.among([step[number][0] for step in steps], max_time, any(mode.looks_ahead for mode in modes)),
+            order,
+        )
         for number, (bst, order) in enumerate(steps[-1])
     ]
 

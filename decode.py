@@ -153,11 +153,10 @@ class DecodeStep(tf.Module):
         `blocksparse_attention_impl`; dtype of the caches.
     Call: q, k [batch, key_width], v [batch, value_width] of any float dtype; position, an integer or an integer
         tensor from 0 to n_ctx - 1: a scalar, or [batch] where the rows are at different positions. Returns float32
-        [batch, value_width].
-        Where the pattern is a `prefix`, position begins behind it, and `prefill` has taken all of it.
-    Raises: ValueError and TypeError for arguments that do not fit, causal=False among them. A position that is known only when a graph runs ends
-        it with InvalidArgumentError. Code compiled by XLA cannot stop: there a row with a position out of range gives
-        NaN. In no case does it change the caches.
+        [batch, value_width]. Where the pattern is a `prefix`, position begins behind it, and `prefill` took all of it.
+    Raises: ValueError and TypeError for arguments that do not fit, causal=False among them. A position that is known
+        only when a graph runs ends it with InvalidArgumentError. Code compiled by XLA cannot stop: there a row with a
+        position out of range gives NaN. In no case does it change the caches.
 
     A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints. A new
     sequence just starts at position 0 again; `reset` forgets what the caches hold. Softmax and sums run in float32; a
@@ -193,7 +192,9 @@ class DecodeStep(tf.Module):
         for argument in ("key_width", "value_width"):
             check_heads(heads, argument, sizes[argument])
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
-        self.prefix = max(mode.prefix for mode in modes)  # positions that see each other: never a step of their own
+        self.prefix = max(
+            mode.prefix for mode in modes
+        )  # positions that see each other: never a step of their own
         self.key_width, self.value_width = key_width, value_width
         self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.

@@ -73,7 +73,9 @@ class SparseSelfAttention(keras.layers.Layer):
         heads = _one_of("heads", heads, "num_heads", num_heads)
         if key_dim is not None:
             check_positive("key_dim", key_dim)
-            key_width = _one_of("key_width", key_width, f"heads * key_dim, {heads} * {key_dim} =", heads * key_dim)
+            key_width = _one_of(
+                "key_width", key_width, f"heads * key_dim, {heads} * {key_dim} =", heads * key_dim
+            )
         if dropout:
             raise ValueError(
                 f"dropout={dropout} would drop weights of the attention, which nothing here stores: leave it out, and "
@@ -248,7 +250,9 @@ def _dense_gradient(pattern: dict, q, k, v, out, lse, dout):
 
 
 @lru_cache(maxsize=64)
-def _transformer(sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int) -> BlocksparseTransformer:
+def _transformer(
+    sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int
+) -> BlocksparseTransformer:
     return of_any_time(sees, n_ctx, max_time, heads, blocksize)
 
 

@@ -1,4 +1,4 @@
-"""Attention of one pattern over tensors whose time is known only when a graph runs: a few plans, of which it takes one."""
+"""Attention over tensors whose time is known only when a graph runs: a few plans, of which it takes one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class JointPlan(PackedPlan):
 
 
 def checked_time(q: tf.Tensor, longest: int) -> tf.Tensor:
-    """q's time when the graph runs, which stops there if it is above `longest`; compiled by XLA, the kernels refuse it."""
+    """q's time when the graph runs, which stops there if it is above `longest`; under XLA the kernels refuse it."""
     time = tf.shape(q)[1]
     if in_xla():
         return time

@@ -42,7 +42,10 @@ class PlannedCallback(MaskCallback):
     """One for a known block size, which names a block that stands for all with its mask: few are evaluated."""
 
     def __init__(
-        self, predicates: Sequence[Predicate], block_size: int, keys_there: Sequence[Callable | None] = (None,)
+        self,
+        predicates: Sequence[Predicate],
+        block_size: int,
+        keys_there: Sequence[Callable | None] = (None,),
     ):
         super().__init__(predicates, keys_there)
         self.block_size = block_size

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .checks import BLOCK_SIZES
 from .modes import TABLE, Mode
 
-_SPARE = 1.25  # a plan in the order of residues may have so many times the rows that exist; else smaller blocks are tried
+_SPARE = 1.25  # so many times the rows that exist may a plan in the order of residues have, before blocks get smaller
 
 
 class Whole(NamedTuple):
@@ -25,9 +25,7 @@ class Whole(NamedTuple):
 
 def whole(modes: Sequence[Mode], time: int, blocksize: int) -> Whole:
     """The plan for `time` positions in blocks of at most blocksize."""
-    strides = {
-        mode.local_attn_ctx for mode in modes if any(TABLE[part].by_residue for part in mode.parts)
-    }
+    strides = {mode.local_attn_ctx for mode in modes if any(TABLE[part].by_residue for part in mode.parts)}
     for stride in strides:  # all modes have one local_attn_ctx
         found = _by_residue(stride, time, blocksize)
         run = found.rows // stride
@@ -53,7 +51,8 @@ def _by_residue(stride: int, time: int, blocksize: int) -> Whole:
 def keys_there(rows: int, order: int, time: int) -> Callable | None:
     """Which rows of a plan, in that order, are positions below `time`; None where all are.
 
-    order: s, so that row r is position (r % (rows / s)) * s + r // (rows / s), as in `BlocksparseTransformer.attention`.
+    order: s, so that row r is position (r % (rows / s)) * s + r // (rows / s), as BlocksparseTransformer.attention
+        takes it.
     """
     if rows == time:
         return None
@@ -66,7 +65,11 @@ def ladder(modes: Sequence[Mode], largest: int, blocksize: int) -> list[Whole]:
     last = whole(modes, largest, blocksize)
     found, time = [], blocksize
     while time < largest:
-        each = _by_residue(modes[0].local_attn_ctx, time, blocksize) if last.sorted else whole_blocks(time, blocksize)
+        each = (
+            _by_residue(modes[0].local_attn_ctx, time, blocksize)
+            if last.sorted
+            else whole_blocks(time, blocksize)
+        )
         found.append(each._replace(time=each.rows))
         time = 2 * each.rows
     return [*(each for each in found if each.rows < last.rows), last]

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm
 
-NO_SHIFT = 1 << 30  # as a shift: no two positions of a context lie so far apart, so nothing repeats along the diagonal
+NO_SHIFT = (
+    1 << 30
+)  # as a shift: no two positions of a context lie so far apart, so nothing repeats along the diagonal
 
 
 @dataclass(frozen=True)

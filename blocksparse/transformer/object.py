@@ -252,7 +252,7 @@ class BlocksparseTransformer(LookupTables):
         return q, k, v
 
     def _operand(self, name: str, x: TensorLike, blocks: int, any_time: bool = False) -> tf.Tensor:
-        """x as a tensor [batch, time, heads * d], with every dimension known but the batch, or with any_time the time."""
+        """x as a tensor [batch, time, heads * d]; the batch alone may be unknown, with any_time also the time."""
         x, time = _float_tensor(name, x), blocks * self.blk_size
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
         fits = shape[1] == time or (any_time and x.shape.rank == 3 and (shape[1] or 0) <= time)

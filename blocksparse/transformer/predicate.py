@@ -71,7 +71,10 @@ def of_any_time(
     plans = ladder((), max_time, block_size) if time is None else [whole((), time, block_size)]
     objects = [
         assemble(
-            [predicate if is_pattern(predicate) else _within(predicate, plan.time) for predicate in predicates],
+            [
+                predicate if is_pattern(predicate) else _within(predicate, plan.time)
+                for predicate in predicates
+            ],
             plan.rows,
             plan.rows,
             heads,

@@ -27,12 +27,17 @@ def attend(attn_mode="all", q=None, k=None, v=None, heads=2, function=blockspars
     return function(q, k, v, heads, attn_mode, **{"blocksize": 8, **sizes})
 
 
-def unknown(*shape):
+def fixed_object(attn_mode="all", local_attn_ctx=None, n_ctx=64, heads=2, **sizes):
+    """Of OpenAI's function, which alone has OpenAI's restrictions."""
+    return get_blocksparse_obj(n_ctx, heads, attn_mode, 8, local_attn_ctx, **sizes)
+
+
+def unknown(*shape, **sizes):
     """A call while tracing, where a shape may be unknown."""
 
     def call():
         spec = tf.TensorSpec(shape, tf.float32)
-        tf.function(lambda q: attend(q=q), autograph=False).get_concrete_function(spec)
+        tf.function(lambda q: attend(q=q, **sizes), autograph=False).get_concrete_function(spec)
 
     return call
 
@@ -96,11 +101,30 @@ CASES = [
     ),
     (lambda: SparseSelfAttention(heads=0), ValueError, "heads=0; it has to be at least 1"),
     (lambda: get_blocksparse_obj(64, "2", "all", 8), TypeError, "heads is '2'; it has to be a positive int"),
+    (unknown(None, None, 16, max_time=0), ValueError, "max_time=0; it has to be at least 1"),
+    (unknown(None, None, 16, max_time=None), TypeError, "max_time is None; it has to be a positive int"),
     (
-        unknown(None, None, 16),
+        lambda: SparseSelfAttention(attn_mode="all"),
+        TypeError,
+        "heads is missing; give the number of heads, as heads or as num_heads",
+    ),
+    (
+        lambda: SparseSelfAttention(4, num_heads=2),
         ValueError,
-        "q has shape (None, None, 16); time has to be known, as the layout depends on it: set it by "
-        "tf.ensure_shape(q, [None, time, width]), or use attention_impl",
+        "heads=4, but num_heads 2; they mean the same: give one of them",
+    ),
+    (
+        lambda: SparseSelfAttention(num_heads=4, key_dim=8, key_width=16),
+        ValueError,
+        "key_width=16, but heads * key_dim, 4 * 8 = 32; they mean the same: give one of them",
+    ),
+    (lambda: SparseSelfAttention(4, key_dim=0), ValueError, "key_dim=0; it has to be at least 1"),
+    (lambda: SparseSelfAttention(4, max_time=-1), ValueError, "max_time=-1; it has to be at least 1"),
+    (
+        lambda: SparseSelfAttention(4, dropout=0.1),
+        ValueError,
+        "dropout=0.1 would drop weights of the attention, which nothing here stores: leave it out, and drop of the "
+        "layer's output, by keras.layers.Dropout or SparseTransformerBlock(dropout=...)",
     ),
     (
         unknown(1, 64, None),
@@ -163,17 +187,17 @@ CASES = [
         "blocksize is None, but attn_mode='all' needs it: give a positive int",
     ),
     (
-        lambda: attend(q=zeros(1, 60, 16)),
+        lambda: fixed_object(n_ctx=60),
         ValueError,
         "n_ctx=60 is no multiple of blocksize=8; nearest n_ctx: 64",
     ),
     (
-        lambda: attend("strided", local_attn_ctx=5),
+        lambda: fixed_object("strided", local_attn_ctx=5),
         ValueError,
         "local_attn_ctx=5 does not divide n_ctx / blocksize = 64 / 8, as 'strided' needs; nearest: 4",
     ),
     (
-        lambda: attend("local+strided", local_attn_ctx=16),
+        lambda: fixed_object("local+strided", local_attn_ctx=16),
         ValueError,
         "local_attn_ctx=16 does not divide n_ctx / blocksize = 64 / 8, as 'strided' needs; nearest: 8",
     ),
@@ -183,12 +207,12 @@ CASES = [
         "local_attn_ctx=16 does not divide n_ctx / blocksize = 64 / 8, as 'strided' needs; nearest: 8",
     ),
     (
-        lambda: attend("chunk", local_attn_ctx=20),
+        lambda: fixed_object("chunk", local_attn_ctx=20),
         ValueError,
         "local_attn_ctx=20 is no multiple of blocksize=8, which attn_mode='chunk' wants; nearest: 16",
     ),
     (
-        lambda: attend(**{**FIXED, "local_attn_ctx": 30}),
+        lambda: fixed_object(**{**FIXED, "local_attn_ctx": 30}),
         ValueError,
         "local_attn_ctx=30 is no multiple of blocksize=8, which attn_mode='fixed' wants; nearest: 32",
     ),
@@ -203,7 +227,7 @@ CASES = [
         "vertsize is None, but attn_mode='summary' needs it: give a positive int",
     ),
     (
-        lambda: attend(**{**FIXED, "vertsize": 3, "num_verts": 1}),
+        lambda: fixed_object(**{**FIXED, "vertsize": 3, "num_verts": 1}),
         ValueError,
         "vertsize=3 does not divide local_attn_ctx / blocksize = 4; nearest: 2",
     ),
@@ -220,7 +244,7 @@ CASES = [
         "nearest: local_attn_ctx=128",
     ),
     (
-        lambda: attend(**{**FIXED, "num_verts": 4}),
+        lambda: fixed_object(**{**FIXED, "num_verts": 4}),
         ValueError,
         "num_verts=4 does not divide heads=2; nearest: 2",
     ),

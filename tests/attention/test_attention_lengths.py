@@ -1,5 +1,7 @@
 """Every length of context: known, known only when a graph runs, and above what a graph was traced for."""
 
+import itertools
+
 import numpy as np
 import oracle
 import pytest
@@ -42,7 +44,9 @@ def truth(inputs, pattern):
 
 def check(found, want):
     for name, got, own in zip(NAMES, found, want, strict=True):
-        error = np.abs(got - own).max() / max(1, np.abs(own).max())  # of one key alone, dq is nothing but rounding
+        error = np.abs(got - own).max() / max(
+            1, np.abs(own).max()
+        )  # of one key alone, dq is nothing but rounding
         assert got.shape == own.shape and error < 64 * 2**-23, (name, error)
 
 
@@ -63,7 +67,9 @@ def test_any_time_and_any_length_equal_the_oracle(mode, time, length, blocksize,
     pattern = dict(attn_mode=mode, local_attn_ctx=length, blocksize=blocksize, causal=causal)
     if "summary" in str(mode) or "fixed" in str(mode):
         pattern["local_attn_ctx"] = length + blocksize * columns
-        pattern |= dict(vertsize=columns, num_verts=data.draw(st.integers(1, 1 + length // blocksize // columns)))
+        pattern |= dict(
+            vertsize=columns, num_verts=data.draw(st.integers(1, 1 + length // blocksize // columns))
+        )
     inputs = draw(time)
     check(run(*inputs, **pattern), truth(inputs, pattern))
 
@@ -88,7 +94,8 @@ def of_unknown_time(pattern, **options):
 
 
 @pytest.mark.parametrize(
-    "name, kernels", [*((name, "auto") for name in PATTERNS), ("merged", "reference"), ("both ways", "reference")]
+    "name, kernels",
+    [*((name, "auto") for name in PATTERNS), ("merged", "reference"), ("both ways", "reference")],
 )
 def test_one_graph_of_unknown_time_runs_with_every_length(name, kernels, monkeypatch):
     monkeypatch.setenv("BLOCKSPARSE_KERNELS", kernels)
@@ -128,7 +135,7 @@ def test_plans_of_unknown_times_are_few_and_at_most_about_twice_as_long_as_neede
         found = ladder(modes, 8192, 32)
         assert len(found) <= 9 and [each.rows for each in found] == sorted({each.rows for each in found})
         assert found[-1].rows >= 8192
-        for shorter, longer in zip(found, found[1:]):
+        for shorter, longer in itertools.pairwise(found):
             assert longer.rows <= 2.5 * shorter.rows and longer.sorted == shorter.sorted
             assert shorter.time == shorter.rows
 

@@ -16,9 +16,10 @@ from sparse_attention import attention, compare, recompute, utils
 
 ROOT = Path(__file__).parents[2]
 PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
+ATTENTION = f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True, max_time=8192)"
 SIGNATURES = {
-    "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True)",
-    "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True)",
+    "attention_impl": ATTENTION,
+    "blocksparse_attention_impl": ATTENTION,
     "get_attn_mask": f"(n, attn_mode, {PATTERN}, causal=True)",
     "get_blocksparse_obj": "(n_ctx, n_heads, attn_mode, blocksize=32, local_attn_ctx=None, num_verts=4, vertsize=1, "
     "causal=True)",
@@ -150,7 +151,7 @@ def test_the_command_fails_when_a_pattern_disagrees(capsys):
     "arguments, text",
     [
         (["--heads", "0"], "argument --heads: '0' is no positive number"),
-        (["--n-ctx", "100"], "n_ctx=100 is no multiple of blocksize=8; nearest n_ctx: 96"),
+        (["--blocksize", "10"], "blocksize=10 is not offered; use one of (8, 16, 32, 64, 128) (nearest: 8)"),
         (["--plot", "figure.nonsense"], "Format 'nonsense' is not supported"),
     ],
 )

@@ -51,7 +51,9 @@ def test_tensors_shorter_than_the_plan(order, tiles, times):
     visible[32:] = True
     low = {"q": lambda q: q.__imul__(0).__iadd__(4), "k": lambda k: k.__isub__(20)}
     for changes in ({}, low):
-        Case(dense(12, heads=2), mask=visible, order=order, tiles=tiles, times=times, changes=changes).check(512 if changes else 8)
+        Case(dense(12, heads=2), mask=visible, order=order, tiles=tiles, times=times, changes=changes).check(
+            512 if changes else 8
+        )
 
 
 def test_many_segments_share_query_rows():

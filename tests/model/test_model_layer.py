@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import keras
 import numpy as np
+import oracle
 import pytest
 import tensorflow as tf
 from sparse_transformer import config
@@ -12,7 +13,7 @@ from sparse_transformer.model import SparseTransformer
 from blocksparse import Pattern, from_mask
 from blocksparse.fused.op import kernel_name
 from sparse_attention.attention import attention_impl
-from sparse_attention.layers import SparseSelfAttention
+from sparse_attention.layers import SparseSelfAttention, SparseTransformerBlock
 
 PATTERN = {"heads": 2, "attn_mode": ("local", "strided"), "local_attn_ctx": 16, "blocksize": 8}
 
@@ -122,10 +123,69 @@ def test_attention_mask_is_refused_in_words(x):
         SparseSelfAttention(2, blocksize=8)(x, attention_mask=np.ones([2, 64, 64], bool))
 
 
-def test_an_unknown_time_is_refused_in_words():
-    model = keras.Sequential([keras.Input((None, 16)), SparseSelfAttention(2, blocksize=8)])
-    with pytest.raises(ValueError, match=r"x has shape .*give keras.Input\(\(time, width\)\)"):
-        tf.function(model).get_concrete_function(tf.TensorSpec([None, None, 16]))
+@keras.saving.register_keras_serializable(package="tests")
+def looked_up(query, key):
+    return (np.arange(50) % 3)[key] <= query  # no position from 50 on may be asked about
+
+
+@pytest.mark.parametrize("kind, sees", [(SparseSelfAttention, looked_up), (SparseTransformerBlock, None)])
+def test_a_model_of_unknown_time(tmp_path, kind, sees):
+    """Predicts, learns from batches of mixed lengths, is saved and exported; a longer time ends it in words."""
+    own = dict(sees=sees) if sees else dict(attn_mode=("local", "strided"), local_attn_ctx=5)
+    keras.utils.set_random_seed(0)
+    layer = kind(2, blocksize=8, max_time=50, **own)
+    model = keras.Sequential([keras.Input((None, 16)), layer])
+    model.compile("sgd", "mse")
+    data = {
+        time: np.random.default_rng(time).normal(size=(2, time, 16)).astype(np.float32) for time in (7, 50)
+    }
+    for x in data.values():
+        np.testing.assert_allclose(model.predict(x, verbose=0), layer(tf.constant(x)), atol=1e-5)
+    spec = tf.TensorSpec([None, None, 16])
+    batches = tf.data.Dataset.from_generator(
+        lambda: ((x, x) for x in data.values()), output_signature=(spec, spec)
+    )
+    before = layer.get_weights()
+    model.fit(batches.repeat(2), steps_per_epoch=4, verbose=0)
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(before, layer.get_weights()) if a.ndim == 2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(data[7], verbose=0), model.predict(data[7], verbose=0))
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(data[7]), model.predict(data[7], verbose=0), atol=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="above max_time=50"):
+        model.predict(np.zeros((2, 51, 16), np.float32), verbose=0)
+
+
+def test_keras_names_mean_the_same(tmp_path):
+    x = tf.random.stateless_normal([2, 20, 16], [1, 2])
+    ours = SparseSelfAttention(num_heads=4, key_dim=2, use_bias=False, dropout=0.0, causal=False, blocksize=8)
+    keras.utils.set_random_seed(1)
+    theirs = keras.layers.MultiHeadAttention(num_heads=4, key_dim=2, value_dim=4, use_bias=False)
+    theirs.build(x.shape, x.shape)
+    ours.build(x.shape)
+    assert ours.key.units == 8 and len(ours.weights) == len(theirs.weights) == 4
+    ours.set_weights([w.reshape(v.shape) for w, v in zip(theirs.get_weights(), ours.weights)])
+    np.testing.assert_allclose(ours(x), theirs(x, x), atol=1e-5)
+    again = SparseSelfAttention.from_config(ours.get_config())
+    assert (again.heads, again.key_width, again.use_bias) == (4, 8, False)
+    biased = SparseSelfAttention(2, bias_initializer="ones")
+    biased.build(x.shape)
+    assert (biased.query.bias.numpy() == 1).all()
+
+
+@pytest.mark.parametrize(
+    "sees", [looked_up, Pattern(lambda i, j: abs(i - j) < 12, reach=12, ahead=12)], ids=str
+)
+def test_a_pattern_of_ones_own_takes_any_time(sees):
+    layer = SparseSelfAttention(2, blocksize=8, sees=sees)
+    x = tf.random.stateless_normal([2, 37, 16], [1, 2])
+    layer.build(x.shape)
+    q, k, v = (part(x).numpy() for part in (layer.query, layer.key, layer.value))
+    seen = getattr(sees, "sees", sees)(*np.indices((37, 37)))
+    out, _ = oracle.attention(q, k, v, np.stack([seen, seen]), 8**-0.5)
+    np.testing.assert_allclose(layer(x), layer.project(tf.constant(out, tf.float32)), atol=1e-5)
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -201,9 +201,7 @@ def test_what_means_no_block_is_refused(arguments, text):
         SparseTransformerBlock(**{**PATTERN, **arguments})
 
 
-def test_masks_and_unknown_times_are_refused():
+def test_masks_are_refused():
     block = made()
     with pytest.raises(ValueError, match="attention_mask was given"):
         block(rows(), attention_mask=tf.ones([3, TIME, TIME]))
-    with pytest.raises(ValueError, match="the time of a block-sparse layer has to be known"):
-        keras.Sequential([keras.Input((None, WIDTH)), SparseTransformerBlock(**PATTERN)])
