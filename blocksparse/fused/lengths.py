@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ..native.devices import in_xla
 from . import reference
-from .op import Attention, PackedPlan
+from .op import Layout, PackedPlan
 
 
 class Lengths:
@@ -19,7 +19,7 @@ class Lengths:
     looks_ahead: some query may see a key behind the tensors' end, which the kernels have to hide.
     """
 
-    def __init__(self, layouts: Sequence[Attention], longest: int, looks_ahead: bool):
+    def __init__(self, layouts: Sequence[Layout], longest: int, looks_ahead: bool):
         self.layouts, self.longest, self.looks_ahead = tuple(layouts), longest, looks_ahead
         self.blocks = self.layouts[-1].blocks
         self._joint: dict[tuple, JointPlan] = {}

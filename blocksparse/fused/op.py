@@ -19,6 +19,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +38,17 @@ _KERNELS = ("auto", "reference")
 _graphs: weakref.WeakSet = weakref.WeakSet()  # the graphs that hold plan constants
 _eager: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # packed plan -> eager tensor
 _lock = threading.Lock()
+
+
+class Layout(Protocol):
+    """What a pass is made of: an Attention, or several for times that are not known (lengths.py)."""
+
+    blocks: Blocks
+    looks_ahead: bool
+
+    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> PackedPlan: ...
+
+    def tables(self, order: tuple[int, ...]) -> reference.Tables: ...
 
 
 class Attention:
@@ -89,9 +101,7 @@ class PackedPlan:
         return plan
 
 
-def attend(
-    q, k, v, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float, with_lse: bool = False
-):
+def attend(q, k, v, passes: Sequence[tuple[Layout, tuple[int, ...]]], scale: float, with_lse: bool = False):
     """out, or (out, lse), over the keys of all passes, the arguments as in reference.attention.
 
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
@@ -111,7 +121,7 @@ def attend(
 
 
 def attend_gradient(
-    q, k, v, out, lse, dout, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float
+    q, k, v, out, lse, dout, passes: Sequence[tuple[Layout, tuple[int, ...]]], scale: float
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
     library, heads = _kernels_for(q, v, passes), len(passes[0][1])

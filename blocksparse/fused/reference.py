@@ -64,9 +64,10 @@ def gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: flo
     there = There.of(q, k, passes[0])
     if there is None:
         return _gradient(q, k, v, out, lse, dout, dlse, passes, scale, there)
-    filled = [there.filled(x, side) for x, side in ((q, 0), (k, 1), (v, 1), (out, 0))]
-    sums = [there.filled(x, 0, axis=2) for x in (lse, dlse)]
-    found = _gradient(*filled, sums[0], there.filled(dout, 0), sums[1], passes, scale, there)
+    long_q, long_out, long_dout = (there.filled(x, 0) for x in (q, out, dout))
+    long_k, long_v = (there.filled(x, 1) for x in (k, v))
+    lse, dlse = (there.filled(x, 0, axis=2) for x in (lse, dlse))
+    found = _gradient(long_q, long_k, long_v, long_out, lse, long_dout, dlse, passes, scale, there)
     return [there.cut(d, x) for d, x in zip(found, (q, k, v), strict=True)]
 
 

@@ -1,6 +1,7 @@
 """From a layout and its masks to the tile plan that every kernel follows (NumPy and SciPy only).
 
 patterns.py, modes.py   who sees whom: predicates of (query, key), and the names that `attn_mode` knows
+lengths.py              plans of whole blocks for contexts of any length
 block_table.py          a pattern's active blocks and masks, without looking at each
 blocks.py               a layout and a mask callback, read: lists of blocks and their distinct masks
 tiling.py, plan.py      lists of blocks -> row tiles and column tiles

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..fused.lengths import Lengths
-from ..fused.op import Attention, attend, attend_gradient
+from ..fused.op import Attention, Layout, attend, attend_gradient
 from ..plan import build_blocks
 from ..plan.checks import check_heads
 from ..plan.plan import check_residues
@@ -58,7 +58,7 @@ class BlocksparseTransformer(LookupTables):
         self.ctx_blks_q = self.active.query_blocks
         self.ctx_blks_k = self.active.key_blocks
         self.softmax_dtype: tf.DType | None = None  # what softmax returns: q's dtype in the last query_key_op
-        self._attention: Attention | Lengths = Attention(self.active)
+        self._attention: Layout = Attention(self.active)
 
     nt_test = oracles.nt_test
     nn_test = oracles.nn_test
@@ -288,7 +288,7 @@ class BlocksparseTransformer(LookupTables):
 
     def _as_pass(
         self, order: int | Sequence[int], first: BlocksparseTransformer
-    ) -> tuple[Attention | Lengths, tuple[int, ...]]:
+    ) -> tuple[Layout, tuple[int, ...]]:
         """What fused.op.attend takes, for one that is joined with `first` or is it."""
         own, wanted = (
             (bst.heads, bst.ctx_blks_q * bst.blk_size, bst.ctx_blks_k * bst.blk_size) for bst in (self, first)
