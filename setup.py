@@ -17,7 +17,7 @@ ROOT_MODULES = {
     "silence",
     "utils",
 }
-TENSORFLOW = ">=2.18,<2.22"
+TENSORFLOW = ">=2.18,<2.23"  # of 2.22 there is a release candidate, which pip takes only where it is asked for
 
 
 class BuildPy(build_py):
@@ -41,7 +41,7 @@ setup(
     long_description_content_type="text/markdown",
     author="sparse_attention authors",
     license="MIT",
-    python_requires=">=3.10,<3.14",  # as TensorFlow 2.21
+    python_requires=">=3.10,<3.15",  # 3.14 from TensorFlow 2.22 on
     packages=[
         "sparse_attention",
         "sparse_attention.layers",
