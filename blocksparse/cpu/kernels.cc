@@ -15,6 +15,7 @@ class AttentionKernel : public tensorflow::OpKernel {
  public:
   explicit AttentionKernel(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
   }
 
@@ -24,7 +25,9 @@ class AttentionKernel : public tensorflow::OpKernel {
     const auto shape = [context](int input) -> const TensorShape& { return context->input(input).shape(); };
     for (int input = first_plan; input < context->num_inputs(); ++input) {
       passes->emplace_back();
-      TF_RETURN_IF_ERROR(passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
+      const absl::Status status =
+          passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, kv_heads_, scale_);
+      TF_RETURN_IF_ERROR(status);
     }
     return absl::OkStatus();
   }
@@ -39,7 +42,7 @@ class AttentionKernel : public tensorflow::OpKernel {
   }
 
  private:
-  int32_t heads_;
+  int32_t heads_, kv_heads_;
   float scale_;
 };
 

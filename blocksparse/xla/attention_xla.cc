@@ -20,6 +20,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
  public:
   explicit AttentionXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
   }
 
@@ -32,7 +33,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     for (int input = first_plan; input < context->num_inputs(); ++input) {
       const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(input);
       OP_REQUIRES_OK(context, plan.status());
-      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, kv_heads_, scale_));
       absl::StrAppend(&passes, ", ", pass_words(arguments.plan, *plan));
     }
     if (backward) OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
@@ -76,7 +77,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     return absl::StrJoin(words, ", ");
   }
 
-  int heads_;
+  int heads_, kv_heads_;
   float scale_;
 };
 
