@@ -113,8 +113,8 @@ def blocksparse_attention_impl(
             [batch, time, kv_heads * head_dim], and query head h reads key head h // (heads / kv_heads)
             (grouped-query attention; multi-query where 1).
 
-    Returns: [batch, time, heads * width of a head of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
-        gives zeros, with zero gradients.
+    Returns: [batch, time, heads * value_dim] in q's dtype, value_dim being a head of v's width. Softmax and sums run
+        in float32. A query that sees no key gives zeros, with zero gradients.
     Raises: ValueError, TypeError for arguments that do not fit; LookupError when differentiated twice.
 
     Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.

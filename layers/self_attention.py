@@ -92,7 +92,7 @@ class SparseSelfAttention(keras.layers.Layer):
 
     @property
     def sharing(self) -> dict:
-        """The argument that says which heads share keys, as attention.py, decode.py and BlocksparseTransformer take it."""
+        """The argument that says which heads share keys, as attention.py and decode.py take it."""
         return dict(kv_heads=self.kv_heads)
 
     def build(self, input_shape):

@@ -23,8 +23,8 @@ class SparseTransformerBlock(keras.layers.Layer):
     gelu(x) = x sigmoid(1.702 x); attention is a SparseSelfAttention. The gradient is written out.
 
     Args:
-        heads, ..., causal, kv_heads: as in SparseSelfAttention; output_initializer is of W_p and W_c, kernel_initializer of the
-            other matrices.
+        heads, ..., causal, kv_heads: as in SparseSelfAttention; output_initializer is of W_p and W_c,
+            kernel_initializer of the other matrices.
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
         seed: of dropout, an integer; drawn from Keras's global generator by default.

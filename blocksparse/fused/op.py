@@ -58,8 +58,9 @@ class Attention:
         self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
     ) -> PackedPlan:
         """The plan with the tiles that suit what is to be computed."""
-        tiles = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
-        return self.plan(order, *tiles, kv_heads)
+        reordered = set(order) != {1}
+        by_query, by_key = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered)
+        return self.plan(order, by_query, by_key, kv_heads)
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():
@@ -155,7 +156,9 @@ class _Call:
         self.kv_heads = kv_heads or heads
         self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
         self.dtype, self.dims = q.dtype, (q.shape[2] // heads, v.shape[2] // self.kv_heads)
-        self.passes = [one for each in passes for one in _passes_of_one_order(*each, self.kv_heads)]
+        self.passes = [
+            one for layout, order in passes for one in _passes_of_one_order(layout, order, self.kv_heads)
+        ]
         library = _library()
         self.library = library if library and _takes(*self.dims) else None
 

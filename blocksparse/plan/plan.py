@@ -27,7 +27,7 @@ class Plan:
     head_index: np.ndarray  # int32 [heads] the distinct head that head h is like
     residues: np.ndarray  # int32 [heads] s: plan row r is tensor row (r % (n / s)) * s + r // (n / s)
     by_query: TilePlan  # rows are queries, columns are keys
-    by_key: TilePlan  # rows are keys, columns are queries: those of a key head's first query head, then its second's, ...
+    by_key: TilePlan  # rows are keys, columns queries: those of the key head's first query head, then its second's ...
     key_index: np.ndarray  # int32 [kv_heads] the distinct key head, one of by_key, that key head h is like
 
     @property
