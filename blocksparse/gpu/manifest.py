@@ -7,8 +7,8 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     temp NAME BYTES
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
-DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time,
-key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
+DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
+query_time, key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
 p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not
 listed; kernels in CUDA C++ have none.
 """
@@ -101,7 +101,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
     constexprs = _constants(key, kernel, how) | _constants_of_kind(key, function, how)
-    values = _values(kernel)
+    values = _values(key, kernel)
     grid = count = values["count"].removeprefix("i:")
     options = dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True)
     if cuda.serves(key.capability):
@@ -142,7 +142,11 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-    ) | (dict(JOINED=True) if key.joined else {})
+    ) | {
+        name: value
+        for name, value in (("JOINED", key.joined), ("GROUP", key.group))
+        if value > 1 or value is True
+    }
 
 
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
@@ -154,14 +158,17 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
     return single | dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
 
 
-def _values(kernel: _Kernel) -> dict[str, str]:
-    """What the launcher passes for the arguments that are no tensors."""
-    side = kernel.side
+def _values(key: Key, kernel: _Kernel) -> dict[str, str]:
+    """What the launcher passes for the arguments that are no tensors. `heads` are those whose rows programs own."""
+    side, of_keys = kernel.side, key.group > 1 and kernel.side == "k"
+    heads = "kv_heads" if of_keys else "heads"
     values = {name: f"p:{side}.{name}" for name in _PLAN} | {
         name: f"f:{name}" for name in kernel.scales.split()
     }
-    values |= {name: f"i:{name}" for name in ("heads", "query_time", "key_time")}
-    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*heads*batch")
+    if of_keys:
+        values |= dict(head_index="p:key_index", residues="p:key_residues")
+    values |= dict(heads=f"i:{heads}") | {name: f"i:{name}" for name in ("query_time", "key_time")}
+    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*{heads}*batch")
 
 
 def _pointer_type(key: Key, name: str) -> str:
