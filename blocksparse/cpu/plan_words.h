@@ -23,7 +23,7 @@ enum Word : int {
   kClosed = 13,
   kKeyHeads = 14,      // heads of keys; 0 where there are as many as heads
   kDistinctKeys = 15,  // distinct key heads; this and the two below are 0 with kKeyHeads
-  kByQuery = 16,  // eight words: those of side
+  kByQuery = 16,       // eight words: those of side
   kByKey = 32,
   kKeyIndex = 40,  // where an array starts
   kKeyResidues = 41,

@@ -19,12 +19,13 @@ from blocksparse.native import cache, cuda, devices
 SYMBOLS = (
     "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
     "q.most_tiles q.most_columns k.M k.N k.g k.tiles k.column_tiles k.distinct_masks k.most_tiles k.most_columns "
-    "multiprocessors"
+    "kv_heads multiprocessors"
 ).split()
 KEYS = [
     "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90",
     "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-c0-sm80",
     "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-sm90",
+    "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-k4-sm90",
 ]
 
 
