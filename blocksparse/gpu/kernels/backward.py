@@ -104,6 +104,16 @@ def attention_query_gradient(
 
 
 @triton.jit
+def query_rows(tiles, j, last, heads, flags):
+    """reader_rows; where a key head has one reader one vector, which is both."""
+    if flags.GROUP == 1:
+        rows = gathered_rows(tiles.columns, j, last, tiles.time, tiles.stride, flags.N, flags)
+    else:
+        rows = reader_rows(tiles.columns, j, last, tiles.time, tiles.stride, heads, flags)
+    return rows
+
+
+@triton.jit
 def gather_key_gradient(
     k, v, q, dout, lse, delta, tiles, first, last, dk, dv, scale_log2, heads, flags,
     MASKED: tl.constexpr, AHEAD: tl.constexpr,
@@ -113,7 +123,7 @@ def gather_key_gradient(
     heads: of keys. MASKED: whether any of the tiles has a mask. AHEAD: row numbers are loaded one tile ahead.
     """
     if AHEAD:
-        ahead = reader_rows(tiles.columns, first, last, tiles.time, tiles.stride, heads, flags)
+        ahead = query_rows(tiles, first, last, heads, flags)
     if MASKED:
         wanted = (first >= tiles.unmasked) & (first < last)
         low, high = mask_words(tiles.masks, tl.load(tiles.mask + first, mask=wanted, other=0), wanted, flags)
@@ -121,9 +131,9 @@ def gather_key_gradient(
     for j in range(first, last):
         if AHEAD:
             found = ahead
-            ahead = reader_rows(tiles.columns, j + 1, last, tiles.time, tiles.stride, heads, flags)
+            ahead = query_rows(tiles, j + 1, last, heads, flags)
         else:
-            found = reader_rows(tiles.columns, j, last, tiles.time, tiles.stride, heads, flags)
+            found = query_rows(tiles, j, last, heads, flags)
         if flags.GROUP == 1:
             rows, places, row_heads = found, found, heads
         else:

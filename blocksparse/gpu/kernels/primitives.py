@@ -73,12 +73,7 @@ def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
 
 @triton.jit
 def reader_rows(granules, j, last, time, stride, heads, flags):
-    """The queries in column tile j of a key head: (their rows in [time, heads * GROUP], their places in [GROUP, time]).
-
-    Where a key head has one reader, one vector is both.
-    """
-    if flags.GROUP == 1:
-        return gathered_rows(granules, j, last, time, stride, flags.N, flags)
+    """Queries of a key head's column tile j: (their rows in [time, heads * GROUP], their places in [GROUP, time])."""
     n = tl.arange(0, flags.N)
     step = stride if flags.PERMUTED else 1
     own = time // flags.GRANULE
