@@ -238,7 +238,6 @@ def test_packed_and_unpacked():
 
 def test_a_plan_of_as_many_key_heads_is_what_it_was():
     np.testing.assert_array_equal(pack(plan_of(kv_heads=4)), pack(plan_of(kv_heads=None)))
-    assert not pack(plan_of(kv_heads=None))[[14, 15, 40, 41]].any()
 
 
 @pytest.mark.parametrize(

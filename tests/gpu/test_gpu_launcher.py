@@ -71,18 +71,20 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
         launch.function: (f"{launch.function}.cubin", b"code", "symbol", 4, 1000)
         for launch in manifest.launches(key)
     }
-    sizes = {"batch": 3, "heads": 5, "query_time": 7, "q.most_tiles": 11, "k.most_tiles": 13}
+    sizes = {"batch": 3, "heads": 8, "kv_heads": 2, "query_time": 7, "q.most_tiles": 11, "k.most_tiles": 13}
     lines = describe(library, manifest.text(key, files), **sizes).splitlines()
     assert lines[0] == key
     for launch in manifest.launches(key):
         assert f"{launch.function}.cubin 4 {manifest.file_digest(b'code')}" in lines
     by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     for launch in manifest.launches(key):
-        tiles = sizes["q.most_tiles"] if launch.args.count("p:q.rows") else sizes["k.most_tiles"]
+        by_query = "p:q.rows" in launch.args
+        heads = sizes["heads"] if by_query or "-k4-" not in key else sizes["kv_heads"]
+        programs = sizes["q.most_tiles" if by_query else "k.most_tiles"] * heads * 3
         words = by_name[launch.function]
-        assert words[:5] == ["4", "1000", str(tiles * 5 * 3), "1", "1"]
+        assert words[:5] == ["4", "1000", str(programs), "1", "1"]
         assert len(words) == 5 + len(launch.args)
-    assert by_name.get("delta") == ([str(4 * 3 * 5 * 7)] if "attention_key_gradient" in by_name else None)
+    assert by_name.get("delta") == ([str(4 * 3 * 8 * 7)] if "attention_key_gradient" in by_name else None)
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,10 @@ def test_under_xla():
 LAYERS = [("all",), ("local",), ("strided", "local"), ("fixed",), ("local+strided",), (("chunk", "summary"),)]
 
 
-@pytest.mark.parametrize("layer_modes", LAYERS, ids=str)
-def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
+@pytest.mark.parametrize(
+    ("layer_modes", "kv_heads"), [*((modes, None) for modes in LAYERS), (("strided", "local"), 1)], ids=str
+)
+def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes, kv_heads):
     base = config.load("enwik8_small")
     settings = replace(
         base,
@@ -173,6 +175,7 @@ def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
         local_attn_ctx=16,
         num_verts=2,
         layer_modes=layer_modes,
+        kv_heads=kv_heads,
     )
     model = SparseTransformer(settings)
     rng = np.random.default_rng(1)
