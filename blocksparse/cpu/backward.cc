@@ -25,12 +25,11 @@ class Backward {
         partial_(workspace) {}
 
   static Segments segments_of(const Shape& shape, const Plan& plan) {
-    return Segments(plan.by_key, plan.distinct_keys, plan.query_time * plan.group(), shape.batch * plan.key_heads,
-                    padded(shape.head_dim));
+    return Segments(plan, shape.batch * plan.key_heads, padded(shape.head_dim));
   }
 
   int64_t tasks() const { return batch_heads() * segments_.count; }
-  int64_t adding_tasks() const { return batch_heads() * chunks(); }
+  int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
   // A task is one segment of one key head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
@@ -45,8 +44,9 @@ class Backward {
   // dq of the queries that several segments touch: their partial sums are added in the order of the segments, so that
   // the bits do not depend on which thread was first.
   void add_partials(int64_t task) const {
-    const int64_t batch_head = task / chunks();
-    const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, queries_);
+    const int64_t batch_head = task / chunks() / plan_.group();  // a key head; this is about its reader's queries
+    const int32_t reader = task / chunks() % plan_.group(), before = reader * plan_.query_time;
+    const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
     const Head head = head_of(batch_head);
     const Segment* segments = &segments_(plan_.key_index[batch_head % plan_.key_heads], 0);
     const Segment* last = segments + segments_.count;
@@ -55,13 +55,14 @@ class Backward {
     for (int32_t row = first; row < end; ++row) {
       if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
       sum.setZero();
-      if (onto_) read_row<T>(head.dq.row(row), shape_.head_dim, sum.data());
+      if (onto_) read_row<T>(head.dq.row(before + row), shape_.head_dim, sum.data());
       for (const Segment* segment = segments; segment < last; ++segment) {
         if (!segment->touches(row)) continue;
-        const float* part = partial(batch_head, *segment) + (row - segment->query_begin) * head_width_;
+        const int64_t place = int64_t{reader} * segment->queries() + row - segment->query_begin;
+        const float* part = partial(batch_head, *segment) + place * head_width_;
         sum += Eigen::Map<const Eigen::ArrayXf>(part, head_width_);
       }
-      write_row(sum.data(), shape_.head_dim, head.dq.row(row));
+      write_row(sum.data(), shape_.head_dim, head.dq.row(before + row));
     }
   }
 
@@ -109,6 +110,7 @@ class Backward {
     Head head;
     QueryRows by_row;
     std::vector<bool> known;  // by granule: whether lse and delta of its queries are there
+    int32_t skipped;          // granules from the last query that the segment touches of one head to the next's first
   };
 
   int64_t batch_heads() const { return shape_.batch * plan_.key_heads; }
@@ -120,20 +122,35 @@ class Backward {
   // dk and dv of the segment's keys and its partial dq. Queries that no other segment touches get their dq here.
   void run_segment(int64_t task, int64_t next, Work* work) const {
     const Segment& segment = segment_of(task);
-    const int32_t begin = segment.query_begin, end = segment.query_end;
-    std::vector<float> lse(end - begin), delta(end - begin);
+    const int32_t begin = segment.query_begin, rows = segment.queries() * plan_.group();
+    std::vector<float> lse(rows), delta(rows);
     float* sums = partial(batch_head_of(task), segment);
-    std::fill_n(sums, (end - begin) * head_width_, 0.0f);
+    std::fill_n(sums, rows * head_width_, 0.0f);
     Run run = {head_of(batch_head_of(task)),
                {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
-               std::vector<bool>(queries_ / tiles_.granule)};
+               std::vector<bool>(queries_ / tiles_.granule),
+               (plan_.query_time - segment.queries()) / tiles_.granule};
     for (int32_t i = segment.first; i < segment.last; ++i) {
       run_tile(segments_.tile(i), &run, work, [&] {
         i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
       });
     }
-    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end,
-                  [&](int32_t row, T* at) { put_row(run.by_row.dq + row * head_width_, shape_.head_dim, at, onto_); });
+    for (int32_t reader = 0; reader < plan_.group(); ++reader) {
+      const int32_t first = reader * plan_.query_time, place = reader * segment.queries() - first;
+      for_plan_rows(run.head.dq, first + segment.own_begin, first + segment.own_end, [&](int32_t row, T* at) {
+        put_row(run.by_row.dq + (row + place) * head_width_, shape_.head_dim, at, onto_);
+      });
+    }
+  }
+
+  // Where `by_row` has these queries: as in the plan, without those that the segment does not touch.
+  Granules placed(Granules queries, const Run& run, int32_t* numbers) const {
+    if (plan_.group() == 1) return queries;
+    const int32_t time = plan_.query_time / queries.size;
+    for (int32_t i = 0; i < tiles_.column_tile / queries.size; ++i) {
+      numbers[i] = queries.numbers[i] - queries.numbers[i] / time * run.skipped;
+    }
+    return {numbers, queries.size};
   }
 
   template <typename FetchNext>
@@ -150,8 +167,9 @@ class Backward {
       work->load_values(row);
     }
     for (int32_t column = begin; column < end; ++column) {
-      const Granules queries = columns(column);
-      learn(queries, run);
+      int32_t numbers[kMostRows / 8];
+      const Granules queries = columns(column), places = placed(queries, *run, numbers);
+      learn(queries, places, run);
       gather(head, queries, work);
       work->ahead.clear();
       if (column == begin) {
@@ -160,7 +178,7 @@ class Backward {
       }
       column + 1 < end ? fetch(*run, columns(column + 1), work) : fetch_next();
       const uint32_t* mask = tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column);
-      work->visit(mask, queries, run->by_row, &work->ahead);
+      work->visit(mask, places, run->by_row, &work->ahead);
     }
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -172,18 +190,18 @@ class Backward {
   }
 
   // lse and delta of the queries that the segment meets for the first time.
-  void learn(Granules queries, Run* run) const {
+  void learn(Granules queries, Granules places, Run* run) const {
     const Head& head = run->head;
     for (int32_t i = 0; i < tiles_.column_tile; i += queries.size) {
-      const int32_t begin = queries(i), end = begin + queries.size;
+      const int32_t begin = queries(i), end = begin + queries.size, moved = places(i) - begin;
       if (run->known[begin / queries.size]) continue;
       run->known[begin / queries.size] = true;
       for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) {
-        run->by_row.lse[row] = *at;
-        run->by_row.delta[row] = -head.dlse.data[at - head.lse.data];
+        run->by_row.lse[row + moved] = *at;
+        run->by_row.delta[row + moved] = -head.dlse.data[at - head.lse.data];
       });
       for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {
-        run->by_row.delta[row] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
+        run->by_row.delta[row + moved] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
       });
     }
   }
@@ -198,7 +216,7 @@ class Backward {
   // What the first row tile of a segment, a row tile, a column tile will read, to be fetched ahead.
   void fetch_segment(int64_t task, Work* work) const {
     if (task < 0 || segment_of(task).first == segment_of(task).last) return;
-    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(queries_ / tiles_.granule)};
+    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(queries_ / tiles_.granule), 0};
     fetch_tile(run, segments_.tile(segment_of(task).first), work);
   }
 
@@ -221,7 +239,7 @@ class Backward {
 
   Granules rows(int32_t tile) const { return {tiles_.row_granules(tile), tiles_.granule}; }
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
-  int64_t chunks() const { return (int64_t{queries_} + kChunk - 1) / kChunk; }
+  int64_t chunks() const { return (int64_t{plan_.query_time} + kChunk - 1) / kChunk; }
   float* partial(int64_t batch_head, const Segment& segment) const {
     return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;
   }
