@@ -28,6 +28,7 @@ from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_cau
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
+from blocksparse.transformer.segments import Segments, equal_segments, segment_numbers
 
 if __package__:
     from .recompute import recomputable
@@ -56,6 +57,8 @@ def attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
 
@@ -65,7 +68,8 @@ def attention_impl(
     """
     q, k, v = _check_tensors(q, k, v, heads)
     modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
-    return _dense(q, k, v, heads=heads, modes=modes, recompute=recompute)
+    segments = segment_numbers(segment_ids, lengths, q, k)
+    return _dense(q, k, v, segments, heads=heads, modes=modes, recompute=recompute)
 
 
 @do_not_convert
@@ -81,6 +85,8 @@ def blocksparse_attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
 
@@ -107,6 +113,9 @@ def blocksparse_attention_impl(
             chunk's end, as its summary columns.
         recompute: as in `attention_impl`; here nothing of the scores' size is kept in either case.
         causal: False lets queries look ahead as they look back, for encoders.
+        segment_ids: int32 [batch, time]: a query sees a key only where both have one number, for packed documents. A
+            negative number is padding, which sees nothing and is seen by nothing.
+        lengths: int32 [batch]: positions from there on are padding.
 
     Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
         gives zeros, with zero gradients.
@@ -120,7 +129,8 @@ def blocksparse_attention_impl(
         n_ctx, heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
-    return first.attention(q, k, v, scale=1 / sqrt(shape_list(q)[2] // heads), order=order, joined=joined)
+    scale = 1 / sqrt(shape_list(q)[2] // heads)
+    return first.attention(q, k, v, scale, order, joined=joined, segment_ids=segment_ids, lengths=lengths)
 
 
 def blocksparse_passes(
@@ -208,11 +218,12 @@ def get_callback(
 
 
 @recomputable
-def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
+def _dense(q, k, v, segments: Segments | tuple[()], *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
     dtype, n_ctx = v.dtype, shape_list(q)[1]
     i, j = tf.range(n_ctx)[:, None], tf.range(n_ctx)
     masks = [mode.pattern().sees(i, j) for mode in modes]
     mask = masks[0] if len(masks) == 1 else tf.stack([masks[head % len(masks)] for head in range(heads)])
+    mask = mask & equal_segments(segments) if segments else mask
     q, k, v = (tf.cast(split_heads(x, heads), tf.float32) for x in (q, k, v))
     scores = tf.matmul(q, k, transpose_b=True) / sqrt(shape_list(q)[-1])
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))

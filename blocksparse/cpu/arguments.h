@@ -52,6 +52,12 @@ struct Arguments {
     return absl::OkStatus();
   }
 
+  // The segment numbers of queries and keys.
+  absl::Status check_segments(const tensorflow::TensorShape& query, const tensorflow::TensorShape& key) const {
+    TF_RETURN_IF_ERROR(expect("the queries' segments", query, {shape.batch, plan.query_time}));
+    return expect("the keys' segments", key, {shape.batch, plan.key_time});
+  }
+
   // The gradient's further inputs.
   absl::Status check_gradient(const tensorflow::TensorShape& out, const tensorflow::TensorShape& lse,
                               const tensorflow::TensorShape& dout, const tensorflow::TensorShape& dlse) const {

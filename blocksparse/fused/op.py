@@ -84,40 +84,55 @@ class PackedPlan:
 
 
 def attend(
-    q, k, v, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float, with_lse: bool = False
+    q,
+    k,
+    v,
+    passes: Sequence[tuple[Attention, tuple[int, ...]]],
+    scale: float,
+    with_lse: bool = False,
+    segments: Sequence[tf.Tensor] = (),
 ):
     """out, or (out, lse), over the keys of all passes, the arguments as in reference.attention.
 
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
     keys has lse -inf.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     """
     library, heads = _kernels_for(q, v, passes), len(passes[0][1])
     if library is None:
-        out, lse = reference.attention(q, k, v, _tables(passes), scale)
+        out, lse = reference.attention(q, k, v, _tables(passes), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
     plans = _plans(q, v, passes, library)
     if len(plans) == 1:
-        out, lse = library.blocksparse_attention(q, k, v, *plans, heads=heads, scale=scale)
+        out, lse = library.blocksparse_attention(q, k, v, *plans, segments, heads=heads, scale=scale)
     else:
-        out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=heads, scale=scale)
+        out, lse = library.blocksparse_joined_attention(q, k, v, plans, segments, heads=heads, scale=scale)
     return (out, lse) if with_lse else out
 
 
 def attend_gradient(
-    q, k, v, out, lse, dout, passes: Sequence[tuple[Attention, tuple[int, ...]]], scale: float
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dout,
+    passes: Sequence[tuple[Attention, tuple[int, ...]]],
+    scale: float,
+    segments: Sequence[tf.Tensor] = (),
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
     library, heads = _kernels_for(q, v, passes), len(passes[0][1])
     dlse = tf.zeros_like(lse)
     if library is None:
-        return reference.gradient(q, k, v, out, lse, dout, dlse, _tables(passes), scale)
+        return reference.gradient(q, k, v, out, lse, dout, dlse, _tables(passes), scale, segments)
     plans = _plans(q, v, passes, library)
     if len(plans) == 1:
         return library.blocksparse_attention_grad(
-            q, k, v, out, lse, dout, dlse, *plans, heads=heads, scale=scale
+            q, k, v, out, lse, dout, dlse, *plans, segments, heads=heads, scale=scale
         )
     return library.blocksparse_joined_attention_grad(
-        q, k, v, out, lse, dout, dlse, plans, heads=heads, scale=scale
+        q, k, v, out, lse, dout, dlse, plans, segments, heads=heads, scale=scale
     )
 
 
@@ -220,18 +235,28 @@ _expect_infinite_row_sums()
 
 @register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
-    q, k, v, plan = op.inputs
+    q, k, v, plan, *segments = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plan, heads=op.get_attr("heads"), scale=op.get_attr("scale")
-    ), None
+        q, k, v, *op.outputs, dout, dlse, plan, segments, heads=op.get_attr("heads"), scale=op.get_attr("scale")
+    ), *[None] * (1 + len(segments))
 
 
 @register_gradient("BlocksparseJoinedAttention")
 def _joined_gradient(op, dout, dlse):
-    q, k, v, *plans = op.inputs
+    q, k, v, *rest = op.inputs
+    passes = op.get_attr("passes")
     return *load(CPU).ops.blocksparse_joined_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plans, heads=op.get_attr("heads"), scale=op.get_attr("scale")
-    ), *[None] * len(plans)
+        q,
+        k,
+        v,
+        *op.outputs,
+        dout,
+        dlse,
+        rest[:passes],
+        rest[passes:],
+        heads=op.get_attr("heads"),
+        scale=op.get_attr("scale"),
+    ), *[None] * len(rest)
 
 
 @register_gradient("BlocksparseAttentionGrad")
