@@ -72,8 +72,9 @@ REGISTER_OP("BlocksparseAttention")
     .Attr("scale: float")
     .Attr("segment_sides: int >= 0 = 0")
     .SetShapeFn(forward_shapes)
-    .Doc("out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp. "
-         "segments: none, or the numbers of queries and of keys: a query then sees only keys of its own number.");
+    .Doc(
+        "out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp. "
+        "segments: none, or the numbers of queries and of keys: a query then sees only keys of its own number.");
 
 REGISTER_OP("BlocksparseAttentionGrad")
     .Input("q: T")
