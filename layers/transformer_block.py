@@ -123,7 +123,9 @@ class SparseTransformerBlock(keras.layers.Layer):
         return [tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.weights]
 
     def run(self, values, x, keys=None, segments=None):
-        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped; segments: as segment_ids."""
+        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped; segments: as
+        segment_ids.
+        """
         passes = partial(self.passes, keys=keys, segments=segments)
 
         def compute(x, *values):

@@ -8,9 +8,10 @@ import numpy as np
 def attention(q, k, v, visible, scale, dout=None, dlse=None):
     """(out, lse), or (out, lse, dq, dk, dv) where dout is given.
 
-    q, k: [batch, time, heads * d]; v: [batch, key_time, heads * e]; visible: bool [heads, query_time, key_time].
+    q, k: [batch, time, heads * d]; v: [batch, key_time, heads * e]; visible: bool [heads, query_time, key_time], for
+    all batch rows or with an axis of them in front.
     """
-    heads = len(visible)
+    heads = visible.shape[-3]
     q, k, v = (_split(x, heads) for x in (q, k, v))
     s = np.where(visible, scale * q @ k.swapaxes(2, 3), -np.inf)
     top = s.max(3, keepdims=True, initial=-np.inf)

@@ -237,7 +237,16 @@ _expect_infinite_row_sums()
 def _attention_gradient(op, dout, dlse):
     q, k, v, plan, *segments = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plan, segments, heads=op.get_attr("heads"), scale=op.get_attr("scale")
+        q,
+        k,
+        v,
+        *op.outputs,
+        dout,
+        dlse,
+        plan,
+        segments,
+        heads=op.get_attr("heads"),
+        scale=op.get_attr("scale"),
     ), *[None] * (1 + len(segments))
 
 

@@ -44,7 +44,9 @@ def attention(q, k, v, passes: Sequence[Tables], scale: float, segments: Sequenc
     def run(q, k, v):
         out, lse = join([forward(q, k, v, tables, scale, segments) for tables in passes])
         out = tf.cast(merge_heads(out), q.dtype)
-        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale, segments)
+        return (out, lse), lambda dout, dlse: _gradient(
+            q, k, v, out, lse, dout, dlse, passes, scale, segments
+        )
 
     return run(q, k, v)
 
@@ -279,9 +281,7 @@ def forward(q, k, v, tables: Tables, scale: float, segments: Sequence[tf.Tensor]
     return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 
 
-def backward(
-    q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()
-):
+def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()):
     """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
     dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 

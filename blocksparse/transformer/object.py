@@ -125,8 +125,8 @@ class BlocksparseTransformer(LookupTables):
 
         dv = p^T dout, dq = scale ds k, dk = scale ds^T q; p = exp(scale q k^T - lse) over the visible keys,
         ds = p * (dout v^T - rowsum(dout * out)).
-        q, k, v, order, joined, segment_ids, lengths: as `attention` was given them; scale a number. out, lse: what it returned
-        with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
+        q, k, v, order, joined, segment_ids, lengths: as `attention` was given them; scale a number. out, lse: what it
+        returned with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
         """
         q, k, v = self._operands(q, k, v)
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, np.number))):
