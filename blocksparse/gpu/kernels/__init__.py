@@ -43,6 +43,9 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     JOINED           the results hold those of passes over other keys, and get those over the keys of all: out and lse
                      the softmax over both; dq, dk and dv the sum, which is the gradient when out, lse, dout and dlse
                      are those of all passes. A row's results are read and written by the program that owns it
+    SEGMENTS         positions have segment numbers: offset, columns, mask and masks are what cut.py has left for each
+                     batch row, and `full` is not read
+    KEEP             (cut.py) no column tile is left out
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 
@@ -67,10 +70,13 @@ from triton.compiler import ASTSource
 from .arguments import grouped, source_parts
 from .backward import attention_key_gradient, attention_query_gradient
 from .closed import attention_closed_forward, attention_whole_gradient
+from .cut import attention_cut_keys, attention_cut_queries
 from .forward import attention_forward
 
 __all__ = [
     "attention_closed_forward",
+    "attention_cut_keys",
+    "attention_cut_queries",
     "attention_forward",
     "attention_key_gradient",
     "attention_query_gradient",

@@ -60,6 +60,8 @@ class Flags(NamedTuple):
     REGISTERS: int | None = None
     TURNS: int | None = None
     JOINED: bool = False
+    SEGMENTS: bool = False
+    KEEP: bool | None = None
 
 
 def flags_of(constexprs: dict) -> Flags:
