@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..gpu import tuning
+from ..gpu.cuda import serves as served_by_cuda
 from ..native import cuda
 from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
@@ -98,7 +99,7 @@ def attend(
     keys has lse -inf.
     segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     """
-    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
+    library, heads = _kernels_for(q, v, passes, segments), len(passes[0][1])
     if library is None:
         out, lse = reference.attention(q, k, v, _tables(passes), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
@@ -122,7 +123,7 @@ def attend_gradient(
     segments: Sequence[tf.Tensor] = (),
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
-    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
+    library, heads = _kernels_for(q, v, passes, segments), len(passes[0][1])
     dlse = tf.zeros_like(lse)
     if library is None:
         return reference.gradient(q, k, v, out, lse, dout, dlse, _tables(passes), scale, segments)
@@ -136,11 +137,11 @@ def attend_gradient(
     )
 
 
-def _kernels_for(q, v, passes):
-    """The library, or None where the reference has to run: there is none, or it does not take such heads."""
-    heads = len(passes[0][1])
-    library = _library()
-    return library if library and _takes(*(x.shape.as_list()[2] // heads for x in (q, v))) else None
+def _kernels_for(q, v, passes, segments):
+    """The library, or None where the reference has to run: there is none, or it takes no such heads or no segments."""
+    library, heads = _library(), len(passes[0][1])
+    taken = library and _takes(*(x.shape.as_list()[2] // heads for x in (q, v))) and _takes_segments(segments)
+    return library if taken else None
 
 
 def _tables(passes) -> list[reference.Tables]:
@@ -180,6 +181,16 @@ def _takes(head_dim: int, value_dim: int) -> bool:
             f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
         )
     return takes
+
+
+def _takes_segments(segments) -> bool:
+    """Whether the kernels of all devices take segment numbers: those in CUDA C++ do not."""
+    old = [capability for capability in cuda.capabilities() if served_by_cuda(capability)] if segments else []
+    if old:
+        warn_of_reference(
+            f"segments: the GPU kernels take them from compute capability 8.0 on, and here is {min(old)}"
+        )
+    return not old
 
 
 def _library():

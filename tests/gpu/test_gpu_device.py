@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from layouts import causal, ragged
+from layouts import SEGMENTS, causal, ragged, segments
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -42,14 +42,18 @@ class Problem:
         per_head=False,
         scale=0.3,
         layout=None,
+        kind=None,
     ):
         generator = np.random.default_rng(0)
         if layout is None:
             layout = generator.random((heads, *blocks) if per_head else blocks) < density
         self.bst = BlocksparseTransformer(layout, block_size, heads, callback)
         self.visible = oracle.dense_mask(layout, block_size, callback, heads, order)
-        self.order, self.dtype, self.scale = order, dtype, scale
-        (query_time, key_time), (head_dim, value_dim) = self.visible.shape[1:], dims
+        self.order, self.dtype, self.scale, self.segments = order, dtype, scale, None
+        if kind:
+            self.segments, meeting = segments(generator, kind, batch, *self.visible.shape[1:])
+            self.visible = self.visible & meeting
+        (query_time, key_time), (head_dim, value_dim) = self.visible.shape[-2:], dims
         shapes = (query_time, head_dim), (key_time, head_dim), (key_time, value_dim), (query_time, value_dim)
         self.q, self.k, self.v, self.dout = (
             tf.cast(generator.standard_normal((batch, rows, heads * dim)), dtype) for rows, dim in shapes
@@ -63,7 +67,8 @@ class Problem:
         ]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            out, lse = self.bst.attention(*inputs, scale=self.scale, order=self.order, with_lse=True)
+            given = dict(scale=self.scale, order=self.order, with_lse=True, segment_ids=self.segments)
+            out, lse = self.bst.attention(*inputs, **given)
         return out, lse, *tape.gradient([out, lse], inputs, [self.dout if dout is None else dout, self.dlse])
 
     def check(self, results, epsilon=None):
@@ -154,6 +159,26 @@ def test_programs_that_take_several_row_tiles(dims):
     results = problem.run()
     problem.check(results)
     same_bits(results, problem.run())
+
+
+SEGMENTED = {  # plain kernels, closed ones, and warp roles that take one row tile or several
+    "plain, order": dict(block_size=8, blocks=(24, 24), dtype="float32", order=4),
+    "order a head": dict(block_size=32, blocks=(12, 12), dtype="float16", order=[1, 2]),
+    "closed": dict(block_size=32, blocks=(16, 16), dtype="float16", order=8, layout=np.eye(16, dtype=bool)),
+    "walk": dict(block_size=32, blocks=(72, 72), dtype="float16", layout=WINDOW),
+    "long rows": dict(block_size=32, blocks=(40, 40), dtype="bfloat16", density=1.0, callback=causal),
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTS)
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_segments(name, kind):
+    problem = Problem(**dict(heads=2, dims=(64, 64), callback=ragged) | SEGMENTED[name], kind=kind)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+    if kind == "padded":
+        same_bits(results, tf.function(problem.run, jit_compile=True)())
 
 
 @pytest.mark.parametrize("name", LONG_ROWS)
