@@ -23,6 +23,12 @@ inline absl::Status expect_width(const char* name, int64_t width, int64_t heads)
       absl::StrCat(name, " is ", width, " wide; its width has to be a multiple of the ", heads, " heads"));
 }
 
+// segment_sides: so many inputs hold segment numbers.
+inline absl::Status expect_sides(int32_t segment_sides) {
+  if (segment_sides == 0 || segment_sides == 2) return absl::OkStatus();
+  return absl::InvalidArgumentError("segments have to be none, or those of queries and of keys");
+}
+
 struct Arguments {
   Plan plan;
   Shape shape;

@@ -17,6 +17,7 @@ class AttentionKernel : public tensorflow::OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
+    OP_REQUIRES_OK(context, expect_sides(segment_sides_));
   }
 
  protected:

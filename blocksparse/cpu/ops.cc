@@ -1,4 +1,5 @@
 // The op contract: names, types and shapes. Kernels for each device register themselves against it.
+#include "arguments.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -26,8 +27,8 @@ absl::Status attention_shapes(InferenceContext* c, int first_plan, ShapeHandle* 
   TF_RETURN_IF_ERROR(c->Merge(batch, c->Dim(v, 0), &batch));
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(q, 2), c->Dim(k, 2), &width));
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(k, 1), c->Dim(v, 1), &key_time));
+  TF_RETURN_IF_ERROR(expect_sides(sides));
   if (sides != 0) {
-    if (sides != 2) return absl::InvalidArgumentError("segments have to be none, or those of queries and of keys");
     ShapeHandle merged;
     const ShapeHandle queries = c->MakeShape({batch, c->Dim(q, 1)}), keys = c->MakeShape({batch, key_time});
     TF_RETURN_IF_ERROR(c->Merge(c->input(first_segments), queries, &merged));

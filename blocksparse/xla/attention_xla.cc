@@ -22,6 +22,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
+    OP_REQUIRES_OK(context, expect_sides(segment_sides_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {

@@ -472,4 +472,6 @@ def test_a_failing_launch_is_named(fresh_python, tmp_path):
 def test_a_damaged_plan_is_rejected():
     x = tf.zeros([1, 64, 32], tf.float16)
     with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
-        devices.load_kernels().blocksparse_attention(x, x, x, tf.zeros([128], tf.int32), heads=1, scale=1.0)
+        devices.load_kernels().blocksparse_attention(
+            x, x, x, tf.zeros([128], tf.int32), segments=[], heads=1, scale=1.0
+        )
