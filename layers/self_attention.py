@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer, Pattern, from_mask
 from blocksparse.plan.callback import Predicate, is_pattern
-from blocksparse.plan.checks import check_heads
+from blocksparse.plan.checks import check_heads, check_kv_heads
 from blocksparse.plan.modes import head_modes
 
 from ..attention import attention_impl, blocksparse_attention_impl, blocksparse_passes
@@ -37,6 +37,8 @@ class SparseSelfAttention(keras.layers.Layer):
         sees: a pattern of one's own in the place of attn_mode, as `blocksparse.from_mask` takes it; causal only if it
             says so. To save the layer, its functions need @keras.saving.register_keras_serializable.
         causal: False lets positions look ahead as they look back (encoders); attn_mode only.
+        kv_heads: heads of keys and values, a divisor of heads, which they are by default: query head h reads key head
+            h // (heads / kv_heads). W_k and W_v, and the caches of decode_step, shrink by heads / kv_heads.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
         segment_ids, lengths: as in `blocksparse_attention_impl`. A Keras mask, bool [batch, time], as Embedding(
@@ -59,11 +61,13 @@ class SparseSelfAttention(keras.layers.Layer):
         output_initializer=None,
         sees: Predicate | Sequence[Predicate] | None = None,
         causal: bool = True,
+        kv_heads: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.heads = heads
+        self.kv_heads = kv_heads
         self.attn_mode = attn_mode if isinstance(attn_mode, str) else tuple(attn_mode)
         self.local_attn_ctx = local_attn_ctx
         self.blocksize = blocksize
@@ -71,6 +75,7 @@ class SparseSelfAttention(keras.layers.Layer):
         self.vertsize = vertsize
         self.causal = causal
         head_modes(**self.pattern)  # raises what means no pattern here rather than in a call
+        check_kv_heads(kv_heads, heads)
         self.key_width = key_width
         self.blocksparse = blocksparse
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -89,11 +94,17 @@ class SparseSelfAttention(keras.layers.Layer):
         names = "heads attn_mode local_attn_ctx blocksize num_verts vertsize causal".split()
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def sharing(self) -> dict:
+        """The argument that says which heads share keys, as attention.py and decode.py take it."""
+        return dict(kv_heads=self.kv_heads)
+
     def build(self, input_shape):
         width = input_shape[-1]
         key_width = self.key_width or width
         for name, value in (("the input's width", width), ("key_width", key_width)):
             check_heads(self.heads, name, value)
+        group = self.heads // check_kv_heads(self.kv_heads, self.heads)
 
         def dense(units, name, initializer):
             # An initializer object with a seed repeats its draw: every matrix gets a copy with one of its own.
@@ -106,8 +117,8 @@ class SparseSelfAttention(keras.layers.Layer):
             return layer
 
         self.query = dense(key_width, "query", self.kernel_initializer)
-        self.key = dense(key_width, "key", self.kernel_initializer)
-        self.value = dense(width, "value", self.kernel_initializer)
+        self.key = dense(key_width // group, "key", self.kernel_initializer)
+        self.value = dense(width // group, "value", self.kernel_initializer)
         self.project = dense(width, "project", self.output_initializer or self.kernel_initializer)
 
     def call(self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None):
@@ -118,26 +129,26 @@ class SparseSelfAttention(keras.layers.Layer):
 
     def _attend(self, q, k, v, segments=None):
         if not self.blocksparse:
-            return attention_impl(q, k, v, **self.pattern, segment_ids=segments)
+            return attention_impl(q, k, v, **self.pattern, **self.sharing, segment_ids=segments)
         n_ctx = known_time(q)
         if self.sees is None:
-            return blocksparse_attention_impl(q, k, v, **self.pattern, segment_ids=segments)
+            return blocksparse_attention_impl(q, k, v, **self.pattern, **self.sharing, segment_ids=segments)
         bst = _transformer(self.sees, n_ctx, self.heads, self.blocksize)
-        return bst.attention(q, k, v, segment_ids=segments)
+        return bst.attention(q, k, v, **self.sharing, segment_ids=segments)
 
     def passes(self, x: tf.Tensor, segments: Any = None) -> written_out.Attention:
         """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
         segment_ids.
         """
         if not self.blocksparse:
-            dense = dict(self.pattern, segment_ids=segments)
+            dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
             return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense))
         n_ctx = known_time(x)
         if self.sees is None:
             bst, order, joined = blocksparse_passes(n_ctx, **self.pattern)
         else:
             bst, order, joined = _transformer(self.sees, n_ctx, self.heads, self.blocksize), 1, []
-        given = dict(order=order, joined=joined, segment_ids=segments)
+        given = dict(order=order, joined=joined, **self.sharing, segment_ids=segments)
         return written_out.Attention(
             partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given)
         )
@@ -163,7 +174,8 @@ class SparseSelfAttention(keras.layers.Layer):
         if not self.causal:
             raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
         pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
-        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, dtype=self.compute_dtype, **pattern)
+        widths = self.query.units, self.project.units
+        return DecodeStep(batch, n_ctx, *widths, dtype=self.compute_dtype, **pattern, **self.sharing)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
         """x [batch, width] at `position`, a scalar or [batch] -> output [batch, width].
@@ -187,6 +199,7 @@ class SparseSelfAttention(keras.layers.Layer):
         config = {
             **super().get_config(),
             **self.pattern,
+            **self.sharing,
             "key_width": self.key_width,
             "blocksparse": self.blocksparse,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
@@ -216,14 +229,14 @@ def known_time(x: tf.Tensor) -> int:
     return x.shape[1]
 
 
-def _dense(pattern: dict, q, k, v):
-    return attention_impl(q, k, v, **pattern), None
+def _dense(arguments: dict, q, k, v):
+    return attention_impl(q, k, v, **arguments), None
 
 
-def _dense_gradient(pattern: dict, q, k, v, out, lse, dout):
+def _dense_gradient(arguments: dict, q, k, v, out, lse, dout):
     with tf.GradientTape() as tape:
         tape.watch([q, k, v])
-        out, _ = _dense(pattern, q, k, v)
+        out, _ = _dense(arguments, q, k, v)
     return tape.gradient(out, [q, k, v], output_gradients=dout)
 
 

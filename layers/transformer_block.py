@@ -24,8 +24,8 @@ class SparseTransformerBlock(keras.layers.Layer):
     gelu(x) = x sigmoid(1.702 x); attention is a SparseSelfAttention. The gradient is written out.
 
     Args:
-        heads, ..., causal: as in SparseSelfAttention; output_initializer is of W_p and W_c, kernel_initializer of the
-            other matrices.
+        heads, ..., causal, kv_heads: as in SparseSelfAttention; output_initializer is of W_p and W_c,
+            kernel_initializer of the other matrices.
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
         seed: of dropout, an integer; drawn from Keras's global generator by default.
@@ -58,6 +58,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         seed: int | None = None,
         recompute: str = "selective",
         epsilon: float = 1e-5,
+        kv_heads: int | None = None,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
@@ -75,7 +76,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         self.norm1 = norm(name="norm1")  # made in the order of written_out.Weights
         self.attention = SparseSelfAttention(
             heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, key_width, blocksparse,
-            kernel_initializer, output_initializer, sees, causal, name="attention", **own
+            kernel_initializer, output_initializer, sees, causal, kv_heads, name="attention", **own
         )  # fmt: skip
         self.norm2 = norm(name="norm2")
         self.draws = keras.random.SeedGenerator(seed) if dropout else None

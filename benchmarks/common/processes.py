@@ -17,16 +17,22 @@ from pathlib import Path
 TENSORFLOWS = ("LD_LIBRARY_PATH", "PYTHONPATH")  # where TensorFlow's CUDA may be; PyTorch brings another one
 
 
-def together(commands: dict[str, list], timeout: float, at_once: int = 64) -> None:
+def together(
+    commands: dict[str, list], timeout: float, at_once: int = 64, without: tuple[str, ...] = ()
+) -> None:
     """Runs Python commands by name, `at_once` of them at a time and in their order, for `timeout` seconds at most; the
-    last words of what failed go to stderr."""
+    last words of what failed go to stderr.
+
+    without: environment variables that they must not see.
+    """
+    environment = _environment(without)
     until = time.monotonic() + timeout
 
     def run(name: str, words: list) -> None:
         command = [sys.executable, *map(str, words)]
         try:
             left = max(0.0, until - time.monotonic())
-            done = subprocess.run(command, stderr=subprocess.PIPE, timeout=left, check=False)
+            done = subprocess.run(command, stderr=subprocess.PIPE, timeout=left, check=False, env=environment)
             ended, errors = f"status {done.returncode}", done.stderr if done.returncode else b""
         except subprocess.TimeoutExpired as expired:
             ended, errors = f"stopped after {timeout:.0f} s", expired.stderr or b"no message"
@@ -43,11 +49,15 @@ def records(script: Path, *arguments: str, without: tuple[str, ...] = ()) -> lis
 
     without: environment variables that it must not see.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in without}
+    environment = _environment(without)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         subprocess.run([sys.executable, str(script), *arguments, str(out)], env=environment, check=True)
         return json.loads(out.read_text())
+
+
+def _environment(without: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in without}
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """A training step of the full-size models on one GPU: Table 2's speed side, the audio models, the longest context.
 
-    python benchmarks/model/step.py enwik8 cifar10 --out model_step.jsonl
+    python benchmarks/model/step.py enwik8 cifar10 --out model_step.jsonl  # and PyTorch, if it is there
     python benchmarks/model/step.py audio --steps 1 --out model_step.jsonl
     python benchmarks/model/step.py longest --out model_step.jsonl
-    python benchmarks/model/step.py one enwik8 8 --largest    # one configuration: batches, and the largest that fits
+    python benchmarks/model/step.py one enwik8 8 16 --override recompute=none    # one configuration, several batches
+    python benchmarks/model/step.py report --out model_step.jsonl
 
-Float16 with recomputation as in the configurations, on random bytes. Each row is a process of its own; they build their
+Float16, on random bytes, with selective recomputation and with none. Each row is a process of its own; they build their
 graphs side by side and take turns on the GPU, from their first step on. What does not fit is tried with a tenth less.
 Seconds: the median of --steps steps after the first, which compiles; of that one with --steps 0.
 """
@@ -13,6 +14,7 @@ Seconds: the median of --steps steps after the first, which compiles; of that on
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import examples  # noqa: F401  first
 
 from benchmarks.common import machine, timing  # isort: skip
-from benchmarks.common.processes import add, alone, read, together  # isort: skip
+from benchmarks.common.processes import TENSORFLOWS, add, alone, read, together  # isort: skip
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -33,7 +35,8 @@ GROUPS = {  # the first of a group is what the others are compared with
     "cifar10": ("cifar10_dense", "cifar10_fixed", "cifar10"),
     "audio": ("music_65536", "music_262144", "music_1048576"),
 }
-BATCHES = {"enwik8": 8, "cifar10": 16, "audio": 1}  # the configurations', and one window of audio
+BATCHES = {"enwik8": 16, "cifar10": 32, "audio": 1}  # without recomputation, half of an H200's memory
+PEERS = {"enwik8_dense": (8, 16), "enwik8": (8,), "cifar10_dense": (16, 32)}  # in PyTorch, and their batches
 PAPER = {
     "enwik8": 2.38,
     "enwik8_strided": 3.74,
@@ -80,6 +83,7 @@ class Steps:
             "positions": self.settings.n_ctx,
             "parameters": self.trainer.model.count_params(),
             "batch": batch,
+            "recompute": self.settings.recompute,
             "seconds": round(timing.median(times[1:] or times), 4),
             "seconds_first": round(times[0], 2),
             "build_seconds": self.build_seconds,
@@ -94,11 +98,6 @@ class Steps:
         if not self.gpus:
             return 1 + self.settings.n_ctx / 1e3
         return round(self.tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 3)
-
-    def largest(self, memory: float, batch: int) -> int:
-        """The batch whose peak is `memory` GB, going by those of `batch` and twice that."""
-        once, twice = (self.run(number, 0)["peak_gb"] for number in (batch, 2 * batch))
-        return int(batch * (1 + (memory - once) / (twice - once))) if self.gpus else 2 * batch + 1
 
     def run_or_less(self, batch: int, steps: int) -> dict:
         while True:
@@ -120,15 +119,13 @@ def one(name: str, batches: list[int], args) -> None:
         with alone():
             for batch in batches:
                 add(args.out, steps.run_or_less(batch, args.steps))
-            if args.largest:
-                add(args.out, steps.run_or_less(steps.largest(args.memory, batches[-1]), 1))
     except steps.tf.errors.ResourceExhaustedError:
         sys.exit(f"{settings.name}, {settings.n_ctx} positions, batch 1: out of memory")
 
 
 def cases(wanted: list[tuple], args) -> None:
     """Measures (configuration, batches, overrides), side by side."""
-    common = ["--out", args.out, "--memory", args.memory, "--steps", args.steps]
+    common = ["--out", args.out, "--steps", args.steps]
     commands = {}
     for name, batches, overrides in wanted:
         words = [word for override in (*args.override, *overrides) for word in ("--override", override)]
@@ -154,38 +151,65 @@ def longest(args) -> None:
         rows *= 0.95
 
 
+def peers(names, args) -> None:
+    """PyTorch's steps of the same models, after ours: its kernels would run beside them while they compile."""
+    script = Path(__file__).with_name("pytorch.py")
+    commands = {
+        f"pytorch {name}": [script, "step", name, *PEERS[name], "--steps", args.steps, "--out", args.out]
+        for name in names
+    }
+    if importlib.util.find_spec("torch") is not None:
+        together(commands, args.timeout, 1, without=TENSORFLOWS)
+
+
 def report(records: list[dict]) -> str:
-    """A Markdown table; dense / this: of the seconds for a sequence, each at its largest batch, XLA or not alike."""
-    each = {}
-    for r in sorted(records, key=lambda r: r["batch"]):
-        if not r["deterministic"]:
-            each[r["config"], r["xla"]] = r["seconds"] / r["batch"]
-    lines = ["| configuration | positions | | batch | s a step | ms a sequence | GB | dense / this | paper |"]
-    lines.append("| --- " * 9 + "|")
-    for r in sorted(records, key=lambda r: (r["config"], r["positions"], r["xla"], r["batch"])):
-        name, way = r["config"], (r["config"], r["xla"])
-        dense = next(((g[0], r["xla"]) for g in GROUPS.values() if name in g[1:] and name in PAPER), None)
-        here = r["seconds"] / r["batch"]
-        ratio = f"{each[dense] / here:.2f}" if dense in each and here == each.get(way) else ""
-        how = ", ".join(word for word in ("xla", "deterministic") if r[word])
+    """A Markdown table, for each way of running at its best batch.
+
+    dense / this: of the milliseconds a sequence, with the same recomputation; PyTorch / this: of its dense model's,
+    at its best.
+    """
+    best: dict = {}
+    for r in records:
+        key = r["config"], r["positions"], r.get("recompute", ""), "pytorch" in r
+        if key not in best or r["seconds"] / r["batch"] < best[key]["seconds"] / best[key]["batch"]:
+            best[key] = r
+    lines = [
+        "| configuration | positions | recompute | batch | ms a sequence | GB a sequence | dense / this | paper "
+        "| PyTorch dense / this |",
+        "| --- " * 9 + "|",
+    ]
+    for (name, positions, recompute, peer), r in sorted(best.items()):
+        dense = next((group[0] for group in GROUPS.values() if name in group), None)
+        ours = best.get((dense, positions, recompute, False))
+        theirs = best.get((dense, positions, "none", True))
+        cells = [_ratio(None if peer or name == dense else ours, r), PAPER.get(name, "") if not peer else ""]
         lines.append(
-            f"| {name} | {r['positions']:,} | {how} | {r['batch']} | {r['seconds']:.3f} | {1e3 * here:.1f} "
-            f"| {r['peak_gb']} | {ratio} | {PAPER.get(name, '') if ratio else ''} |"
+            f"| {'PyTorch, ' if peer else ''}{name} | {positions:,} | {recompute} | {r['batch']} "
+            f"| {1e3 * r['seconds'] / r['batch']:.1f} | {r['peak_gb'] / r['batch']:.2f} "
+            f"| {cells[0]} | {cells[1] if cells[0] else ''} | {_ratio(theirs, r)} |"
         )
     return "\n".join(lines)
+
+
+def _ratio(other: dict | None, this: dict) -> str:
+    if other is None or other is this:
+        return ""
+    return f"{other['seconds'] / other['batch'] / (this['seconds'] / this['batch']):.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="+", help=f"{', '.join(GROUPS)}, longest; or `one` CONFIG BATCH ...")
+    parser.add_argument(
+        "what", nargs="+", help=f"{', '.join(GROUPS)}, longest, report; or `one` CONFIG BATCH ..."
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("model_step.jsonl"), help="gets a line a measurement"
     )
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--memory", type=float, default=78, help="GB for the largest batch")
-    parser.add_argument("--largest", action="store_true", help="for `one`: the largest batch that fits, too")
+    parser.add_argument("--memory", type=float, default=78, help="GB for the longest context")
+    parser.add_argument("--recompute", nargs="+", default=["selective", "none"], metavar="SETTING")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds until what still runs is stopped")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -194,12 +218,12 @@ def main() -> None:
         return
     if args.what == ["longest"]:
         longest(args)
-    else:
-        wanted: list = []
-        for group in args.what:
-            more = [] if group == "audio" else ["--largest"]
-            wanted += [(name, [BATCHES[group], *more], []) for name in GROUPS[group]]
-        cases(wanted, args)
+    elif args.what != ["report"]:
+        names = [(name, BATCHES[group]) for group in args.what for name in GROUPS[group]]
+        cases(
+            [(name, [batch], [f"recompute={each}"]) for name, batch in names for each in args.recompute], args
+        )
+        peers([name for name, _ in names if name in PEERS], args)
     print(report(read(args.out)))
 
 

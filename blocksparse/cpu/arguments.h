@@ -35,26 +35,30 @@ struct Arguments {
 
   // Checks the plan and fits q, k and v to it.
   absl::Status read(const tensorflow::Tensor& blob, const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
-                    const tensorflow::TensorShape& v, int32_t heads, float scale) {
+                    const tensorflow::TensorShape& v, int32_t heads, int32_t kv_heads, float scale) {
     if (blob.dims() != 1) return absl::InvalidArgumentError("plan has to be a vector");
     const std::string error = read_plan(blob.flat<int32_t>().data(), blob.NumElements(), &plan);
     if (!error.empty()) return absl::InvalidArgumentError(error);
-    return fit(q, k, v, heads, scale);
+    return fit(q, k, v, heads, kv_heads, scale);
   }
 
-  // Fits q, k and v to `plan`.
+  // Fits q, k and v to `plan`. kv_heads: the op's attribute, 0 where it is `heads`.
   absl::Status fit(const tensorflow::TensorShape& q, const tensorflow::TensorShape& k, const tensorflow::TensorShape& v,
-                   int32_t heads, float scale) {
+                   int32_t heads, int32_t kv_heads, float scale) {
     if (plan.heads != heads) {
       return absl::InvalidArgumentError(absl::StrCat("heads is ", heads, " but the plan has ", plan.heads));
     }
+    if (plan.key_heads != (kv_heads == 0 ? heads : kv_heads)) {
+      return absl::InvalidArgumentError(absl::StrCat("kv_heads is ", kv_heads, " but the plan has ", plan.key_heads));
+    }
     if (q.dims() != 3 || v.dims() != 3) return absl::InvalidArgumentError("q, k and v have to be [batch, time, width]");
+    const int32_t key_heads = plan.key_heads;
     TF_RETURN_IF_ERROR(expect_width("q", q.dim_size(2), heads));
-    TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), heads));
+    TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), key_heads));
+    shape = {q.dim_size(0), heads, int32_t(q.dim_size(2) / heads), int32_t(v.dim_size(2) / key_heads), scale};
     TF_RETURN_IF_ERROR(expect("q", q, {q.dim_size(0), plan.query_time, q.dim_size(2)}));
-    TF_RETURN_IF_ERROR(expect("k", k, {q.dim_size(0), plan.key_time, q.dim_size(2)}));
+    TF_RETURN_IF_ERROR(expect("k", k, {q.dim_size(0), plan.key_time, int64_t{key_heads} * shape.head_dim}));
     TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), plan.key_time, v.dim_size(2)}));
-    shape = {q.dim_size(0), heads, int32_t(q.dim_size(2) / heads), int32_t(v.dim_size(2) / heads), scale};
     return absl::OkStatus();
   }
 

@@ -20,14 +20,20 @@ class Backward {
         in_(in),
         gradient_(gradient),
         onto_(onto),
+        queries_(plan.query_time * plan.group()),
         head_width_(padded(shape.head_dim)),
-        segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
+        segments_(segments_of(shape, plan)),
         partial_(workspace) {}
 
-  int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
-  int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
+  static Segments segments_of(const Shape& shape, const Plan& plan) {
+    return Segments(plan.by_key, plan.distinct_keys, plan.query_time * plan.group(), shape.batch * plan.key_heads,
+                    padded(shape.head_dim));
+  }
 
-  // A task is one segment of one head of one batch row, heads side by side as they are in memory.
+  int64_t tasks() const { return batch_heads() * segments_.count; }
+  int64_t adding_tasks() const { return batch_heads() * chunks(); }
+
+  // A task is one segment of one key head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
     Work work(tiles_, shape_);
     for (int64_t task = take(); task >= 0;) {
@@ -41,9 +47,9 @@ class Backward {
   // the bits do not depend on which thread was first.
   void add_partials(int64_t task) const {
     const int64_t batch_head = task / chunks();
-    const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
+    const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, queries_);
     const Head head = head_of(batch_head);
-    const Segment* segments = &segments_(plan_.head_index[batch_head % shape_.heads], 0);
+    const Segment* segments = &segments_(plan_.key_index[batch_head % plan_.key_heads], 0);
     const Segment* last = segments + segments_.count;
     if (std::any_of(segments, last, [=](const Segment& segment) { return segment.owns(first, end); })) return;
     Eigen::ArrayXf sum(head_width_);
@@ -69,7 +75,7 @@ class Backward {
     Ahead ahead;
   };
 
-  struct Head {  // of one batch row
+  struct Head {  // one key head of one batch row, and the queries of all heads that read it
     HeadRows<const T> q, k, v, out, dout;
     HeadRows<T> dq, dk, dv;
     HeadRows<const float> lse, dlse;
@@ -77,17 +83,17 @@ class Backward {
   };
 
   Head head_of(int64_t batch_head) const {
-    const int64_t batch = batch_head / shape_.heads;
-    const int32_t head = batch_head % shape_.heads;
-    const Order query_order = plan_.query_order(head);
+    const int64_t batch = batch_head / plan_.key_heads;
+    const int32_t key_head = batch_head % plan_.key_heads, head = key_head * plan_.group();
+    const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
     const auto queries = [&](auto* tensor, int32_t width) {
       return head_rows(tensor, batch, head, shape_.heads, plan_.query_time, width, query_order);
     };
     const auto keys = [&](auto* tensor, int32_t width) {
-      return head_rows(tensor, batch, head, shape_.heads, plan_.key_time, width, plan_.key_order(head));
+      return head_rows(tensor, batch, key_head, plan_.key_heads, plan_.key_time, width, key_order);
     };
     const auto numbers = [&](const float* tensor) {
-      return HeadRows<const float>{tensor + batch_head * plan_.query_time, 1, 1, query_order};
+      return HeadRows<const float>{tensor + batch_head * queries_, 1, 1, query_order, plan_.query_time};
     };
     const int32_t head_dim = shape_.head_dim, value_dim = shape_.value_dim;
     return {queries(in_.q, head_dim),
@@ -111,9 +117,10 @@ class Backward {
     std::vector<bool> known;  // by granule: whether lse and delta of its queries are there
   };
 
-  int64_t batch_head_of(int64_t task) const { return task % (shape_.batch * shape_.heads); }
+  int64_t batch_heads() const { return shape_.batch * plan_.key_heads; }
+  int64_t batch_head_of(int64_t task) const { return task % batch_heads(); }
   const Segment& segment_of(int64_t task) const {
-    return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / (shape_.batch * shape_.heads));
+    return segments_(plan_.key_index[batch_head_of(task) % plan_.key_heads], task / batch_heads());
   }
 
   // dk and dv of the segment's keys and its partial dq. Queries that no other segment touches get their dq here.
@@ -125,7 +132,7 @@ class Backward {
     std::fill_n(sums, (end - begin) * head_width_, 0.0f);
     Run run = {head_of(batch_head_of(task)),
                {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
-               std::vector<bool>(plan_.query_time / tiles_.granule)};
+               std::vector<bool>(queries_ / tiles_.granule)};
     for (int32_t i = segment.first; i < segment.last; ++i) {
       run_tile(segments_.tile(i), &run, work, [&] {
         i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
@@ -198,7 +205,7 @@ class Backward {
   // What the first row tile of a segment, a row tile, a column tile will read, to be fetched ahead.
   void fetch_segment(int64_t task, Work* work) const {
     if (task < 0 || segment_of(task).first == segment_of(task).last) return;
-    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(plan_.query_time / tiles_.granule)};
+    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(queries_ / tiles_.granule)};
     fetch_tile(run, segments_.tile(segment_of(task).first), work);
   }
 
@@ -221,7 +228,7 @@ class Backward {
 
   Granules rows(int32_t tile) const { return {tiles_.row_granules(tile), tiles_.granule}; }
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
-  int64_t chunks() const { return (plan_.query_time + kChunk - 1) / kChunk; }
+  int64_t chunks() const { return (int64_t{queries_} + kChunk - 1) / kChunk; }
   float* partial(int64_t batch_head, const Segment& segment) const {
     return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;
   }
@@ -232,24 +239,24 @@ class Backward {
   const Inputs<T>& in_;
   const Gradient<T>& gradient_;
   const bool onto_;
+  const int32_t queries_;  // of all heads that read a key head
   const int64_t head_width_;
   const Segments segments_;
-  float* partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
+  float* partial_;  // [batch, key heads, segments_.rows, head_width_], in plan order
 };
 
 }  // namespace
 
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
-  const int64_t batch_heads = shape.batch * shape.heads, head_width = padded(shape.head_dim);
-  const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads, head_width);
-  return batch_heads * segments.rows * head_width;
+  const Segments segments = Backward<float>::segments_of(shape, plan);
+  return shape.batch * plan.key_heads * segments.rows * padded(shape.head_dim);
 }
 
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         bool onto, float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, onto, workspace);
-  run_tasks(parallel, backward.tasks(), shape.heads, [&](const auto& take) { backward.run(take); });
+  run_tasks(parallel, backward.tasks(), plan.key_heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });

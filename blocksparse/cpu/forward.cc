@@ -50,6 +50,7 @@ class Forward {
   Tile tile_of(int64_t task) const {
     const int64_t batch_head = task / kRun % (shape_.batch * shape_.heads), batch = batch_head / shape_.heads;
     const int32_t head = batch_head % shape_.heads, distinct = plan_.head_index[head];
+    const int32_t key_head = head / plan_.group(), key_heads = plan_.key_heads;
     const int32_t index = task / kRun / (shape_.batch * shape_.heads) * kRun + task % kRun;
     const int32_t number = tiles_.head_tiles[distinct] + index;
     if (number >= tiles_.head_tiles[distinct + 1]) return {};
@@ -60,10 +61,10 @@ class Forward {
             tiles_.offset[number + 1],
             {tiles_.row_granules(number), tiles_.granule},
             head_rows(in_.q, batch, head, shape_.heads, plan_.query_time, shape_.head_dim, query_order),
-            head_rows(in_.k, batch, head, shape_.heads, plan_.key_time, shape_.head_dim, key_order),
-            head_rows(in_.v, batch, head, shape_.heads, plan_.key_time, shape_.value_dim, key_order),
+            head_rows(in_.k, batch, key_head, key_heads, plan_.key_time, shape_.head_dim, key_order),
+            head_rows(in_.v, batch, key_head, key_heads, plan_.key_time, shape_.value_dim, key_order),
             head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order),
-            {lse_ + batch_head * plan_.query_time, 1, 1, query_order},
+            {lse_ + batch_head * plan_.query_time, 1, 1, query_order, plan_.query_time},
             number_rows(in_.query_segments, batch, plan_.query_time, query_order),
             number_rows(in_.key_segments, batch, plan_.key_time, key_order)};
   }

@@ -15,6 +15,7 @@ class AttentionKernel : public tensorflow::OpKernel {
  public:
   explicit AttentionKernel(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
     OP_REQUIRES_OK(context, expect_sides(segment_sides_));
@@ -27,7 +28,9 @@ class AttentionKernel : public tensorflow::OpKernel {
     const int first_segments = context->num_inputs() - segment_sides_;
     for (int input = first_plan; input < first_segments; ++input) {
       passes->emplace_back();
-      TF_RETURN_IF_ERROR(passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
+      const absl::Status status =
+          passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, kv_heads_, scale_);
+      TF_RETURN_IF_ERROR(status);
     }
     if (segment_sides_ == 0) return absl::OkStatus();
     return passes->front().check_segments(shape(first_segments), shape(first_segments + 1));
@@ -57,7 +60,7 @@ class AttentionKernel : public tensorflow::OpKernel {
   }
 
  private:
-  int32_t heads_, segment_sides_;
+  int32_t heads_, kv_heads_, segment_sides_;
   float scale_;
 };
 

@@ -18,22 +18,28 @@ struct Granules {
   int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
 };
 
-// One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r).
+// One head of a [batch, time, heads * width] tensor, or the several that read one key head, one behind the other: row r
+// of the plan is `width` numbers at row(r).
 template <typename T>
 struct HeadRows {
   T* data;
   int64_t stride;  // heads * width
   int32_t width;
   Order order;
+  int64_t next;  // from a row of one head to the same of the next
 
-  T* row(int32_t plan_row) const { return data + order(plan_row) * stride; }
+  T* row(int32_t plan_row) const {
+    const int32_t residue = plan_row / order.period, head = residue / order.stride;
+    const int64_t row = int64_t(plan_row % order.period) * order.stride + (residue - head * order.stride);
+    return data + row * stride + head * next;
+  }
 };
 
-// Head `head` of batch row `batch` of a [batch, time, heads * width] tensor.
+// Head `head` of batch row `batch` of a [batch, time, heads * width] tensor, and those behind it.
 template <typename T>
 HeadRows<T> head_rows(T* tensor, int64_t batch, int32_t head, int32_t heads, int32_t time, int32_t width, Order order) {
   const int64_t stride = int64_t(heads) * width;
-  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order};
+  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order, width};
 }
 
 // Numbers [batch, time] as the rows of a head; null where there are none.

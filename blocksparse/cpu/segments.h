@@ -1,6 +1,7 @@
 // How the backward pass splits its work: the key tiles of each head in runs of about equal work. A run owns its keys'
-// gradients and a partial dq over the queries it touches; where runs overlap, partials are added in their order. The
-// split depends on the plan and the shape alone, so the result has the same bits for any number of threads.
+// gradients and a partial dq over the queries it touches, of all heads that read its key head; where runs overlap,
+// partials are added in their order. The split depends on the plan and the shape alone, so the result has the same bits
+// for any number of threads.
 #pragma once
 
 #include <algorithm>

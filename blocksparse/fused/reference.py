@@ -32,8 +32,8 @@ EMPTY = np.float32(np.finfo(np.float32).min)
 def attention(q, k, v, passes: Sequence[Tables], scale: float, segments: Sequence[tf.Tensor] = ()):
     """(out, lse) over the keys of all passes, with the gradient written out in `backward`.
 
-    q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
-    v: [batch, key_time, heads * value_dim], all of one dtype.
+    q: [batch, query_time, heads * head_dim]; k: [batch, key_time, kv_heads * head_dim];
+    v: [batch, key_time, kv_heads * value_dim], all of one dtype; query head h reads key head h // (heads / kv_heads).
     passes: no two of them show a query the same key.
     segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
@@ -96,14 +96,16 @@ def refuse_second_gradient(*_):
 class Tables:
     """The gather tables of a layout, for any number of calls. order, head_index: int [heads], as in Plan."""
 
-    def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray):
-        self.block_size, self.heads = blocks.block_size, len(head_index)
-        # Heads that share one layout become further rows of the batch. Heads with layouts of their own become one block
-        # matrix, a head below the other, so that one set of rectangles serves all.
-        self.fold = self.heads if len(blocks.heads) == 1 else 1
-        heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
+    def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray, kv_heads: int):
+        self.block_size, group = blocks.block_size, len(head_index) // kv_heads
+        # Key heads whose readers share one layout become further rows of the batch. Heads with layouts of their own
+        # become one block matrix, a head below the other, so that one set of rectangles serves all; so do the heads
+        # that read one key head, whose gradient the products then sum.
+        self.fold = kv_heads if len(blocks.heads) == 1 else 1
+        heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0] * group)]
         below = [
-            np.array([[h * blocks.query_blocks], [h * blocks.key_blocks], [0]]) for h in range(len(heads))
+            np.array([[h * blocks.query_blocks], [h // group * blocks.key_blocks], [0]])
+            for h in range(len(heads))
         ]
         entries = [
             np.stack([head.query, head.key, head.mask]) + down
@@ -120,15 +122,15 @@ class Tables:
         turn = np.lexsort((query, key))
         transposed = masks.transpose(0, 2, 1)
         self.by_key = _Side(
-            key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit
+            key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads) // group, transposed, limit
         )
         self.query_order = _Order(order, blocks.query_time)
-        self.key_order = _Order(order, blocks.key_time)
+        self.key_order = _Order(order[::group], blocks.key_time)
 
     def split(self, x, order: _Order):
         """[batch, time, heads * d] -> [batch * fold, heads / fold * blocks, block_size, d]"""
         _, time, width = x.shape.as_list()
-        x = tf.reshape(x, [-1, time, self.heads, width // self.heads])
+        x = tf.reshape(x, [-1, time, order.heads, width // order.heads])
         return self._blocks(tf.transpose(x, [0, 2, 1, 3]), order)
 
     def split_rows(self, x, order: _Order):
@@ -139,8 +141,9 @@ class Tables:
         """Which of q's queries and of the keys have one segment number."""
         if not segments:
             return Meeting()
-        query, key = (per_head(numbers, q, self.heads) for numbers in segments)
-        return Meeting(self.split_rows(query, self.query_order), self.split_rows(key, self.key_order))
+        orders = self.query_order, self.key_order
+        sides = zip(segments, orders, strict=True)
+        return Meeting(*(self.split_rows(per_head(each, q, order.heads), order) for each, order in sides))
 
     def _blocks(self, x, order: _Order):
         _, heads, time, d = x.shape.as_list()
@@ -152,7 +155,7 @@ class Tables:
         _, blocks, size, d = x.shape.as_list()
         rows = self.fold * blocks * size
         x = order.gather(tf.reshape(x, [-1, rows, d]), order.inverse)
-        return tf.reshape(x, [-1, self.heads, rows // self.heads, d])
+        return tf.reshape(x, [-1, order.heads, rows // order.heads, d])
 
 
 def merge_heads(x):
@@ -165,6 +168,7 @@ class _Order:
     """Plan row r of head h is tensor row (r % (n / s)) * s + r // (n / s), s = order[h]."""
 
     def __init__(self, order: np.ndarray, time: int):
+        self.heads = len(order)
         self.rows = self.inverse = None  # as they come
         if np.any(np.asarray(order) != 1):
             r, s = np.arange(time), np.asarray(order)[:, None]

@@ -3,7 +3,7 @@
     forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
-with -j1 before -sm where `joined`, and -i1 before it where `segments`.
+with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments`.
 
 The launcher makes the same word in C++ (key_of in launcher/launcher.cc; a test compares the two), looks for a folder of
 that name among the compiled kernels, and hands the word to compile.py where there is none.
@@ -23,7 +23,8 @@ CUTS = ("attention_cut_queries",), ("attention_cut_keys",)  # of the plan's side
 _TEXT = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
-    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])(?P<joined>-j1)?(?P<segments>-i1)?-sm(?P<capability>\d+)"
+    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])"
+    r"(?P<joined>-j1)?(?:-k(?P<group>[1-9]\d*))?(?P<segments>-i1)?-sm(?P<capability>\d+)"
 )
 
 
@@ -46,13 +47,16 @@ class Key:
     joined: bool = (
         False  # j: the results hold those of passes over other keys, and get those over the keys of all
     )
+    group: int = 1  # k: so many query heads read one key head
     segments: bool = False  # i: positions have segment numbers
 
     def __str__(self) -> str:
         m, n, g = self.by_query
         by_key = "-M{}-N{}-G{}".format(*self.by_key) if self.by_key else ""
         flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-c{self.closed:d}"
-        flags += ("-j1" if self.joined else "") + ("-i1" if self.segments else "")
+        flags += "-j1" if self.joined else ""
+        flags += f"-k{self.group}" if self.group > 1 else ""
+        flags += "-i1" if self.segments else ""
         tiles = f"m{m}-n{n}-g{g}{by_key}"
         return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-{tiles}{flags}-sm{self.capability}"
 
@@ -71,8 +75,11 @@ class Key:
 
     @property
     def one_pass(self) -> bool:
-        """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers."""
-        return bool(self.closed) and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
+        """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers; where heads
+        share keys, several programs would add to one key's gradients.
+        """
+        closed = bool(self.closed) and self.group == 1
+        return closed and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
 
 
 def parse(text: str) -> Key:
@@ -97,6 +104,7 @@ def parse(text: str) -> Key:
         closed=int(found["closed"]),
         capability=int(found["capability"]),
         joined=found["joined"] is not None,
+        group=int(found["group"] or 1),
         segments=found["segments"] is not None,
     )
 
@@ -136,5 +144,6 @@ def key_of(
         closed=plan.closed,
         capability=capability,
         joined=joined,
+        group=plan.group,
         segments=segments,
     )

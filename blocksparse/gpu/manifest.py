@@ -7,10 +7,10 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     temp NAME BYTES
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
-DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time,
-key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
-p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not
-listed; kernels in CUDA C++ have none.
+DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
+query_time, key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
+An ARG is p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers
+are not listed; kernels in CUDA C++ have none.
 """
 
 from __future__ import annotations
@@ -86,18 +86,19 @@ def temps(key: Key | str) -> list[tuple[str, str]]:
 def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
     """Room for all column tiles of a side, for each batch row and group: kernels/cut.py describes it."""
     m, n, g = _side(key, side)
-    lists = f"batch*{_groups(key)}*{side}.column_tiles"
+    lists = f"batch*{_groups(key, side)}*{side}.column_tiles"
     return [
-        (f"{side}.cut_spans", f"12*batch*{_groups(key)}*{side}.tiles"),
+        (f"{side}.cut_spans", f"12*batch*{_groups(key, side)}*{side}.tiles"),
         (f"{side}.cut_columns", f"{4 * (n // g)}*{lists}"),
         (f"{side}.cut_mask", f"4*{lists}"),
         (f"{side}.cut_masks", f"{4 * m * -(-n // 32)}*{lists}"),
     ]
 
 
-def _groups(key: Key) -> str:
-    """Heads that lie in orders of their own have lists of their own."""
-    return "heads" if key.permuted else "1"
+def _groups(key: Key, side: str) -> str:
+    """Heads that lie in orders of their own have lists of their own; of keys, as many as there are key heads."""
+    heads = "kv_heads" if key.group > 1 and side == "k" else "heads"
+    return heads if key.permuted else "1"
 
 
 def text(key: Key | str, files: dict[str, tuple[str, bytes, str, int, int]]) -> str:
@@ -129,7 +130,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
     constexprs = _constants(key, kernel, how) | _constants_of_kind(key, function, how)
-    values = _values(kernel) | _cut_values(key, function)
+    values = _values(key, kernel) | _cut_values(key, function)
     grid = count = values["count"].removeprefix("i:")
     options = dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True)
     if cuda.serves(key.capability):
@@ -172,7 +173,11 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-    ) | {name: True for name, given in (("JOINED", key.joined), ("SEGMENTS", key.segments)) if given}
+    ) | {
+        name: value
+        for name, value in (("JOINED", key.joined), ("GROUP", key.group), ("SEGMENTS", key.segments))
+        if value > 1 or value is True
+    }
 
 
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
@@ -186,14 +191,17 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
     return single | dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
 
 
-def _values(kernel: _Kernel) -> dict[str, str]:
-    """What the launcher passes for the arguments that are no tensors."""
-    side = kernel.side
+def _values(key: Key, kernel: _Kernel) -> dict[str, str]:
+    """What the launcher passes for the arguments that are no tensors. `heads` are those whose rows programs own."""
+    side, of_keys = kernel.side, key.group > 1 and kernel.side == "k"
+    heads = "kv_heads" if of_keys else "heads"
     values = {name: f"p:{side}.{name}" for name in _PLAN} | {
         name: f"f:{name}" for name in kernel.scales.split()
     }
-    values |= {name: f"i:{name}" for name in ("heads", "query_time", "key_time")}
-    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*heads*batch")
+    if of_keys:
+        values |= dict(head_index="p:key_index", residues="p:key_residues")
+    values |= dict(heads=f"i:{heads}") | {name: f"i:{name}" for name in ("query_time", "key_time")}
+    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*{heads}*batch")
 
 
 def _cut_values(key: Key, function: str) -> dict[str, str]:
@@ -207,7 +215,7 @@ def _cut_values(key: Key, function: str) -> dict[str, str]:
         return {name: room[cut] for name, cut in lists.items()}
     masks = dict(_cut_temps(key, side))[f"{side}.cut_masks"]
     sizes = dict(batches="i:batch", column_tiles=f"i:{side}.column_tiles", mask_words=f"i:{masks}/4")
-    return room | sizes | dict(count=f"i:{side}.tiles*batch*{_groups(key)}")
+    return room | sizes | dict(count=f"i:{side}.tiles*batch*{_groups(key, side)}")
 
 
 def _pointer_type(key: Key, name: str) -> str:

@@ -149,8 +149,7 @@ class _Second:
         ys = [y for y in _tensors(result) if has_gradient(y)]
         compare_structures(first.outline, outline(result))
         results = [trace.sign(y) for y in _tensors(result)]
-        simple = not (first.trace.loops or trace.loops)
-        compare(first.trace.signs, trace.signs, [*zip(first.results, results)] if simple else [])
+        compare(first.trace.signs, trace.signs, [*zip(first.results, results)])
         return self._gradients([ys[place] for place in self.given], list(rest), inputs, own)
 
     def _gradients(self, ys: list, dys: list, inputs: list, own: dict) -> list:

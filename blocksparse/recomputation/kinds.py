@@ -26,7 +26,8 @@ _ASSIGNS = re.compile(
     r"|ResourceStridedSliceAssign$|LookupTable(Insert|Remove|Import)|InitializeTable"
 )
 _CALLS = re.compile(r"(Stateful)?PartitionedCall$|(Stateless)?(If|While|Case)$")
-_LOOPS = {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration"}
+_LOOPS = {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration",
+          "LoopCond"}  # fmt: skip
 _SAME = re.compile(
     r"ReadVariableOp$|ResourceGather$|GatherV2$|Identity|Placeholder$|NoOp$|Empty\w*List|\w*TensorList"
 )
@@ -53,6 +54,11 @@ def is_assignment(kind: str) -> bool:
 def is_call(kind: str) -> bool:
     """Whether an operation runs functions: a call, condition or loop."""
     return _CALLS.match(kind) is not None
+
+
+def is_branch(kind: str) -> bool:
+    """Whether an operation is a condition or loop, which runs functions."""
+    return is_call(kind) and not kind.endswith("PartitionedCall")
 
 
 def is_function(kind: str) -> bool:
@@ -104,24 +110,39 @@ def functions_of(operation: tf.Operation) -> list[str]:
 
 def inner_kinds(name: str, graph: tf.Graph | None) -> tuple[str, ...]:
     """The kinds of all operations in a function and in those that it calls, in order."""
-    while graph is not None:
-        if (function := graph._get_function(name)) is not None:
-            definition = getattr(function, "cached_definition", None) or function.definition
-            return tuple(_walk(definition.node_def, graph))
-        graph = getattr(graph, "outer_graph", None)
-    return _eager_kinds(name)
+    return _eager_kinds(name) if graph is None else tuple(map(described, _nodes_of(name, graph)))
+
+
+def with_inner(operation: tf.Operation, graph: tf.Graph) -> Iterator[Any]:
+    """The definitions of an operation of a graph, and of those in the functions that it calls."""
+    return _walk([operation.node_def], graph)
 
 
 @lru_cache(maxsize=4096)
 def _eager_kinds(name: str) -> tuple[str, ...]:
-    return tuple(_walk(context.get_function_def(name).node_def, None))
+    return tuple(map(described, _nodes_of(name, None)))
 
 
-def _walk(nodes: Any, graph: tf.Graph | None) -> Iterator[str]:
+def _nodes_of(name: str, graph: tf.Graph | None) -> Iterator[Any]:
+    outer = graph
+    while outer is not None:
+        if (function := outer._get_function(name)) is not None:
+            definition = getattr(function, "cached_definition", None) or function.definition
+            return _walk(definition.node_def, outer)
+        outer = getattr(outer, "outer_graph", None)
+    return _walk(context.get_function_def(name).node_def, None)
+
+
+def _walk(nodes: Any, graph: tf.Graph | None) -> Iterator[Any]:
     for node in nodes:
-        yield node.op if node.op != "Const" else f"Const {crc32(node.attr['value'].SerializeToString())}"
+        yield node
         for name in _functions_of(node):
-            yield from inner_kinds(name, graph)
+            yield from _nodes_of(name, graph)
+
+
+def described(node: Any) -> str:
+    """The kind of a node; of a constant, with its value."""
+    return node.op if node.op != "Const" else f"Const {crc32(node.attr['value'].SerializeToString())}"
 
 
 def _functions_of(node: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import tensorflow as tf
 
-from . import kinds
+from . import control_flow, kinds
 from .attach import has_gradient
 from .signs import Signs, different
 from .variables import refuse_list, variable_dtype
@@ -62,13 +62,15 @@ class Trace:
         outside |= {op for op in operations if _takes_in(op) and op._get_control_flow_context() in around}
         self.operations = [op for op in operations if op not in outside]
         self.inside = set(self.operations)
-        self.loops = any(kinds.is_loop_of_tensorflow_1(op.type) for op in self.operations)
+        self.parts = control_flow.Parts(self.context, self.operations)
+        # Whether one of the runs has conditions or loops of TensorFlow 1: then those of both have comparable signs.
+        self.coarse: bool = bool(self.parts.of) or (first is not None and first.coarse)
         self.signs, self.draws = Signs(), list[list[tf.Tensor]]()
         for x, other in zip(inputs, stand_for or inputs):
             self.signs.of[x.ref()] = _outside_sign(other)
         initial = self._initial()
         for op in self.operations:
-            if op not in initial:
+            if op not in initial and op not in self.parts.of:
                 self._step(op)
 
     def check(self, makes_variables: bool) -> None:
@@ -83,6 +85,12 @@ class Trace:
     def sign(self, x: tf.Tensor) -> int:
         """The sign of a value."""
         x = self._first_of(x)
+        if x.op in self.parts.of:
+            return self.parts.sign(x.op, self.sign, self.graph)
+        if (
+            x.op not in self.inside and _takes_in(x.op) and x.op.inputs[0].op in self.inside
+        ):  # a condition's own
+            return self.sign(x.op.inputs[0])
         if x.ref() not in self.signs.of:
             root = origin(x).ref()
             if x.op not in self.inside:
@@ -170,12 +178,22 @@ class Trace:
             return
         if op.type in _SAME:
             self.signs.of.update(zip(keys, given))
+        elif self.coarse and (sign := self._coarse(op, given)) is not None:
+            self.signs.of.update((key, sign) for key in keys)
         elif kinds.is_call(op.type):
             inner = [kinds.skeleton(kinds.inner_kinds(name, self.graph)) for name in kinds.functions_of(op)]
             kind = op.type.replace("Stateless", "").replace("Stateful", "")
             self.signs.step(kind, str(inner), sorted(set(given)), keys)
         else:
             self.signs.step(op.type, _details(op), given, keys)
+
+    def _coarse(self, op: tf.Operation, given: Sequence[int]) -> int | None:
+        """The sign of what stands for another operation in the other run, else None."""
+        if kinds.is_loop_of_tensorflow_1(op.type):
+            return given[0]
+        if kinds.is_branch(op.type):
+            return control_flow.of_functions(op, self.sign, self.graph)
+        return control_flow.carried(op, given)
 
 
 def origin(x: tf.Tensor) -> tf.Tensor:

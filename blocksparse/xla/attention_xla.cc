@@ -20,6 +20,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
  public:
   explicit AttentionXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
     OP_REQUIRES_OK(context, expect_sides(segment_sides_));
@@ -34,7 +35,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     for (int input = first_plan; input < first_segments; ++input) {
       const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(input);
       OP_REQUIRES_OK(context, plan.status());
-      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, kv_heads_, scale_));
       absl::StrAppend(&passes, ", ", pass_words(arguments.plan, *plan));
     }
     if (segment_sides_ != 0) {
@@ -82,7 +83,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     return absl::StrJoin(words, ", ");
   }
 
-  int heads_, segment_sides_;
+  int heads_, kv_heads_, segment_sides_;
   float scale_;
 };
 

@@ -160,6 +160,41 @@ CASES = [
         "lengths is given, but there are 8 queries and 16 keys: give segment_ids as a pair (of the queries, of the "
         "keys)",
     ),
+    # heads that share keys
+    (
+        lambda: attend(kv_heads=3),
+        ValueError,
+        "kv_heads=3 does not divide heads=2, of which as many have to share each key head; nearest: 2",
+    ),
+    (lambda: attend(kv_heads=0), ValueError, "kv_heads=0; it has to be at least 1"),
+    (lambda: attend(kv_heads=-2), ValueError, "kv_heads=-2; it has to be at least 1"),
+    (lambda: attend(kv_heads="2"), TypeError, "kv_heads is '2'; it has to be a positive int"),
+    (lambda: attend(kv_heads=True), TypeError, "kv_heads is True; it has to be a positive int"),
+    (
+        lambda: attend(kv_heads=1, function=attention_impl),
+        ValueError,
+        "k has width 16 and q 16; with heads=2 and kv_heads=1 k needs 8",
+    ),
+    (
+        lambda: attend(kv_heads=2, heads=4, k=zeros(1, 64, 8), v=zeros(1, 64, 15)),
+        ValueError,
+        "kv_heads=2 does not divide the width of v, 15; nearest width: 16",
+    ),
+    (
+        lambda: SparseSelfAttention(heads=4, kv_heads=8),
+        ValueError,
+        "kv_heads=8 does not divide heads=4, of which as many have to share each key head; nearest: 4",
+    ),
+    (
+        lambda: DecodeStep(1, 64, 16, 16, heads=2, kv_heads=4),
+        ValueError,
+        "kv_heads=4 does not divide heads=2, of which as many have to share each key head; nearest: 2",
+    ),
+    (
+        lambda: DecodeStep(1, 64, 16, 16, heads=2, kv_heads=1)(zeros(1, 16), zeros(1, 16), zeros(1, 8), 0),
+        ValueError,
+        "k has shape (1, 16); this DecodeStep takes [batch, width] = [1, 8]",
+    ),
     # the mode
     (
         lambda: attend("locl", local_attn_ctx=8),

@@ -17,6 +17,7 @@ MODES = {
     "strided": {"attn_mode": "strided", "local_attn_ctx": 4},
     "fixed": {"attn_mode": "fixed", "local_attn_ctx": 32, "num_verts": 2, "vertsize": 1},
     "merged": {"attn_mode": "local+strided", "local_attn_ctx": 8},
+    "shared key heads": {"attn_mode": ("local", "strided"), "local_attn_ctx": 8, "kv_heads": 1},
     "per head, both ways": {"attn_mode": ("local", "strided"), "local_attn_ctx": 8, "causal": False},
 }
 
@@ -32,6 +33,7 @@ def draw(generator):
 
 
 def run(attend, q, k, v, dout, **given):
+    k, v = (x[..., : given.get("kv_heads", HEADS) * 8] for x in (k, v))
     with tf.GradientTape() as tape:
         tape.watch([q, k, v])
         out = attend(q, k, v, HEADS, blocksize=8, **given)
@@ -40,6 +42,9 @@ def run(attend, q, k, v, dout, **given):
 
 def expected(inputs, case, meeting):
     q, k, v, dout = (x.numpy() for x in inputs)
+    case, kv_heads = dict(case), case.get("kv_heads", HEADS)
+    case.pop("kv_heads", None)
+    k, v = k[..., : kv_heads * 8], v[..., : kv_heads * 8]
     mask = get_attn_mask(TIME, blocksize=8, **case).numpy()[0].astype(bool)
     seen = np.stack([mask[head % len(mask)] for head in range(HEADS)])
     out, _, *gradients = oracle.attention(q, k, v, seen & meeting, 8**-0.5, dout)

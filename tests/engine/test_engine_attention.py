@@ -145,7 +145,7 @@ def test_the_reference_in_many_chunks(monkeypatch, per_head, jit_compile):
     monkeypatch.setattr(reference, "_CHUNK", 1 << 15)
     layout = np.stack([np.tri(12), np.tri(12) * (np.arange(12) % 3 > 0)]) if per_head else np.tri(12)
     bst = BlocksparseTransformer(layout, 8, 2, causal)
-    tables = bst._attention.tables((1, 1))
+    tables = bst._attention.tables((1, 1), kv_heads=2)
     assert max(len(chunk.rows) for chunk in tables.by_key.chunks) > 1
     generator = np.random.default_rng(5)
     q, k, v, dout = (generator.standard_normal((2, 96, 16)).astype(np.float32) for _ in range(4))

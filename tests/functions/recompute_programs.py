@@ -44,7 +44,7 @@ REFUSALS = (
 class World:
     """What a program finds outside its function; one for each run, all alike."""
 
-    def __init__(self, number, way):
+    def __init__(self, number, way, nudge=0):
         numbers = np.random.default_rng(number)
 
         def draw(*shape):
@@ -56,6 +56,9 @@ class World:
         self.table = tf.Variable(draw(5, SIZE))
         self.outside = tf.constant(draw(3, SIZE))
         self.x = tf.constant(draw(3, SIZE))
+        if nudge:  # by the last bit of each number, up, down or not
+            signs = np.random.default_rng(nudge).integers(-1, 2, self.x.shape)
+            self.x *= tf.constant(1 + signs * np.finfo(np.float32).eps, tf.float32)
         self.left, self.count, self.decorate = [], 0, None
         self.inner = tf.function(lambda h: tf.tanh(h @ self.w) + self.b, autograph=False)
         self.pure = tf.function(lambda h: tf.sin(h) * 2, autograph=False)
@@ -115,6 +118,11 @@ def count(world, h):
     return h * 2 if world.count % 2 else tf.sin(h)
 
 
+def count_tensors(world, h):
+    world.count += 1
+    return h * (world.outside if world.count % 2 else world.hidden.value)
+
+
 def assign(world, h):
     world.b.assign_add(tf.ones_like(world.b))
     return h + world.b
@@ -157,10 +165,13 @@ STEPS = {
     "leave": (leave, "ef", ""),
     "flip": (flip, "efgx", ""),
     "count": (count, "efgx", "always"),
+    "count tensors": (count_tensors, "efgx", "always"),
+    "count in a loop": (lambda world, h: loop(world, h, lambda h: count(world, h)), "efgx", "always"),
+    "count in a condition": (lambda world, h: choose(world, h, lambda h: count(world, h)), "efgx", "always"),
     "assign": (assign, "ef", "always"),
     "draw in a function": (lambda world, h: world.inner_draw(h), "ef", "always"),
 }  # fmt: skip
-RARE = {"count", "assign", "draw in a function"}
+RARE = {name for name, (_, _, refused) in STEPS.items() if refused == "always"}
 
 
 @dataclasses.dataclass
@@ -217,15 +228,16 @@ class Program:
             total += tf.add_n(world.dense.losses)
         return tf.add_n([total, *world.left])
 
-    def gradients(self, recompute):
-        """What the gradients are, as arrays."""
+    def gradients(self, recompute, nudge=0):
+        """What the gradients are, as arrays. nudge: of a world whose x differs by rounding, in that way."""
+        self.nudge = nudge
         random.seed(self.number)
         np.random.seed(self.number)
         if self.way.startswith("graph"):
             return self.in_graph(recompute)
         tf.random.set_seed(self.number)
         blocksparse.set_entropy(np.arange(2))
-        world = World(self.number, self.way)
+        world = World(self.number, self.way, self.nudge)
         step = getattr(self, {"loop": "in_loop", "outside": "outside"}.get(self.way, "on_tape"))
         if self.way not in ("eager", "outside"):
             function = tf.function(step, autograph=False, jit_compile=self.way == "xla")
@@ -275,7 +287,7 @@ class Program:
     def in_graph(self, recompute):
         with loops_of_tensorflow_1(self.way == "graph v1"), tf.Graph().as_default(), tf1.Session() as session:
             tf.random.set_seed(self.number)
-            world = World(self.number, self.way)
+            world = World(self.number, self.way, self.nudge)
             loss = self.loss(world, recompute, world.x)
             sources = [world.x, world.outside, *world.variables()]
             found = tf.gradients(loss, sources, unconnected_gradients="zero")
@@ -307,7 +319,10 @@ def loops_of_tensorflow_1(on):
 
 
 def check(number):
-    """Runs program `number`; its way and outcome, "equal" or "refused". Raises AssertionError for anything else."""
+    """Runs program `number`; its way and outcome; raises AssertionError for any but these.
+
+    "equal", "refused", or "chaotic": equal as far as rounding decides.
+    """
     program = Program(number)
     plain = program.gradients(False)
     assert all(np.isfinite(dx).all() for dx in plain), (
@@ -320,11 +335,24 @@ def check(number):
         assert any(text in str(error) for text in REFUSALS), f"{label}: {error}"
         assert program.may_be_refused(), f"{label} was refused: {error}"
         return program.way, "refused"
-    for number, (got, want) in enumerate(zip(ours, plain, strict=True)):
-        np.testing.assert_allclose(
-            got, want, rtol=2e-3, atol=2e-4 * (1 + np.abs(want).max()), err_msg=f"{label}, {number}"
-        )
+    try:
+        compare(ours, plain, label)
+    except AssertionError:
+        # Loops of training steps can grow the last bit of x into per cents of the result, recomputed or not.
+        others = [program.gradients(False, nudge) for nudge in (1, 2, 3)]
+        moved = [max(np.abs(dx - want).max() for dx in dxs) for want, *dxs in zip(plain, *others)]
+        if max(moved) == 0:
+            raise
+        compare(ours, plain, f"{label}, the last bit of x moves them by {moved}", moved)
+        return program.way, "chaotic"
     return program.way, "equal"
+
+
+def compare(ours, plain, label, rounding=None):
+    """Asserts that gradients are equal. rounding: what each may differ by besides."""
+    for number, (got, want, more) in enumerate(zip(ours, plain, rounding or [0.0] * len(plain), strict=True)):
+        allowed = 2e-4 * (1 + np.abs(want).max()) + more
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=allowed, err_msg=f"{label}, {number}")
 
 
 def main(count, first=0):

@@ -54,6 +54,7 @@ class Case:
     wide: bool = False
     split: bool | None = None
     poison: dict = field(default_factory=dict)
+    group: int = 1  # query heads that read one key head
     segments: str | None = None  # a kind of layouts.SEGMENTS
     then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
 
@@ -79,7 +80,7 @@ def plan_of(case):
         return blocks[head, query, :, key]
 
     built = build_blocks(blocks.any((2, 4)), bs, callback)
-    return make_plan(built, case.order, case.heads, *case.tiles)
+    return make_plan(built, case.order, case.heads, *case.tiles, case.heads // case.group)
 
 
 def visible(case):
@@ -147,7 +148,8 @@ def plan_arrays(plan):
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         for name in fields:
             arrays[f"{side}.{name}"] = np.ascontiguousarray(getattr(tiles, name)).view(np.int32)
-    return arrays
+    own = dict(key_index=plan.key_index, key_residues=plan.residues[:: plan.group])
+    return arrays | {name: np.ascontiguousarray(array, np.int32) for name, array in own.items()}
 
 
 def results_of(case, arrays):
@@ -159,6 +161,7 @@ def results_of(case, arrays):
 def values_of(case, plan):
     """Every number that a manifest's expressions name."""
     values = dict(batch=case.batch, heads=case.heads, query_time=case.time[0], key_time=case.time[1])
+    values |= dict(kv_heads=case.heads // case.group)
     values |= dict(scale=case.scale, scale_log2=case.scale * 1.4426950408889634)
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         most = int(np.diff(tiles.head_tiles).max())
@@ -175,8 +178,8 @@ def draw(case, seed=0):
         return DECODE[case.dtype](ENCODE[case.dtype](random.standard_normal(shape)))
 
     q = normal(case.batch, query_time, case.heads * head_dim)
-    k = normal(case.batch, key_time, case.heads * head_dim)
-    v = normal(case.batch, key_time, case.heads * value_dim)
+    k = normal(case.batch, key_time, case.heads // case.group * head_dim)
+    v = normal(case.batch, key_time, case.heads // case.group * value_dim)
     dout = normal(case.batch, query_time, case.heads * value_dim)
     return (q, k, v), dout, random.standard_normal((case.batch, case.heads, query_time))
 
@@ -203,14 +206,15 @@ def spread(case, attention):
     tensors["qkv".index(tensor)][0, row, 0:head_dim] = np.nan
     got = attention(case, tensors, dout, dlse)
     reached = {
-        name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1)
+        name: np.isnan(got[name]).reshape(case.batch, got[name].shape[1], -1, case.dims[0]).any(-1)
         for name in ("out", "dq", "dk", "dv")
     }
-    seers = mask[0, :, row]
     due_queries = np.zeros((case.batch, case.time[0], case.heads), bool)
-    due_queries[0, :, 0] = seers
-    due_keys = np.zeros((case.batch, case.time[1], case.heads), bool)
-    due_keys[0, :, 0] = mask[0][seers].any(0)
+    due_keys = np.zeros((case.batch, case.time[1], case.heads // case.group), bool)
+    for reader in range(case.group):
+        seers = mask[reader, :, row]
+        due_queries[0, :, reader] = seers
+        due_keys[0, :, 0] |= mask[reader][seers].any(0)
     due = dict(out=due_queries, dq=due_queries, dk=due_keys, dv=due_keys)
     return {name: int((reached[name] != due[name]).sum()) for name in due}
 
@@ -262,6 +266,10 @@ def older_of_class(stride, window):
     return sees
 
 
+def of_two_kinds(head, query, key):
+    return np.where(head % 2 == 0, local(20)(head, query, key), fixed(32, 8, 2)(head, query, key))
+
+
 SMALL = ((16, 16), (16, 16))
 STRIDED = dict(sees=older_of_class(4, 20), order=4, tiles=SMALL)
 CASES = {
@@ -311,6 +319,19 @@ CASES |= {
     ),
 }
 CASES |= {
+    "key heads": Case(causal, heads=4, group=2),
+    "key heads, split, one for all": Case(causal, heads=3, group=3, tiles=SMALL, split=True, batch=1),
+    "key heads, a layout a head": Case(of_two_kinds, bs=8, heads=4, group=2),
+    "key heads, small granules": Case(
+        of_two_kinds, bs=8, heads=4, group=4, tiles=((64, 64), (64, 64)), batch=1
+    ),
+    "key heads, closed": Case(chunk(16), bs=8, order=4, dtype="f16", heads=4, group=2),
+    "key heads, joined, dims differ": Case(
+        local(20), dtype="bf16", dims=(24, 40), heads=4, group=2, then=(STRIDED,)
+    ),
+    "key heads, wide": Case(
+        lambda h, q, k: q + 32 >= k, time=(32, 64), heads=2, group=2, wide=True, dtype="f16"
+    ),
     "segments": Case(causal, tiles=SMALL, segments="sorted"),
     "segments, split": Case(causal, tiles=SMALL, segments="padded", split=True),
     "segments in no order": Case(local(20), bs=8, segments="scattered"),
@@ -331,9 +352,14 @@ CASES |= {
     "segments, wide tiles": Case(
         local(50), bs=32, time=(128, 128), tiles=((64, 128), (128, 64)), batch=2, segments="padded"
     ),
+    "segments, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, segments="padded"),
+    "segments, key heads, order": Case(
+        chunk(16), bs=8, order=[1, 1, 4, 4], heads=4, group=2, segments="sorted", dtype="f16"
+    ),
     "segments, joined": Case(local(20), dtype="bf16", then=(STRIDED,), segments="sorted"),
 }
 POISONED = {
+    "NaN key, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, poison={"k": 17}),
     "NaN key, joined": Case(local(20), bs=8, poison={"k": 17}, then=(dict(STRIDED, bs=8),)),
     "NaN key, joined, closed": Case(
         local(20), bs=8, dtype="f16", poison={"k": 17}, then=(dict(STRIDED, bs=8),)

@@ -30,7 +30,9 @@ joined, rows that neither shows a key|joined, rows that one shows no key, split
 NaN key, joined|NaN key, joined, closed
 segments|segments, split|segments in no order|segments, one|segments, per head|segments, one order a head
 segments, closed|segments, closed, several column tiles|segments, rectangular, many column tiles
-segments, wide tiles|segments, joined"""
+segments, wide tiles|segments, joined|segments, key heads|segments, key heads, order
+key heads|key heads, split, one for all|key heads, a layout a head|key heads, small granules|key heads, closed
+key heads, joined, dims differ|key heads, wide|NaN key, key heads"""
 
 
 @pytest.mark.parametrize("case", CASES.replace("\n", "|").split("|"))

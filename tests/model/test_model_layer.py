@@ -38,6 +38,27 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("blocksparse", [True, False])
+def test_heads_that_share_keys(tmp_path, blocksparse):
+    """The maps of keys and values shrink; what is saved comes back; steps give the rows of the whole."""
+    shared = SparseSelfAttention(4, "local", 16, 8, key_width=8, kv_heads=2, blocksparse=blocksparse)
+    model = keras.Sequential([keras.Input((64, 16)), shared])
+    assert [own.kernel.shape[1] for own in (shared.query, shared.key, shared.value)] == [8, 4, 8]
+    x = np.random.default_rng(0).normal(size=(3, 64, 16)).astype(np.float32)
+    y, maps = model(x), (shared.query(x), shared.key(x), shared.value(x))
+    a = attention_impl(*maps, **shared.pattern, kv_heads=2)
+    np.testing.assert_allclose(y, shared.project(a), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].kv_heads == 2
+    np.testing.assert_array_equal(loaded(x), y)
+    decode = shared.decode_step(3, 64)
+    np.testing.assert_allclose(shared.prefill(x[:, :32], decode), y[:, :32], rtol=1e-5, atol=1e-6)
+    for position in (32, 33):
+        step = shared.step(x[:, position], decode, position)
+        np.testing.assert_allclose(step, y[:, position], rtol=1e-5, atol=1e-6)
+
+
 def test_mixed_precision():
     layer = SparseSelfAttention(**PATTERN, dtype="mixed_float16")
     y = layer(tf.zeros([1, 128, 16]))

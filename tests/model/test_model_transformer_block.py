@@ -15,6 +15,7 @@ from sparse_attention.layers.written_out import dropout
 TIME, WIDTH = 64, 32
 PATTERN = dict(heads=2, attn_mode="fixed", local_attn_ctx=16, blocksize=8, num_verts=2, vertsize=1)
 MERGED = dict(heads=2, attn_mode="local+strided", local_attn_ctx=8, blocksize=8)
+SHARED = dict(PATTERN, heads=4, kv_heads=2)
 
 
 def made(dtype="float32", **arguments):
@@ -68,6 +69,15 @@ def test_gradients_are_those_of_the_layers(pattern, jit, recompute):
     block, x = made(recompute=recompute, **pattern), rows()
     for came, want in zip(results(block, block, x, jit), results(block, plain(block), x, jit), strict=True):
         assert error(came, want) < 5e-5
+
+
+@pytest.mark.parametrize("blocksparse", [True, False])
+def test_gradients_of_heads_that_share_keys(blocksparse):
+    block, x = made(**SHARED, blocksparse=blocksparse), rows()
+    assert block.attention.key.kernel.shape == (WIDTH, WIDTH // 2)
+    for came, want in zip(results(block, block, x), results(block, plain(block), x), strict=True):
+        assert error(came, want) < 5e-5
+    assert SparseTransformerBlock.from_config(block.get_config()).attention.kv_heads == 2
 
 
 @pytest.mark.parametrize(

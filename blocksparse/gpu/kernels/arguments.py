@@ -60,6 +60,7 @@ class Flags(NamedTuple):
     REGISTERS: int | None = None
     TURNS: int | None = None
     JOINED: bool = False
+    GROUP: int = 1
     SEGMENTS: bool = False
     KEEP: bool | None = None
 

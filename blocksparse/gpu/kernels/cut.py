@@ -31,6 +31,8 @@ AT_ONCE = tl.constexpr(
 def rows_at(granules, places, time, stride, flags):
     """Tensor rows at `places` of the rows that a list of granules holds, one granule behind the other."""
     granule = tl.load(granules + places // flags.GRANULE)
+    if flags.GROUP > 1:  # of queries of several heads one behind the other, which have the same numbers
+        granule %= time // flags.GRANULE
     first = tensor_rows(granule * flags.GRANULE, time, stride, flags.PERMUTED)
     return first + places % flags.GRANULE * (stride if flags.PERMUTED else 1)
 

@@ -72,6 +72,31 @@ def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
 
 
 @triton.jit
+def reader_rows(granules, j, last, time, stride, heads, flags):
+    """Queries of a key head's column tile j: (their rows in [time, heads * GROUP], their places in [GROUP, time])."""
+    n = tl.arange(0, flags.N)
+    step = stride if flags.PERMUTED else 1
+    own = time // flags.GRANULE
+    if flags.N // flags.GRANULE <= 4:  # as in gathered_rows; numbers are divided one by one, not in a vector
+        rows, places = n * 0, n * 0
+        for run in tl.static_range(flags.N // flags.GRANULE):
+            number = tl.load(granules + j * (flags.N // flags.GRANULE) + run, mask=j < last, other=0)
+            reader = number // own
+            first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
+            rows = tl.where(n >= run * flags.GRANULE, first * (heads * flags.GROUP) + reader, rows)
+            places = tl.where(n >= run * flags.GRANULE, first + reader * time, places)
+    else:
+        number = tl.load(
+            granules + j * (flags.N // flags.GRANULE) + n // flags.GRANULE, mask=n * 0 + j < last, other=0
+        )
+        reader = number // own
+        first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
+        rows, places = first * (heads * flags.GROUP) + reader, first + reader * time
+    within = n % flags.GRANULE * step
+    return rows + within * (heads * flags.GROUP), places + within
+
+
+@triton.jit
 def column_rows(tiles, j, flags):
     """(rows of column tile j, which of them are no padding: none from the last tile on).
 

@@ -27,6 +27,7 @@ class AttentionGpu : public tensorflow::OpKernel {
  public:
   explicit AttentionGpu(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
     OP_REQUIRES_OK(context, expect_sides(segment_sides_));
@@ -46,7 +47,7 @@ class AttentionGpu : public tensorflow::OpKernel {
       OP_REQUIRES_OK(context, device_plan.status());
       passes.push_back(*device_plan);
       arguments = Arguments{(*device_plan)->plan};
-      OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
+      OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, kv_heads_, scale_));
     }
     Call call{backward, dtype_name<T>(), arguments.shape};
     call.q = q.data(), call.k = k.data(), call.v = v.data();
@@ -97,7 +98,7 @@ class AttentionGpu : public tensorflow::OpKernel {
     return status;
   }
 
-  int heads_, segment_sides_;
+  int heads_, kv_heads_, segment_sides_;
   float scale_;
 };
 

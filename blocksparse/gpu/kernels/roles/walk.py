@@ -26,6 +26,7 @@ class Shape:
     TURNS: gl.constexpr
     OVERLAP: gl.constexpr  # see overlaps
     JOINED: gl.constexpr
+    GROUP: gl.constexpr
 
 
 @gluon.constexpr_function
@@ -44,6 +45,7 @@ def make_shape(flags):
     return Shape(
         flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
         flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS), flags.JOINED,
+        flags.GROUP,
     )  # fmt: skip
 
 

@@ -1,0 +1,112 @@
+"""A plain Keras model of SparseTransformerBlocks under fit, beside the examples' trainer with as many: seconds a step.
+
+python benchmarks/model/keras_fit.py                              # a GPU's case: 12 layers of enwik8, 16 windows
+python benchmarks/model/keras_fit.py --layers 2 --batch 2 --override "grid=(8, 32)" width=64 xla=False
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.common import examples  # noqa: F401  first
+
+from benchmarks.common import machine, timing  # isort: skip
+from benchmarks.common.processes import add  # isort: skip
+from sparse_transformer import config  # isort: skip
+
+
+def model_of(settings):
+    import keras
+    import tensorflow as tf
+
+    from sparse_attention.layers import SparseTransformerBlock
+
+    keras.mixed_precision.set_global_policy(settings.precision)
+
+    class Embeddings(keras.layers.Layer):
+        def build(self, shape):
+            self.tokens = self.add_weight(shape=(256, settings.width), name="tokens")
+            self.places = self.add_weight(shape=(settings.n_ctx, settings.width), name="places")
+
+        def call(self, tokens):
+            return tf.gather(self.tokens, tokens) + self.places
+
+    tokens = keras.Input((settings.n_ctx,), dtype="int32")
+    x = Embeddings()(tokens)
+    for number in range(settings.layers):
+        mode = settings.layer_modes[number % len(settings.layer_modes)]
+        x = SparseTransformerBlock(
+            settings.heads,
+            mode,
+            settings.local_attn_ctx,
+            settings.blocksize,
+            settings.num_verts,
+            settings.vertsize,
+            dropout=settings.dropout,
+            recompute=settings.recompute,
+        )(x)
+    logits = keras.layers.Dense(256, dtype="float32")(keras.layers.LayerNormalization()(x))
+    model = keras.Model(tokens, logits)
+    optimizer = keras.optimizers.AdamW(3e-4, global_clipnorm=1.0)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def fitted(settings, batch, steps) -> float:
+    """Seconds of a step of fit."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    times = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            float(logs["loss"])  # waits for the device
+            times.append(time.perf_counter())
+
+    windows = np.random.default_rng(0).integers(0, 256, (batch, settings.n_ctx + 1), np.int32)
+    repeated = tf.data.Dataset.from_tensors((windows[:, :-1], windows[:, 1:])).repeat()
+    model_of(settings).fit(repeated, steps_per_epoch=steps + 2, callbacks=[Clock()], verbose=0)
+    return timing.median([after - before for before, after in pairwise(times[1:])])
+
+
+def trained(settings, batch, steps) -> float:
+    """Seconds of a step of the trainer."""
+    from step import Steps
+
+    return Steps(settings).run(batch, steps)["seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="enwik8", choices=config.names(), metavar="CONFIG")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("model_keras_fit.jsonl"), help="gets a line")
+    args = parser.parse_args()
+    settings = config.load(args.config).override([*args.override, f"layers={args.layers}", "batch=1"])
+    row = {
+        "config": settings.name,
+        "positions": settings.n_ctx,
+        "layers": settings.layers,
+        "batch": args.batch,
+        "seconds_fit": round(fitted(settings, args.batch, args.steps), 4),
+        "seconds_trainer": round(trained(settings, args.batch, args.steps), 4),
+        **machine.record(),
+    }
+    print(row)
+    add(args.out, row)
+
+
+if __name__ == "__main__":
+    main()
