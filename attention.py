@@ -28,6 +28,7 @@ from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_cau
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
+from blocksparse.transformer.segments import Segments, equal_segments, segment_numbers
 
 if __package__:
     from .recompute import recomputable
@@ -57,6 +58,8 @@ def attention_impl(
     recompute: bool = False,
     causal: bool = True,
     kv_heads: int | None = None,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
 
@@ -66,7 +69,8 @@ def attention_impl(
     """
     q, k, v, kv_heads = _check_tensors(q, k, v, heads, kv_heads)
     modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
-    return _dense(q, k, v, heads=heads, kv_heads=kv_heads, modes=modes, recompute=recompute)
+    segments = segment_numbers(segment_ids, lengths, q, k)
+    return _dense(q, k, v, segments, heads=heads, kv_heads=kv_heads, modes=modes, recompute=recompute)
 
 
 @do_not_convert
@@ -83,6 +87,8 @@ def blocksparse_attention_impl(
     recompute: bool = False,
     causal: bool = True,
     kv_heads: int | None = None,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
 
@@ -112,6 +118,9 @@ def blocksparse_attention_impl(
         kv_heads: heads of k and v, a divisor of heads, which they are by default; k and v are then
             [batch, time, kv_heads * head_dim], and query head h reads key head h // (heads / kv_heads)
             (grouped-query attention; multi-query where 1).
+        segment_ids: int32 [batch, time]: a query sees a key only where both have one number, for packed documents. A
+            negative number is padding, which sees nothing and is seen by nothing.
+        lengths: int32 [batch]: positions from there on are padding.
 
     Returns: [batch, time, heads * value_dim] in q's dtype, value_dim being a head of v's width. Softmax and sums run
         in float32. A query that sees no key gives zeros, with zero gradients.
@@ -126,7 +135,9 @@ def blocksparse_attention_impl(
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     scale = 1 / sqrt(shape_list(q)[2] // heads)
-    return first.attention(q, k, v, scale=scale, order=order, joined=joined, kv_heads=kv_heads)
+    return first.attention(
+        q, k, v, scale, order, joined=joined, kv_heads=kv_heads, segment_ids=segment_ids, lengths=lengths
+    )
 
 
 def blocksparse_passes(
@@ -214,11 +225,14 @@ def get_callback(
 
 
 @recomputable
-def _dense(q, k, v, *, heads: int, kv_heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
+def _dense(
+    q, k, v, segments: Segments | tuple[()], *, heads: int, kv_heads: int, modes: tuple[Mode, ...]
+) -> tf.Tensor:
     dtype, (batch, n_ctx, _) = v.dtype, shape_list(q)
     i, j = tf.range(n_ctx)[:, None], tf.range(n_ctx)
     masks = [mode.pattern().sees(i, j) for mode in modes]
     mask = masks[0] if len(masks) == 1 else tf.stack([masks[head % len(masks)] for head in range(heads)])
+    mask = mask & equal_segments(segments) if segments else mask
     q, k, v = (tf.cast(split_heads(x, n), tf.float32) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
 
     def product(x, keys, **transposed):

@@ -17,6 +17,7 @@ from blocksparse.plan.modes import head_modes
 from ..attention import attention_impl, blocksparse_attention_impl, blocksparse_passes
 from ..decode import DecodeStep
 from . import written_out
+from .masks import layer_segments, refuse_attention_mask
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -40,8 +41,10 @@ class SparseSelfAttention(keras.layers.Layer):
             h // (heads / kv_heads). W_k and W_v, and the caches of decode_step, shrink by heads / kv_heads.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype; time is static.
-    Raises: ValueError when heads does not divide the widths, when x carries a Keras mask or attention_mask is
-        given (padding is not kept out of the attention), and what `blocksparse_attention_impl` raises.
+        segment_ids, lengths: as in `blocksparse_attention_impl`. A Keras mask, bool [batch, time], as Embedding(
+        mask_zero=True) and Masking attach it to x, makes padding of what it hides, on either side, and is passed on.
+    Raises: ValueError when heads does not divide the widths, when attention_mask is given (no pattern says it), and
+        what `blocksparse_attention_impl` raises.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SparseSelfAttention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.heads = heads
         self.kv_heads = kv_heads
         self.attn_mode = attn_mode if isinstance(attn_mode, str) else tuple(attn_mode)
@@ -117,36 +121,42 @@ class SparseSelfAttention(keras.layers.Layer):
         self.value = dense(width // group, "value", self.kernel_initializer)
         self.project = dense(width, "project", self.output_initializer or self.kernel_initializer)
 
-    def call(self, x, mask=None, attention_mask=None):
-        refuse_masks(mask, attention_mask)
-        return self.project(self._attend(self.query(x), self.key(x), self.value(x)))
+    def call(self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None):
+        # Keras calls the mask of x `mask` where x is the only tensor, and `x_mask` beside segment_ids or lengths.
+        refuse_attention_mask(attention_mask)
+        segments = layer_segments(x, x_mask if mask is None else mask, segment_ids, lengths)
+        return self.project(self._attend(self.query(x), self.key(x), self.value(x), segments))
 
-    def _attend(self, q, k, v):
+    def _attend(self, q, k, v, segments=None):
         if not self.blocksparse:
-            return attention_impl(q, k, v, **self.pattern, **self.sharing)
+            return attention_impl(q, k, v, **self.pattern, **self.sharing, segment_ids=segments)
         n_ctx = known_time(q)
         if self.sees is None:
-            return blocksparse_attention_impl(q, k, v, **self.pattern, **self.sharing)
+            return blocksparse_attention_impl(q, k, v, **self.pattern, **self.sharing, segment_ids=segments)
         bst = _transformer(self.sees, n_ctx, self.heads, self.blocksize)
-        return bst.attention(q, k, v, **self.sharing)
+        return bst.attention(q, k, v, **self.sharing, segment_ids=segments)
 
-    def passes(self, x: tf.Tensor) -> written_out.Attention:
-        """The attention between the maps and its gradient, apart, for an x [batch, time, width]."""
+    def passes(self, x: tf.Tensor, segments: Any = None) -> written_out.Attention:
+        """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
+        segment_ids.
+        """
         if not self.blocksparse:
-            arguments = self.pattern | self.sharing
-            return written_out.Attention(partial(_dense, arguments), partial(_dense_gradient, arguments))
+            dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
+            return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense))
         n_ctx = known_time(x)
         if self.sees is None:
             bst, order, joined = blocksparse_passes(n_ctx, **self.pattern)
         else:
             bst, order, joined = _transformer(self.sees, n_ctx, self.heads, self.blocksize), 1, []
-        with_orders = dict(order=order, joined=joined, **self.sharing)
+        given = dict(order=order, joined=joined, **self.sharing, segment_ids=segments)
         return written_out.Attention(
-            partial(bst.attention, with_lse=True, **with_orders), partial(bst.attention_grad, **with_orders)
+            partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given)
         )
 
-    def compute_output_spec(self, x, mask=None, attention_mask=None):
-        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+    def compute_output_spec(
+        self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None
+    ):
+        refuse_attention_mask(attention_mask)  # a functional model says so while it is made
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):
@@ -233,20 +243,6 @@ def _dense_gradient(arguments: dict, q, k, v, out, lse, dout):
 @lru_cache(maxsize=64)
 def _transformer(sees, n_ctx: int, heads: int, blocksize: int) -> BlocksparseTransformer:
     return from_mask(sees, n_ctx, n_ctx, heads, blocksize)
-
-
-def refuse_masks(mask: Any, attention_mask: Any) -> None:
-    if attention_mask is not None:
-        raise ValueError(
-            "attention_mask was given, which SparseSelfAttention does not take: who sees whom is its pattern, the same "
-            "for every batch row; say it by attn_mode or sees"
-        )
-    if mask is not None:
-        raise ValueError(
-            "x carries a Keras mask (of Embedding(mask_zero=True) or Masking), which SparseSelfAttention cannot apply: "
-            "queries would see padding. Leave the mask out (mask_zero=False), put padding behind the tokens, "
-            "where a causal pattern does not look, and weigh the loss by sample_weight"
-        )
 
 
 def _saved(sees) -> Any:

@@ -9,9 +9,10 @@ def attention(q, k, v, visible, scale, dout=None, dlse=None):
     """(out, lse), or (out, lse, dq, dk, dv) where dout is given.
 
     q: [batch, time, heads * d]; k: [batch, key_time, kv_heads * d]; v: [batch, key_time, kv_heads * e]; visible: bool
-    [heads, query_time, key_time]. Query head h reads key head h // (heads / kv_heads).
+    [heads, query_time, key_time], for all batch rows or with an axis of them in front. Query head h reads key head
+    h // (heads / kv_heads).
     """
-    heads = len(visible)
+    heads = visible.shape[-3]
     group = q.shape[2] // k.shape[2]
     q, k, v = _split(q, heads), *(np.repeat(_split(x, heads // group), group, axis=1) for x in (k, v))
     s = np.where(visible, scale * q @ k.swapaxes(2, 3), -np.inf)

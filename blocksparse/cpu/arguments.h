@@ -23,6 +23,12 @@ inline absl::Status expect_width(const char* name, int64_t width, int64_t heads)
       absl::StrCat(name, " is ", width, " wide; its width has to be a multiple of the ", heads, " heads"));
 }
 
+// segment_sides: so many inputs hold segment numbers.
+inline absl::Status expect_sides(int32_t segment_sides) {
+  if (segment_sides == 0 || segment_sides == 2) return absl::OkStatus();
+  return absl::InvalidArgumentError("segments have to be none, or those of queries and of keys");
+}
+
 struct Arguments {
   Plan plan;
   Shape shape;
@@ -54,6 +60,12 @@ struct Arguments {
     TF_RETURN_IF_ERROR(expect("k", k, {q.dim_size(0), plan.key_time, int64_t{key_heads} * shape.head_dim}));
     TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), plan.key_time, v.dim_size(2)}));
     return absl::OkStatus();
+  }
+
+  // The segment numbers of queries and keys.
+  absl::Status check_segments(const tensorflow::TensorShape& query, const tensorflow::TensorShape& key) const {
+    TF_RETURN_IF_ERROR(expect("the queries' segments", query, {shape.batch, plan.query_time}));
+    return expect("the keys' segments", key, {shape.batch, plan.key_time});
   }
 
   // The gradient's further inputs.

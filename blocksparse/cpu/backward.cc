@@ -2,6 +2,7 @@
 #include "key_tile.h"
 #include "segments.h"
 #include "tasks.h"
+#include "visits.h"
 
 namespace blocksparse {
 namespace {
@@ -33,7 +34,7 @@ class Backward {
 
   // A task is one segment of one key head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
-    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
+    Work work(tiles_, shape_);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
       run_segment(task, next, &work);
@@ -68,7 +69,9 @@ class Backward {
 
  private:
   struct Work : KeyTile {  // of one thread
-    using KeyTile::KeyTile;
+    Work(const TilePlan& tiles, const Shape& shape)
+        : KeyTile(tiles, shape.head_dim, shape.value_dim, shape.scale), visits(tiles) {}
+    Visits visits;
     Gathered gathered;
     Ahead ahead;
   };
@@ -77,6 +80,7 @@ class Backward {
     HeadRows<const T> q, k, v, out, dout;
     HeadRows<T> dq, dk, dv;
     HeadRows<const float> lse, dlse;
+    HeadRows<const int32_t> query_segments, key_segments;
   };
 
   Head head_of(int64_t batch_head) const {
@@ -102,7 +106,9 @@ class Backward {
             keys(gradient_.dk, head_dim),
             keys(gradient_.dv, value_dim),
             numbers(gradient_.lse),
-            numbers(gradient_.dlse)};
+            numbers(gradient_.dlse),
+            number_rows(in_.query_segments, batch, plan_.query_time, query_order),
+            number_rows(in_.key_segments, batch, plan_.key_time, plan_.key_order(head))};
   }
 
   // A segment while it runs.
@@ -156,8 +162,10 @@ class Backward {
   template <typename FetchNext>
   void run_tile(int32_t tile, Run* run, Work* work, const FetchNext& fetch_next) const {
     const Head& head = run->head;
-    const int32_t count = tiles_.row_count[tile], begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
-    if (onto_ && begin == end) return fetch_next();
+    const int32_t count = tiles_.row_count[tile];
+    Visits& visits = work->visits;
+    visits.start(tile, head.key_segments, head.query_segments);
+    if (onto_ && visits.size() == 0) return fetch_next();
     work->start(count);
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -166,19 +174,18 @@ class Backward {
       read_rows(head.v, rows(tile), row, stop, work->staging, work->value_width);
       work->load_values(row);
     }
-    for (int32_t column = begin; column < end; ++column) {
+    for (int32_t visit = 0; visit < visits.size(); ++visit) {
       int32_t numbers[kMostRows / 8];
-      const Granules queries = columns(column), places = placed(queries, *run, numbers);
+      const Granules queries = columns(visits[visit]), places = placed(queries, *run, numbers);
       learn(queries, places, run);
       gather(head, queries, work);
       work->ahead.clear();
-      if (column == begin) {
+      if (visit == 0) {
         work->ahead.add(head.dk, rows(tile), count);
         work->ahead.add(head.dv, rows(tile), count);
       }
-      column + 1 < end ? fetch(*run, columns(column + 1), work) : fetch_next();
-      const uint32_t* mask = tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column);
-      work->visit(mask, places, run->by_row, &work->ahead);
+      visit + 1 < visits.size() ? fetch(*run, columns(visits[visit + 1]), work) : fetch_next();
+      work->visit(visits.mask(visits[visit]), places, run->by_row, &work->ahead);
     }
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);

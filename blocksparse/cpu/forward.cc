@@ -2,6 +2,7 @@
 #include "join.h"
 #include "query_tile.h"
 #include "tasks.h"
+#include "visits.h"
 
 namespace blocksparse {
 namespace {
@@ -19,7 +20,7 @@ class Forward {
   int64_t tasks() const { return shape_.batch * shape_.heads * round_up(tiles_.most_row_tiles, kRun); }
 
   void run(const std::function<int64_t()>& take) const {
-    Work work(tiles_, shape_.head_dim, shape_.value_dim, shape_.scale);
+    Work work(tiles_, shape_);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
       run_tile(tile_of(task), next < 0 ? Tile{} : tile_of(next), &work);
@@ -29,7 +30,9 @@ class Forward {
 
  private:
   struct Work : QueryTile {  // of one thread
-    using QueryTile::QueryTile;
+    Work(const TilePlan& tiles, const Shape& shape)
+        : QueryTile(tiles, shape.head_dim, shape.value_dim, shape.scale), visits(tiles) {}
+    Visits visits;
     Gathered gathered;
     Ahead ahead;
   };
@@ -40,6 +43,7 @@ class Forward {
     HeadRows<const T> q, k, v;
     HeadRows<T> out;
     HeadRows<float> lse;
+    HeadRows<const int32_t> query_segments, key_segments;
   };
 
   // Tasks are counted for the head that has most row tiles; where a head has fewer, the tile is empty.
@@ -60,27 +64,32 @@ class Forward {
             head_rows(in_.k, batch, key_head, key_heads, plan_.key_time, shape_.head_dim, key_order),
             head_rows(in_.v, batch, key_head, key_heads, plan_.key_time, shape_.value_dim, key_order),
             head_rows(out_, batch, head, shape_.heads, plan_.query_time, shape_.value_dim, query_order),
-            {lse_ + batch_head * plan_.query_time, 1, 1, query_order, plan_.query_time}};
+            {lse_ + batch_head * plan_.query_time, 1, 1, query_order, plan_.query_time},
+            number_rows(in_.query_segments, batch, plan_.query_time, query_order),
+            number_rows(in_.key_segments, batch, plan_.key_time, key_order)};
   }
 
   void run_tile(const Tile& tile, const Tile& next, Work* work) const {
-    if (onto_ && tile.begin == tile.end) return;
+    if (tile.count == 0) return;
+    Visits& visits = work->visits;
+    visits.start(tile.number, tile.query_segments, tile.key_segments);
+    if (onto_ && visits.size() == 0) return;
     work->start(tile.count);
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
       work->load_queries(row);
     }
-    for (int32_t column = tile.begin; column < tile.end; ++column) {
-      gather(tile, columns(column), work);
+    for (int32_t visit = 0; visit < visits.size(); ++visit) {
+      gather(tile, columns(visits[visit]), work);
       work->ahead.clear();
-      if (column == tile.begin) work->ahead.add(tile.out, tile.rows, tile.count);
-      if (column + 1 < tile.end) {
-        fetch(tile, columns(column + 1), work);
+      if (visit == 0) work->ahead.add(tile.out, tile.rows, tile.count);
+      if (visit + 1 < visits.size()) {
+        fetch(tile, columns(visits[visit + 1]), work);
       } else {
         work->ahead.add(next.q, next.rows, next.count);
         if (next.begin < next.end) fetch(next, columns(next.begin), work);
       }
-      work->visit(tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column), &work->ahead);
+      work->visit(visits.mask(visits[visit]), &work->ahead);
     }
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       float lse[kLanes];

@@ -1,4 +1,5 @@
 // The op contract: names, types and shapes. Kernels for each device register themselves against it.
+#include "arguments.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -9,18 +10,29 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Inputs from `first_plan` on are plans. Fits q [batch, query_time, heads * head_dim], k [batch, key_time, kv_heads *
-// head_dim], v [batch, key_time, kv_heads * value_dim] and each plan [size] together and gives the shapes of out, lse.
+// Inputs from `first_plan` on are plans, then segment numbers. Fits q [batch, query_time, heads * head_dim], k [batch,
+// key_time, kv_heads * head_dim], v [batch, key_time, kv_heads * value_dim], each plan [size] and the segment numbers
+// [batch, query_time] and [batch, key_time] together and gives the shapes of out, lse.
 absl::Status attention_shapes(InferenceContext* c, int first_plan, ShapeHandle* out, ShapeHandle* lse) {
   ShapeHandle q, k, v, plan;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &q));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 3, &k));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &v));
-  for (int i = first_plan; i < c->num_inputs(); ++i) TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 1, &plan));
+  int32_t sides;
+  TF_RETURN_IF_ERROR(c->GetAttr("segment_sides", &sides));
+  TF_RETURN_IF_ERROR(expect_sides(sides));
+  const int first_segments = c->num_inputs() - sides;
+  for (int i = first_plan; i < first_segments; ++i) TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 1, &plan));
   DimensionHandle batch, width, key_time, head_dim, value_dim, out_width = c->Dim(v, 2);
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(q, 0), c->Dim(k, 0), &batch));
   TF_RETURN_IF_ERROR(c->Merge(batch, c->Dim(v, 0), &batch));
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(k, 1), c->Dim(v, 1), &key_time));
+  if (sides != 0) {
+    ShapeHandle merged;
+    const ShapeHandle queries = c->MakeShape({batch, c->Dim(q, 1)}), keys = c->MakeShape({batch, key_time});
+    TF_RETURN_IF_ERROR(c->Merge(c->input(first_segments), queries, &merged));
+    TF_RETURN_IF_ERROR(c->Merge(c->input(first_segments + 1), keys, &merged));
+  }
   int32_t heads, kv_heads;
   TF_RETURN_IF_ERROR(c->GetAttr("heads", &heads));
   TF_RETURN_IF_ERROR(c->GetAttr("kv_heads", &kv_heads));
@@ -63,14 +75,18 @@ REGISTER_OP("BlocksparseAttention")
     .Input("k: T")
     .Input("v: T")
     .Input("plan: int32")
+    .Input("segments: segment_sides * int32")
     .Output("out: T")
     .Output("lse: float")
     .Attr("T: {half, bfloat16, float}")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
     .Attr("kv_heads: int >= 0 = 0")
+    .Attr("segment_sides: int >= 0 = 0")
     .SetShapeFn(forward_shapes)
-    .Doc("out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp.");
+    .Doc(
+        "out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp. "
+        "segments: none, or the numbers of queries and of keys: a query then sees only keys of its own number.");
 
 REGISTER_OP("BlocksparseAttentionGrad")
     .Input("q: T")
@@ -81,6 +97,7 @@ REGISTER_OP("BlocksparseAttentionGrad")
     .Input("dout: T")
     .Input("dlse: float")
     .Input("plan: int32")
+    .Input("segments: segment_sides * int32")
     .Output("dq: T")
     .Output("dk: T")
     .Output("dv: T")
@@ -88,6 +105,7 @@ REGISTER_OP("BlocksparseAttentionGrad")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
     .Attr("kv_heads: int >= 0 = 0")
+    .Attr("segment_sides: int >= 0 = 0")
     .SetShapeFn(backward_shapes)
     .Doc("Gradients of BlocksparseAttention with respect to q, k and v, given those of out and lse.");
 
@@ -97,6 +115,7 @@ REGISTER_OP("BlocksparseJoinedAttention")
     .Input("k: T")
     .Input("v: T")
     .Input("plans: passes * int32")
+    .Input("segments: segment_sides * int32")
     .Output("out: T")
     .Output("lse: float")
     .Attr("T: {half, bfloat16, float}")
@@ -104,6 +123,7 @@ REGISTER_OP("BlocksparseJoinedAttention")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
     .Attr("kv_heads: int >= 0 = 0")
+    .Attr("segment_sides: int >= 0 = 0")
     .SetShapeFn(forward_shapes)
     .Doc("BlocksparseAttention over the keys of all plans, no two of which may show a query the same key.");
 
@@ -116,6 +136,7 @@ REGISTER_OP("BlocksparseJoinedAttentionGrad")
     .Input("dout: T")
     .Input("dlse: float")
     .Input("plans: passes * int32")
+    .Input("segments: segment_sides * int32")
     .Output("dq: T")
     .Output("dk: T")
     .Output("dv: T")
@@ -124,6 +145,7 @@ REGISTER_OP("BlocksparseJoinedAttentionGrad")
     .Attr("heads: int >= 1")
     .Attr("scale: float")
     .Attr("kv_heads: int >= 0 = 0")
+    .Attr("segment_sides: int >= 0 = 0")
     .SetShapeFn(backward_shapes)
     .Doc("Gradients of BlocksparseJoinedAttention with respect to q, k and v, given those of out and lse.");
 

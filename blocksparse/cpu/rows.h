@@ -42,6 +42,11 @@ HeadRows<T> head_rows(T* tensor, int64_t batch, int32_t head, int32_t heads, int
   return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order, width};
 }
 
+// Numbers [batch, time] as the rows of a head; null where there are none.
+inline HeadRows<const int32_t> number_rows(const int32_t* numbers, int64_t batch, int32_t time, Order order) {
+  return {numbers == nullptr ? nullptr : numbers + batch * time, 1, 1, order};
+}
+
 // Faster than a call of memcpy for a row's 256 bytes.
 inline void copy_row(const float* from, int32_t width, float* to) {
   int32_t i = 0;

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..gpu import tuning
+from ..gpu.cuda import serves as served_by_cuda
 from ..native import cuda
 from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
@@ -109,21 +110,25 @@ def attend(
     scale: float,
     with_lse: bool = False,
     kv_heads: int | None = None,
+    segments: Sequence[tf.Tensor] = (),
 ):
     """out, or (out, lse), over the keys of all passes, the arguments as in reference.attention.
 
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
     keys has lse -inf. kv_heads: heads of k and v, as many as of q by default.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     """
-    call = _Call(q, v, passes, kv_heads)
+    call = _Call(q, v, passes, kv_heads, segments)
     if call.library is None:
-        out, lse = reference.attention(q, k, v, call.tables(), scale)
+        out, lse = reference.attention(q, k, v, call.tables(), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
     plans = call.plans()
     if len(plans) == 1:
-        out, lse = call.library.blocksparse_attention(q, k, v, *plans, scale=scale, **call.heads)
+        out, lse = call.library.blocksparse_attention(q, k, v, *plans, segments, scale=scale, **call.heads)
     else:
-        out, lse = call.library.blocksparse_joined_attention(q, k, v, plans, scale=scale, **call.heads)
+        out, lse = call.library.blocksparse_joined_attention(
+            q, k, v, plans, segments, scale=scale, **call.heads
+        )
     return (out, lse) if with_lse else out
 
 
@@ -137,21 +142,22 @@ def attend_gradient(
     passes: Sequence[tuple[Attention, tuple[int, ...]]],
     scale: float,
     kv_heads: int | None = None,
+    segments: Sequence[tf.Tensor] = (),
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
-    call, dlse = _Call(q, v, passes, kv_heads), tf.zeros_like(lse)
+    call, dlse = _Call(q, v, passes, kv_heads, segments), tf.zeros_like(lse)
     if call.library is None:
-        return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale)
+        return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale, segments)
     plans, given = call.plans(), (q, k, v, out, lse, dout, dlse)
     if len(plans) == 1:
-        return call.library.blocksparse_attention_grad(*given, *plans, scale=scale, **call.heads)
-    return call.library.blocksparse_joined_attention_grad(*given, plans, scale=scale, **call.heads)
+        return call.library.blocksparse_attention_grad(*given, *plans, segments, scale=scale, **call.heads)
+    return call.library.blocksparse_joined_attention_grad(*given, plans, segments, scale=scale, **call.heads)
 
 
 class _Call:
     """What runs one call: `library`, None where the reference has to; its passes; the op's attributes of heads."""
 
-    def __init__(self, q, v, passes, kv_heads: int | None):
+    def __init__(self, q, v, passes, kv_heads: int | None, segments):
         heads = len(passes[0][1])
         self.kv_heads = kv_heads or heads
         self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
@@ -160,7 +166,8 @@ class _Call:
             one for layout, order in passes for one in _passes_of_one_order(layout, order, self.kv_heads)
         ]
         library = _library()
-        self.library = library if library and _takes(*self.dims) else None
+        taken = library and _takes(*self.dims) and _takes_segments(segments)
+        self.library = library if taken else None
 
     def tables(self) -> list[reference.Tables]:
         return [layout.tables(order, self.kv_heads) for layout, order in self.passes]
@@ -209,6 +216,16 @@ def _takes(head_dim: int, value_dim: int) -> bool:
             f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
         )
     return takes
+
+
+def _takes_segments(segments) -> bool:
+    """Whether the kernels of all devices take segment numbers: those in CUDA C++ do not."""
+    old = [capability for capability in cuda.capabilities() if served_by_cuda(capability)] if segments else []
+    if old:
+        warn_of_reference(
+            f"segments: the GPU kernels take them from compute capability 8.0 on, and here is {min(old)}"
+        )
+    return not old
 
 
 def _library():
@@ -264,18 +281,19 @@ _expect_infinite_row_sums()
 
 @register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
-    q, k, v, plan = op.inputs
+    q, k, v, plan, *segments = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plan, **_attributes(op)
-    ), None
+        q, k, v, *op.outputs, dout, dlse, plan, segments, **_attributes(op)
+    ), *[None] * (1 + len(segments))
 
 
 @register_gradient("BlocksparseJoinedAttention")
 def _joined_gradient(op, dout, dlse):
-    q, k, v, *plans = op.inputs
+    q, k, v, *rest = op.inputs
+    passes = op.get_attr("passes")
     return *load(CPU).ops.blocksparse_joined_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plans, **_attributes(op)
-    ), *[None] * len(plans)
+        q, k, v, *op.outputs, dout, dlse, rest[:passes], rest[passes:], **_attributes(op)
+    ), *[None] * len(rest)
 
 
 def _attributes(op) -> dict:

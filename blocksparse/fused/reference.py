@@ -22,27 +22,31 @@ import tensorflow as tf
 from ..plan import Blocks
 from ..plan.rectangles import gather_rows
 from ..tensors import as_bool
+from .meeting import Meeting, per_head
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
 EMPTY = np.float32(np.finfo(np.float32).min)
 
 
-def attention(q, k, v, passes: Sequence[Tables], scale: float):
+def attention(q, k, v, passes: Sequence[Tables], scale: float, segments: Sequence[tf.Tensor] = ()):
     """(out, lse) over the keys of all passes, with the gradient written out in `backward`.
 
     q: [batch, query_time, heads * head_dim]; k: [batch, key_time, kv_heads * head_dim];
     v: [batch, key_time, kv_heads * value_dim], all of one dtype; query head h reads key head h // (heads / kv_heads).
     passes: no two of them show a query the same key.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
     A query that sees no key has out 0, lse EMPTY and zero gradients.
     """
 
     @tf.custom_gradient
     def run(q, k, v):
-        out, lse = join([forward(q, k, v, tables, scale) for tables in passes])
+        out, lse = join([forward(q, k, v, tables, scale, segments) for tables in passes])
         out = tf.cast(merge_heads(out), q.dtype)
-        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
+        return (out, lse), lambda dout, dlse: _gradient(
+            q, k, v, out, lse, dout, dlse, passes, scale, segments
+        )
 
     return run(q, k, v)
 
@@ -52,20 +56,22 @@ def with_infinity(lse):
     return tf.where(tf.equal(lse, EMPTY), -np.inf, lse)
 
 
-def gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
+def gradient(
+    q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, segments: Sequence[tf.Tensor] = ()
+):
     """(dq, dk, dv) of `attention`, given its results; lse may be as with_infinity leaves it."""
     lse = tf.where(tf.math.is_inf(lse), EMPTY, lse)
-    return _gradient(q, k, v, out, lse, dout, dlse, passes, scale)
+    return _gradient(q, k, v, out, lse, dout, dlse, passes, scale, segments)
 
 
-def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
+def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, segments):
     # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
 
     @tf.custom_gradient
     def run(q, k, v, out, lse, dout, dlse):
         # The joint out and lse make each pass's share the ordinary gradient.
-        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale) for tables in passes]
+        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale, segments) for tables in passes]
         return tuple(tf.cast(_sum(x), q.dtype) for x in zip(*shares, strict=True)), refuse_second_gradient
 
     return run(q, k, v, out, lse, dout, dlse)
@@ -130,6 +136,14 @@ class Tables:
     def split_rows(self, x, order: _Order):
         """[batch, heads, time] -> [batch * fold, heads / fold * blocks, block_size, 1]"""
         return self._blocks(x[..., None], order)
+
+    def meeting(self, q, segments) -> Meeting:
+        """Which of q's queries and of the keys have one segment number."""
+        if not segments:
+            return Meeting()
+        orders = self.query_order, self.key_order
+        sides = zip(segments, orders, strict=True)
+        return Meeting(*(self.split_rows(per_head(each, q, order.heads), order) for each, order in sides))
 
     def _blocks(self, x, order: _Order):
         _, heads, time, d = x.shape.as_list()
@@ -247,12 +261,13 @@ def _sum(terms):
     return reduce(tf.add, terms)
 
 
-def forward(q, k, v, tables: Tables, scale: float):
+def forward(q, k, v, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()):
     """(out, lse) of one pass: float32 [batch, heads, query_time, value_dim] and [batch, heads, query_time]."""
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
-    values = tables.split(v, tables.key_order)
+    values, meeting = tables.split(v, tables.key_order), tables.meeting(q, segments)
 
     def step(rows, columns, visible):
+        visible = meeting.by_query(rows, columns, visible)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         s = tf.where(visible, s, EMPTY)
         top = tf.reduce_max(s, axis=-1, keepdims=True)
@@ -270,7 +285,7 @@ def forward(q, k, v, tables: Tables, scale: float):
     return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 
 
-def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
+def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()):
     """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
     dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 
@@ -279,7 +294,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     q, k = _distinguish(q, lse, dout), _distinguish(k, lse, dout)
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
     values, gradients = tables.split(v, tables.key_order), tables.split(dout, tables.query_order)
-    outs = tables.split(out, tables.query_order)
+    outs, meeting = tables.split(out, tables.query_order), tables.meeting(q, segments)
     delta = tf.reduce_sum(tf.cast(gradients, tf.float32) * tf.cast(outs, tf.float32), axis=-1, keepdims=True)
     delta -= tables.split_rows(dlse, tables.query_order)
     lse = tables.split_rows(tf.where(tf.equal(lse, EMPTY), 0.0, lse), tables.query_order)
@@ -288,6 +303,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
     finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
 
     def by_query(rows, columns, visible):
+        visible = meeting.by_query(rows, columns, visible)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         p = tf.exp(s - _rows(lse, rows))
         dp = tf.matmul(_rows(gradients, rows), _columns(values, columns), transpose_b=True)
@@ -295,6 +311,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float):
         return (scale * tf.matmul(ds, _columns(finite_keys, columns)),)
 
     def by_key(rows, columns, visible):
+        visible = meeting.by_key(rows, columns, visible)
         queries_seen, gradients_seen = _columns(queries, columns), _columns(gradients, columns)
         s = scale * tf.matmul(_rows(keys, rows), queries_seen, transpose_b=True)
         p = tf.where(visible, tf.exp(s - tf.linalg.matrix_transpose(_columns(lse, columns))), 0.0)

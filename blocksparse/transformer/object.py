@@ -17,6 +17,7 @@ from ..plan.plan import check_residues
 from ..tensors import TensorLike, as_bool, do_not_convert
 from . import oracles
 from .lookup import LookupTables
+from .segments import segment_numbers
 from .steps import BlockProducts
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
@@ -75,6 +76,8 @@ class BlocksparseTransformer(LookupTables):
         with_lse: bool = False,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
         kv_heads: int | None = None,
+        segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+        lengths: TensorLike | None = None,
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
@@ -90,6 +93,9 @@ class BlocksparseTransformer(LookupTables):
             their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
         kv_heads: heads of k and v, a divisor of heads, which they are by default: query head h reads key head
             h // (heads / kv_heads) (grouped-query attention; multi-query where 1).
+        segment_ids: int32 [batch, time], or a tuple of the queries' and the keys': a query sees a key only where both
+            have one number, whatever the layout shows. A negative number is padding, which sees and is seen by nothing.
+        lengths: int32 [batch]: positions from there on are padding.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
         -inf and no gradient. (Where plain TensorFlow runs, tf.debugging.enable_check_numerics stops at that -inf, with
@@ -101,7 +107,8 @@ class BlocksparseTransformer(LookupTables):
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
-        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse, kv_heads)
+        segments = segment_numbers(segment_ids, lengths, q, k)
+        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse, kv_heads, segments)
 
     @do_not_convert
     def attention_grad(
@@ -116,13 +123,15 @@ class BlocksparseTransformer(LookupTables):
         order: int | Sequence[int] = 1,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
         kv_heads: int | None = None,
+        segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+        lengths: TensorLike | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """(dq, dk, dv) of `attention`, from the (out, lse) it returned: for gradients written by hand.
 
         dv = p^T dout, dq = scale ds k, dk = scale ds^T q; p = exp(scale q k^T - lse) over the visible keys,
         ds = p * (dout v^T - rowsum(dout * out)).
-        q, k, v, order, joined, kv_heads: as `attention` was given them; scale a number. out, lse: what it returned
-        with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
+        q, k, v, order, joined, kv_heads, segment_ids, lengths: as `attention` was given them; scale a number. out, lse:
+        what it returned with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
         """
         kv_heads = check_kv_heads(kv_heads, self.heads)
         q, k, v = self._operands(q, k, v, kv_heads)
@@ -145,7 +154,8 @@ class BlocksparseTransformer(LookupTables):
             if x.dtype != q.dtype:
                 raise TypeError(f"{name} is {x.dtype.name} and q {q.dtype.name}; cast them to one dtype")
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
-        return tuple(attend_gradient(q, k, v, out, lse, dout, passes, scale, kv_heads))
+        segments = segment_numbers(segment_ids, lengths, q, k)
+        return tuple(attend_gradient(q, k, v, out, lse, dout, passes, scale, kv_heads, segments))
 
     @do_not_convert
     def query_key_op(

@@ -16,7 +16,7 @@ from sparse_attention import attention, compare, recompute, utils
 
 ROOT = Path(__file__).parents[2]
 PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
-RUN = "recompute=False, causal=True, kv_heads=None"
+RUN = "recompute=False, causal=True, kv_heads=None, segment_ids=None, lengths=None"
 SIGNATURES = {
     "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, {RUN})",
     "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, {RUN})",

@@ -263,7 +263,7 @@ def test_a_damaged_plan_is_refused(change, text):
     blob[Word.HASH : Word.HASH + 4] = digest(blob)
     q, kv = tf.zeros([1, 48, 32]), tf.zeros([1, 48, 16])
     with pytest.raises(tf.errors.InvalidArgumentError, match=text):
-        op.load(op.CPU).ops.blocksparse_attention(q, kv, kv, blob, heads=4, kv_heads=2, scale=1.0)
+        op.load(op.CPU).ops.blocksparse_attention(q, kv, kv, blob, [], heads=4, kv_heads=2, scale=1.0)
 
 
 def test_the_attribute_has_to_be_the_plans(small):
@@ -271,7 +271,9 @@ def test_the_attribute_has_to_be_the_plans(small):
         pytest.skip("no C++ compiler")
     q, kv = tf.zeros([1, 48, 32]), tf.zeros([1, 48, 16])
     with pytest.raises(tf.errors.InvalidArgumentError, match="kv_heads is 1 but the plan has 2"):
-        op.load(op.CPU).ops.blocksparse_attention(q, kv, kv, pack(plan_of()), heads=4, kv_heads=1, scale=1.0)
+        op.load(op.CPU).ops.blocksparse_attention(
+            q, kv, kv, pack(plan_of()), [], heads=4, kv_heads=1, scale=1.0
+        )
 
 
 X = np.zeros((1, 64, 32), np.float32)

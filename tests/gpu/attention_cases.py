@@ -14,6 +14,7 @@ sys.modules["blocksparse"] = types.ModuleType(
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 sys.path.insert(1, str(ROOT / "tests"))
 
+import layouts  # noqa: E402
 import numpy as np  # noqa: E402
 import oracle  # noqa: E402
 
@@ -54,6 +55,7 @@ class Case:
     split: bool | None = None
     poison: dict = field(default_factory=dict)
     group: int = 1  # query heads that read one key head
+    segments: str | None = None  # a kind of layouts.SEGMENTS
     then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
 
     @property
@@ -82,7 +84,7 @@ def plan_of(case):
 
 
 def visible(case):
-    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows."""
+    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows; with segments, [batch, ...]."""
     (query_time, key_time), union = case.time, np.zeros((case.heads, *case.time), int)
     for one in case.passes:
         for head, order in enumerate(np.broadcast_to(one.order, case.heads)):
@@ -90,7 +92,12 @@ def visible(case):
             columns = tensor_row(np.arange(key_time), key_time, order)
             union[head][np.ix_(rows, columns)] += grids(one)[head]
     assert union.max() <= 1, "two passes show a query the same key"
-    return union == 1
+    return union == 1 if case.segments is None else (union == 1) & numbers(case)[1]
+
+
+def numbers(case):
+    """(segment numbers of queries and keys, who may meet)"""
+    return layouts.segments(np.random.default_rng(1), case.segments, case.batch, *case.time)
 
 
 def tensor_row(rows, time, order):
@@ -103,7 +110,16 @@ def passes_of(case, capability=90):
     plans = [plan_of(one) for one in case.passes]
     for op in ("forward", "backward"):
         for number, plan in enumerate(plans):
-            key = key_of(plan, op, case.dtype, *case.dims, case.batch, capability, joined=number > 0)
+            key = key_of(
+                plan,
+                op,
+                case.dtype,
+                *case.dims,
+                case.batch,
+                capability,
+                joined=number > 0,
+                segments=case.segments is not None,
+            )
             yield replace(key, wide=case.wide), plan
 
 
@@ -119,6 +135,9 @@ def arrays_of(case, tensors, dout, dlse):
     results = dict(out=dout, dq=tensors[0], dk=tensors[1], dv=tensors[2])
     arrays |= {name: encode(np.full(like.shape, np.float32(np.nan))) for name, like in results.items()}
     arrays["lse"] = np.full((batch, case.heads, query_time), np.nan, np.float32)
+    if case.segments:
+        for name, x in zip(("query_segments", "key_segments"), numbers(case)[0], strict=True):
+            arrays[name] = np.ascontiguousarray(np.where(x < 0, -1 - (name == "key_segments"), x), np.int32)
     return arrays | dict(dlse=dlse.astype(np.float32))
 
 
@@ -144,8 +163,11 @@ def values_of(case, plan):
     values = dict(batch=case.batch, heads=case.heads, query_time=case.time[0], key_time=case.time[1])
     values |= dict(kv_heads=case.heads // case.group)
     values |= dict(scale=case.scale, scale_log2=case.scale * 1.4426950408889634)
-    values |= dict(q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()))
-    return values | dict(k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()))
+    for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
+        most = int(np.diff(tiles.head_tiles).max())
+        values |= {f"{side}_most_tiles": most, f"{side}_tiles": len(tiles.rows)}
+        values |= {f"{side}_column_tiles": len(tiles.columns)}
+    return values
 
 
 def draw(case, seed=0):
@@ -310,6 +332,31 @@ CASES |= {
     "key heads, wide": Case(
         lambda h, q, k: q + 32 >= k, time=(32, 64), heads=2, group=2, wide=True, dtype="f16"
     ),
+    "segments": Case(causal, tiles=SMALL, segments="sorted"),
+    "segments, split": Case(causal, tiles=SMALL, segments="padded", split=True),
+    "segments in no order": Case(local(20), bs=8, segments="scattered"),
+    "segments, one": Case(causal, segments="one", batch=1),
+    "segments, per head": Case(fixed(32, 8, 2), bs=8, segments="sorted", dtype="f16"),
+    "segments, one order a head": Case(
+        lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)),
+        order=[1, 4],
+        segments="padded",
+    ),
+    "segments, closed": Case(chunk(16), dtype="f16", order=4, segments="padded"),
+    "segments, closed, several column tiles": Case(
+        chunk(48), bs=8, time=(96, 96), tiles=((64, 16), (16, 16)), order=2, dtype="f16", segments="sorted"
+    ),
+    "segments, rectangular, many column tiles": Case(
+        lambda h, q, k: q + 32 * 9 >= k, time=(32, 320), tiles=SMALL, segments="sorted", batch=1
+    ),
+    "segments, wide tiles": Case(
+        local(50), bs=32, time=(128, 128), tiles=((64, 128), (128, 64)), batch=2, segments="padded"
+    ),
+    "segments, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, segments="padded"),
+    "segments, key heads, order": Case(
+        chunk(16), bs=8, order=[1, 1, 4, 4], heads=4, group=2, segments="sorted", dtype="f16"
+    ),
+    "segments, joined": Case(local(20), dtype="bf16", then=(STRIDED,), segments="sorted"),
 }
 POISONED = {
     "NaN key, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, poison={"k": 17}),

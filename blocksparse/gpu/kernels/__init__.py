@@ -46,6 +46,9 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     GROUP            so many query heads read one key head: head h reads h // GROUP. Column tiles of queries then gather
                      from all of a key head's readers: granule number c is granule c % n of reader c // n, n being
                      query_time / g
+    SEGMENTS         positions have segment numbers: offset, columns, mask and masks are what cut.py has left for each
+                     batch row, and `full` is not read
+    KEEP             (cut.py) no column tile is left out
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 
@@ -70,10 +73,13 @@ from triton.compiler import ASTSource
 from .arguments import grouped, source_parts
 from .backward import attention_key_gradient, attention_query_gradient
 from .closed import attention_closed_forward, attention_whole_gradient
+from .cut import attention_cut_keys, attention_cut_queries
 from .forward import attention_forward
 
 __all__ = [
     "attention_closed_forward",
+    "attention_cut_keys",
+    "attention_cut_queries",
     "attention_forward",
     "attention_key_gradient",
     "attention_query_gradient",

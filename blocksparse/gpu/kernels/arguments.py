@@ -61,6 +61,8 @@ class Flags(NamedTuple):
     TURNS: int | None = None
     JOINED: bool = False
     GROUP: int = 1
+    SEGMENTS: bool = False
+    KEEP: bool | None = None
 
 
 def flags_of(constexprs: dict) -> Flags:

@@ -67,7 +67,7 @@ def attention_query_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
 
     query_row = batch * sizes.query_time * heads + head
     statistics = (batch * heads + head) * sizes.query_time + own
@@ -168,7 +168,7 @@ def attention_key_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.key_time, sizes.query_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.key_time, sizes.query_time, flags)
 
     key_row = batch * sizes.key_time * heads + head
     keys = load_rows(k + key_row * flags.QK.DIM, own, stored, heads, flags.QK)

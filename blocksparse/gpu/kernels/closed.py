@@ -29,7 +29,7 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head
@@ -98,7 +98,7 @@ def attention_whole_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head

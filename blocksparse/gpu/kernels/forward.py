@@ -59,7 +59,7 @@ def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.cons
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
 
     queries = load_rows(
         q + (batch * sizes.query_time * heads + head) * flags.QK.DIM, own, stored, heads, flags.QK

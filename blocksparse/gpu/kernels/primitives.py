@@ -116,16 +116,28 @@ def column_rows(tiles, j, flags):
 
 
 @triton.jit
-def row_tile(plan, head, tile, own_time, time, flags):
+def row_tile(plan, sizes, batch, head, tile, own_time, time, flags):
     """(its ColumnTiles, its own rows, which of those are stored)"""
     stride = tl.load(plan.residues + head) if flags.PERMUTED else 1
-    first = tile if flags.SINGLE else tl.load(plan.offset + tile)
-    count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
-    unmasked = tl.load(plan.full + tile)
+    if flags.SEGMENTS:
+        span = cut_span(plan, sizes, batch, head, tile, flags)
+        first, count, unmasked = tl.load(span), tl.load(span + 1), tl.load(span + 2)
+    else:
+        first = tile if flags.SINGLE else tl.load(plan.offset + tile)
+        count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
+        unmasked = tl.load(plan.full + tile)
     stored = tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
     own = gathered_rows(plan.rows, tile, tile + 1, own_time, stride, flags.M, flags)
     columns = plan.columns + first * (flags.N // flags.GRANULE)
     return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, time, stride), own, stored
+
+
+@triton.jit
+def cut_span(plan, sizes, batch, head, tile, flags):
+    """Where cut.py has left the row tile's three numbers, in the place of the plan's offsets."""
+    batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
+    span = tile * batches + batch.to(tl.int32)
+    return plan.offset + 3 * (span * sizes.heads + head if flags.PERMUTED else span)
 
 
 @triton.jit

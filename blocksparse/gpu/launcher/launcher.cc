@@ -42,6 +42,7 @@ Symbols symbols_of(const Call& call, const Device& device) {
 std::vector<const void*> pointers_of(const Call& call) {
   std::vector<const void*> pointers = {nullptr,   call.q,    call.k,  call.v,  call.out, call.lse,
                                        call.dout, call.dlse, call.dq, call.dk, call.dv};
+  pointers.insert(pointers.end(), {call.query_segments, call.key_segments});
   const auto add = [&](int word) { pointers.push_back(static_cast<const int32_t*>(call.plan) + call.header[word]); };
   for (int word : {kHeadIndex, kResidues}) add(word);
   for (int word : kQueryStarts) add(word);
@@ -70,7 +71,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
-                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "", "-sm", capability);
+                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "",
+                      call.query_segments != nullptr ? "-i1" : "", "-sm", capability);
 }
 
 namespace {
