@@ -23,12 +23,19 @@ import tensorflow as tf
 from blocksparse import BlocksparseTransformer
 from blocksparse.plan import patterns
 from blocksparse.plan.callback import MaskCallback
-from blocksparse.plan.checks import check_block_size, check_heads, check_positive
+from blocksparse.plan.checks import (
+    check_block_size,
+    check_heads,
+    check_key_width,
+    check_kv_heads,
+    check_positive,
+)
 from blocksparse.plan.lengths import Whole, keys_there, ladder, whole
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_causal, check_stride, head_modes
 from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
 from blocksparse.transformer.predicate import assemble
+from blocksparse.transformer.segments import Segments, equal_segments, segment_numbers
 
 if __package__:
     from .recompute import recomputable
@@ -58,6 +65,9 @@ def attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    kv_heads: int | None = None,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
     max_time: int = MAX_TIME,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by dense matrices.
@@ -66,9 +76,10 @@ def attention_impl(
     max_time means nothing. Memory grows with time squared; with recompute=True none of it is kept for the backward
     pass.
     """
-    q, k, v = _check_tensors(q, k, v, heads)
+    q, k, v, kv_heads = _check_tensors(q, k, v, heads, kv_heads)
     modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
-    return _dense(q, k, v, heads=heads, modes=modes, recompute=recompute)
+    segments = segment_numbers(segment_ids, lengths, q, k)
+    return _dense(q, k, v, segments, heads=heads, kv_heads=kv_heads, modes=modes, recompute=recompute)
 
 
 @do_not_convert
@@ -84,6 +95,9 @@ def blocksparse_attention_impl(
     vertsize: int | None = None,
     recompute: bool = False,
     causal: bool = True,
+    kv_heads: int | None = None,
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+    lengths: TensorLike | None = None,
     max_time: int = MAX_TIME,
 ) -> tf.Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over the keys a pattern shows, by blocks that hold any.
@@ -115,19 +129,27 @@ def blocksparse_attention_impl(
         max_time: the longest time of a graph that is traced without knowing it; a longer one ends it with
             InvalidArgumentError.
 
-    Returns: [batch, time, width of v] in q's dtype. Softmax and sums run in float32. A query that sees no key
-        gives zeros, with zero gradients.
+        kv_heads: heads of k and v, a divisor of heads, which they are by default; k and v are then
+            [batch, time, kv_heads * head_dim], and query head h reads key head h // (heads / kv_heads)
+            (grouped-query attention; multi-query where 1).
+        segment_ids: int32 [batch, time]: a query sees a key only where both have one number, for packed documents. A
+            negative number is padding, which sees nothing and is seen by nothing.
+        lengths: int32 [batch]: positions from there on are padding.
+
+    Returns: [batch, time, heads * value_dim] in q's dtype, value_dim being a head of v's width. Softmax and sums run
+        in float32. A query that sees no key gives zeros, with zero gradients.
     Raises: ValueError, TypeError for arguments that do not fit; LookupError when differentiated twice.
 
     Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.
     """
-    q, k, v = _check_tensors(q, k, v, heads)
+    q, k, v, kv_heads = _check_tensors(q, k, v, heads, kv_heads)
     first, order, joined = blocksparse_passes(
         q.shape[1], heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal, max_time
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     scale = 1 / sqrt(shape_list(q)[2] // heads)
-    return first.attention(q, k, v, scale=scale, order=order, joined=joined, any_time=True)
+    sharing = dict(kv_heads=kv_heads, segment_ids=segment_ids, lengths=lengths)
+    return first.attention(q, k, v, scale, order, joined=joined, any_time=True, **sharing)
 
 
 def blocksparse_passes(
@@ -224,16 +246,28 @@ def get_callback(
 
 
 @recomputable
-def _dense(q, k, v, *, heads: int, modes: tuple[Mode, ...]) -> tf.Tensor:
-    dtype, n_ctx = v.dtype, shape_list(q)[1]
+def _dense(
+    q, k, v, segments: Segments | tuple[()], *, heads: int, kv_heads: int, modes: tuple[Mode, ...]
+) -> tf.Tensor:
+    dtype, (batch, n_ctx, _) = v.dtype, shape_list(q)
     i, j = tf.range(n_ctx)[:, None], tf.range(n_ctx)
     masks = [mode.pattern().sees(i, j) for mode in modes]
     mask = masks[0] if len(masks) == 1 else tf.stack([masks[head % len(masks)] for head in range(heads)])
-    q, k, v = (tf.cast(split_heads(x, heads), tf.float32) for x in (q, k, v))
-    scores = tf.matmul(q, k, transpose_b=True) / sqrt(shape_list(q)[-1])
+    mask = mask & equal_segments(segments) if segments else mask
+    q, k, v = (tf.cast(split_heads(x, n), tf.float32) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
+
+    def product(x, keys, **transposed):
+        """x keys: the rows of all heads that read a key head below each other, so that no key is repeated."""
+        if heads == kv_heads:
+            return tf.matmul(x, keys, **transposed)
+        below = tf.reshape(x, [batch, kv_heads, heads // kv_heads * n_ctx, shape_list(x)[-1]])
+        found = tf.matmul(below, keys, **transposed)
+        return tf.reshape(found, [batch, heads, n_ctx, shape_list(found)[-1]])
+
+    scores = product(q, k, transpose_b=True) / sqrt(shape_list(q)[-1])
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
     weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
-    return tf.cast(merge_heads(tf.matmul(weights, v)), dtype)
+    return tf.cast(merge_heads(product(weights, v)), dtype)
 
 
 @lru_cache(maxsize=64)
@@ -274,9 +308,10 @@ def _objects(plan: Whole, heads: int, modes: tuple[Mode, ...]) -> list[tuple[Blo
     return found
 
 
-def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _check_tensors(q, k, v, heads, kv_heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, int]:
     named = {name: _as_tensor(name, x) for name, x in (("q", q), ("k", k), ("v", v))}
     check_positive("heads", heads)
+    kv_heads = check_kv_heads(kv_heads, heads)
     for name, x in named.items():
         if x.dtype not in DTYPES:
             raise TypeError(
@@ -293,14 +328,14 @@ def _check_tensors(q, k, v, heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             raise ValueError(
                 f"{name} has shape {x.shape}; its last axis has to be known (tf.ensure_shape sets it)"
             )
-        check_heads(heads, f"the width of {name}", width)
+        number = heads if name == "q" else kv_heads
+        check_heads(number, f"the width of {name}", width, "heads" if number == heads else "kv_heads")
     q, k, v = named.values()
     for name, x in (("k", k), ("v", v)):
         if not q.shape[:2].is_compatible_with(x.shape[:2]):
             raise ValueError(f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal")
-    if not q.shape[2:].is_compatible_with(k.shape[2:]):
-        raise ValueError(f"k has width {k.shape[-1]} and q {q.shape[-1]}; they have to be equal")
-    return q, k, v
+    check_key_width(heads, kv_heads, q.shape[2], k.shape[2])
+    return q, k, v, kv_heads
 
 
 def _as_tensor(name: str, x) -> tf.Tensor:

@@ -17,7 +17,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from blocksparse.native.devices import in_xla
 from blocksparse.plan.caches import Cache
-from blocksparse.plan.checks import check_heads, check_positive
+from blocksparse.plan.checks import check_heads, check_kv_heads, check_positive
 from blocksparse.plan.modes import TABLE, Mode, head_modes
 from blocksparse.plan.patterns import Pattern
 from blocksparse.tensors import TensorLike, do_not_convert
@@ -38,8 +38,8 @@ class Factor:
 
 
 def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
-    """The factors of heads whose modes have the same names; only their summary columns may differ."""
-    first: Any = None  # [heads], as the predicates take arrays in the place of integers
+    """The factors of caches whose modes have the same names; only their summary columns may differ."""
+    first: Any = None  # [caches], as the predicates take arrays in the place of integers
     last: Any = None
     if modes[0].first is not None:
         first, last = (
@@ -60,14 +60,16 @@ def _factors(modes: list[Mode], n_ctx: int) -> list[Factor]:
 
 
 class Group:
-    """Heads whose modes have the same names, and how they write and read their cache.
+    """Heads whose modes have the same names, and how they write and read what they can still reach.
 
-    The cache is [batch * slots * heads, key_dim + value_dim]: a key and its value side by side, one write for both. The
-    last slot of every row of the batch takes what nobody will read.
+    heads: query heads, those that read one cache side by side. keys: the key head that each cache keeps keys of; heads
+    that read one key head share a cache where they have one mode.
+    The variable is [batch * slots * caches, key_dim + value_dim]: a key and its value side by side, one write for both.
+    The last slot of every row of the batch takes what nobody will read.
     """
 
-    def __init__(self, heads: list[int], modes: list[Mode], batch: int, n_ctx: int):
-        self.heads, self.batch = heads, batch
+    def __init__(self, heads: list[int], keys: list[int], modes: list[Mode], batch: int, n_ctx: int):
+        self.heads, self.keys, self.batch = heads, keys, batch
         self.factors = _factors(modes, n_ctx)
         self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
         self.runs: list[
@@ -80,34 +82,34 @@ class Group:
                 self.runs.append([factor])
 
     def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
-        """The cache takes kv [batch, heads, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
+        """The cache takes kv [batch, caches, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
 
         While positions are valid every key has a row of its own, as writes to one row wait for each other on a GPU.
         """
         places = []
         for factor in self.factors:
             place = tf.where(factor.keeps(i) & valid, factor.offset + factor.cache.slot(i), self.slots - 1)
-            places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.heads)]))
+            places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.keys)]))
         places = tf.concat(places, axis=1)
         rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
         cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
 
     def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
-        """Which slots of a run the queries i see: [batch or 1, length, heads]."""
+        """Which slots of a run the queries i see: [batch or 1, length, caches]."""
         found = []
         for factor in run:
             reach = factor.cache.reach(i)
             seen = (reach >= 0) & factor.sees(i, reach) & valid
-            found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.heads)]))
+            found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.keys)]))
         return found[0] if len(found) == 1 else tf.concat(found, axis=1)
 
     def read(self, cache: tf.Variable, run: list[Factor], i) -> tf.Tensor:
-        """What the queries i read of a run: [batch, length, heads, key_dim + value_dim]."""
+        """What the queries i read of a run: [batch, length, caches, key_dim + value_dim]."""
         first, length = run[0], sum(factor.cache.length for factor in run)
         begin = first.offset + first.cache.run(i) * first.cache.length
         if not in_xla():  # a read of the whole variable would make the next update copy it
             return cache.sparse_read(self._row(begin + np.arange(length, dtype=np.int32)[:, None]))
-        held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.heads), -1])
+        held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.keys), -1])
         if first.cache.runs == 1:
             return held[:, first.offset : first.offset + length]
         if i.shape[0] == 1:
@@ -116,20 +118,20 @@ class Group:
         return tf.gather(held, begin[:, :, 0] + np.arange(length, dtype=np.int32), axis=1, batch_dims=1)
 
     def filled(self, kv: tf.Tensor, count) -> tf.Tensor:
-        """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, heads, dim] went in."""
+        """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, caches, dim] went in."""
         time, dim = kv.shape[1], kv.shape[-1]
-        batch, head = np.arange(self.batch)[:, None, None], np.arange(len(self.heads))
+        batch, one = np.arange(self.batch)[:, None, None], np.arange(len(self.keys))
         rows = []
         for factor in self.factors:
             held = tf.clip_by_value(factor.cache.holds(count), 0, time - 1)
-            rows.append(tf.cast((batch * time + held) * len(self.heads) + head, tf.int32))
+            rows.append(tf.cast((batch * time + held) * len(self.keys) + one, tf.int32))
         held = tf.gather(tf.reshape(kv, [-1, dim]), tf.concat(rows, axis=1))
         return tf.reshape(tf.pad(held, [[0, 0], [0, 1], [0, 0], [0, 0]]), [-1, dim])
 
     def _row(self, slot):
-        """[batch or 1, m, heads or 1] -> the rows [batch, m, heads] of the cache."""
+        """[batch or 1, m, caches or 1] -> the rows [batch, m, caches] of the variable."""
         batch = np.arange(self.batch, dtype=np.int32)[:, None, None]
-        return (batch * self.slots + slot) * len(self.heads) + np.arange(len(self.heads), dtype=np.int32)
+        return (batch * self.slots + slot) * len(self.keys) + np.arange(len(self.keys), dtype=np.int32)
 
 
 def _sliced(x: tf.Tensor, at, shape) -> tf.Tensor:
@@ -149,9 +151,10 @@ class DecodeStep(tf.Module):
         step = DecodeStep(batch, n_ctx, key_width, value_width, heads, "fixed", 128, 32, num_verts=4, vertsize=1)
         out = step(q, k, v, position)
 
-    Args: batch; n_ctx, the positions there can be; the widths over all heads; the pattern as in
-        `blocksparse_attention_impl`; dtype of the caches.
-    Call: q, k [batch, key_width], v [batch, value_width] of any float dtype; position, an integer or an integer
+    Args: batch; n_ctx, the positions there can be; the widths of q and of the output over all heads; the pattern and
+        kv_heads as in `blocksparse_attention_impl`; dtype of the caches.
+    Call: q [batch, key_width], k [batch, key_width * kv_heads / heads], v [batch, value_width * kv_heads / heads] of
+        any float dtype; position, an integer or an integer
         tensor from 0 to n_ctx - 1: a scalar, or [batch] where the rows are at different positions. Returns float32
         [batch, value_width]. Where the pattern is a `prefix`, position begins behind it, and `prefill` took all of it.
     Raises: ValueError and TypeError for arguments that do not fit, causal=False among them. A position that is known
@@ -178,6 +181,7 @@ class DecodeStep(tf.Module):
         dtype: tf.DType = tf.float32,
         causal: bool = True,
         name: str | None = None,
+        kv_heads: int | None = None,
     ):
         super().__init__(name=name)
         sizes = dict(batch=batch, n_ctx=n_ctx, key_width=key_width, value_width=value_width)
@@ -195,13 +199,14 @@ class DecodeStep(tf.Module):
         self.prefix = max(
             mode.prefix for mode in modes
         )  # positions that see each other: never a step of their own
+        self.kv_heads = check_kv_heads(kv_heads, heads)
         self.key_width, self.value_width = key_width, value_width
         self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
-        self._groups = _Groups(modes, heads, batch, n_ctx)
+        self._groups = _Groups(modes, heads, self.kv_heads, batch, n_ctx)
         for group in self._groups.groups:
             zeros = tf.zeros(
-                [batch * group.slots * len(group.heads), (key_width + value_width) // heads], dtype
+                [batch * group.slots * len(group.keys), (key_width + value_width) // heads], dtype
             )
             self.caches.append(tf.Variable(zeros, trainable=False, name="cache"))
 
@@ -210,6 +215,12 @@ class DecodeStep(tf.Module):
         """Which heads share a cache, and what it holds."""
         return self._groups.groups
 
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of q, k and v, over their heads."""
+        group = self.heads // self.kv_heads
+        return self.key_width, self.key_width // group, self.value_width // group
+
     def reset(self) -> None:
         """Fill the caches with zeros."""
         for cache in self.caches:
@@ -217,16 +228,15 @@ class DecodeStep(tf.Module):
 
     @do_not_convert
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
-        q, k = self._rows("q", q, self.key_width), self._rows("k", k, self.key_width)
-        v = self._rows("v", v, self.value_width)
+        q, k, v = (self._rows(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
         i, valid = self._integers("position", position, self.prefix, self.n_ctx - 1)
         q = tf.cast(q, tf.float32) * q.shape[-1] ** -0.5
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
         for group, cache in zip(self.groups, self.caches, strict=True):
-            own = [x if len(self.groups) == 1 else tf.gather(x, group.heads, axis=1) for x in (q, kv)]
+            own = _chosen(q, group.heads), _chosen(kv, group.keys)
             outs.append(_attend(*own, group, cache, i, valid))
-        out = outs[0] if len(outs) == 1 else tf.gather(tf.concat(outs, axis=1), self._groups.order, axis=1)
+        out = _chosen(outs[0] if len(outs) == 1 else tf.concat(outs, axis=1), self._groups.order)
         out = tf.where(valid, out, np.nan)
         return tf.reshape(out, [self.batch, self.value_width])
 
@@ -234,7 +244,7 @@ class DecodeStep(tf.Module):
     def prefill(self, k: TensorLike, v: TensorLike, lengths: TensorLike | None = None) -> None:
         """Fill the caches as stepping through the keys and values of a prompt would, all positions at once.
 
-        Args: k [batch, time, key_width], v [batch, time, value_width], time at most n_ctx; lengths, how many positions
+        Args: k and v as a step takes them, [batch, time, width], time at most n_ctx; lengths, how many positions
             of it count, an integer tensor that is a scalar or [batch], time by default. The next step is at position
             lengths.
         Raises: ValueError and TypeError as a step does, for lengths that are not 0 to time; where those are known only
@@ -246,17 +256,17 @@ class DecodeStep(tf.Module):
                 f"k has {time} positions; this DecodeStep takes a known number, {self.n_ctx} at most: cut the prompt, "
                 "or make one with a larger n_ctx"
             )
-        k = self._rows("k", k, self.key_width, time)
-        v = self._rows("v", v, self.value_width, time)
+        k, v = self._rows("k", k, time), self._rows("v", v, time)
         count, valid = self._integers("lengths", time if lengths is None else lengths, self.prefix, time)
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
-        kv = tf.reshape(kv, [self.batch, time, self.heads, kv.shape[-1]])
+        kv = tf.reshape(kv, [self.batch, time, self.kv_heads, kv.shape[-1]])
         kv = tf.where(valid[..., None], kv, np.nan)
         for group, cache in zip(self.groups, self.caches, strict=True):
-            cache.assign(group.filled(tf.gather(kv, group.heads, axis=2), count))
+            cache.assign(group.filled(tf.gather(kv, group.keys, axis=2), count))
 
-    def _rows(self, name: str, x: TensorLike, width: int, *time: int) -> tf.Tensor:
-        """[batch, *time, width] -> [batch, *time, heads, width / heads]"""
+    def _rows(self, name: str, x: TensorLike, *time: int) -> tf.Tensor:
+        """[batch, *time, width] -> [batch, *time, heads, width / heads], of q, k or v"""
+        width, heads = self.widths["qkv".index(name)], self.heads if name == "q" else self.kv_heads
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
             raise TypeError(f"{name} has dtype {x.dtype.name}; it has to be of a float dtype: cast it")
@@ -266,7 +276,7 @@ class DecodeStep(tf.Module):
                 f"{name} has shape {x.shape}; this DecodeStep takes [batch, {'time, ' * len(time)}width] = {wanted}: "
                 "give so many rows, or make one for another batch"
             )
-        return tf.reshape(tf.ensure_shape(x, wanted), [*wanted[:-1], self.heads, width // self.heads])
+        return tf.reshape(tf.ensure_shape(x, wanted), [*wanted[:-1], heads, width // heads])
 
     def _integers(self, name: str, given: TensorLike, first: int, last: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Positions or numbers of them as int32 [batch or 1, 1, 1], and whether they are first to last."""
@@ -299,32 +309,44 @@ class DecodeStep(tf.Module):
 
 
 class _Groups:
-    """The heads of a pattern, grouped by the names of their modes."""
+    """The heads of a pattern, grouped by the names of their modes and by how many of them share a cache."""
 
-    def __init__(self, modes: Sequence[Mode], heads: int, batch: int, n_ctx: int):
-        members: dict[tuple[str, ...], list[int]] = {}
+    def __init__(self, modes: Sequence[Mode], heads: int, kv_heads: int, batch: int, n_ctx: int):
+        readers: dict[tuple[int, Mode], list[int]] = {}  # of one cache: the heads with this key head and mode
         for head in range(heads):
-            members.setdefault(modes[head % len(modes)].names, []).append(head)
-        self.order = np.argsort(np.concatenate(list(members.values())))
-        self.groups = [
-            Group(group, [modes[head % len(modes)] for head in group], batch, n_ctx)
-            for group in members.values()
-        ]
+            readers.setdefault((head * kv_heads // heads, modes[head % len(modes)]), []).append(head)
+        members: dict[tuple, list[tuple[int, Mode]]] = {}
+        for cache, own in readers.items():
+            members.setdefault((cache[1].names, len(own)), []).append(cache)
+        self.groups = []
+        for caches in members.values():
+            keys, own_modes = map(list, zip(*caches, strict=True))
+            own_heads = [head for cache in caches for head in readers[cache]]
+            self.groups.append(Group(own_heads, keys, own_modes, batch, n_ctx))
+        self.order = np.argsort(np.concatenate([group.heads for group in self.groups])).tolist()
+
+
+def _chosen(x, heads: list[int]):
+    """These heads of x [batch, heads, ...]."""
+    return x if heads == list(range(x.shape[1])) else tf.gather(x, heads, axis=1)
 
 
 def _attend(q, kv, group, cache, i, valid):
-    """q [batch, heads, dim], kv [batch, heads, key_dim + value_dim] -> out [batch, heads, value_dim].
+    """q [batch, heads, dim], kv [batch, caches, key_dim + value_dim] -> out [batch, heads, value_dim].
 
     The cache takes the key and value of position i, [batch or 1, 1, 1], where that is valid.
     """
     group.write(cache, kv, i, valid)
-    dim = q.shape[-1]
+    batch, heads, dim = q.shape
+    q = tf.reshape(
+        q, [batch, 1, len(group.keys), -1, dim]
+    )  # the heads that read a cache on an axis of their own
     seen = [group.seen(run, i, valid) for run in group.runs]
     held = [tf.cast(group.read(cache, run, i), tf.float32) for run in group.runs]
     scores = []
     for its, run in zip(seen, held, strict=True):
-        score = tf.reduce_sum(q[:, None] * run[..., :dim], axis=-1)
-        scores.append(tf.where(its, score, -np.inf))  # [batch, keys, heads]
+        score = tf.reduce_sum(q * run[..., None, :dim], axis=-1)
+        scores.append(tf.where(its[..., None], score, -np.inf))  # [batch, keys, caches, heads of each]
     top = reduce(tf.maximum, [tf.reduce_max(score, axis=1, keepdims=True) for score in scores])
     top = tf.maximum(top, tf.float32.min)  # finite where nothing is seen
     out, total = 0.0, 0.0
@@ -332,6 +354,6 @@ def _attend(q, kv, group, cache, i, valid):
         weight = tf.exp(score - top)
         # A slot that is not seen may hold a NaN of a key long gone, and 0 times that is one.
         values = tf.where(its[..., None], run[..., dim:], 0.0)
-        out += tf.reduce_sum(weight[..., None] * values, axis=1)
+        out += tf.reduce_sum(weight[..., None] * values[..., None, :], axis=1)
         total += tf.reduce_sum(weight, axis=1)
-    return tf.math.divide_no_nan(out, total[..., None])
+    return tf.reshape(tf.math.divide_no_nan(out, total[..., None]), [batch, heads, -1])

@@ -17,7 +17,9 @@ ROOT_MODULES = {
     "silence",
     "utils",
 }
-TENSORFLOW = ">=2.18,<2.23"  # of 2.22 there is a release candidate, which pip takes only where it is asked for
+TENSORFLOW = (
+    ">=2.18,<2.23"  # of 2.22 there is a release candidate, which pip takes only where it is asked for
+)
 
 
 class BuildPy(build_py):

@@ -11,13 +11,14 @@ import tensorflow as tf
 
 from blocksparse import BlocksparseTransformer, Pattern
 from blocksparse.plan.callback import Predicate, is_pattern
-from blocksparse.plan.checks import check_heads, check_positive
+from blocksparse.plan.checks import check_heads, check_kv_heads, check_positive
 from blocksparse.plan.modes import head_modes
 from blocksparse.transformer.predicate import of_any_time
 
 from ..attention import MAX_TIME, attention_impl, blocksparse_attention_impl, blocksparse_passes
 from ..decode import DecodeStep
 from . import written_out
+from .masks import layer_segments, refuse_attention_mask
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -37,14 +38,18 @@ class SparseSelfAttention(keras.layers.Layer):
         sees: a pattern of one's own in the place of attn_mode, as `blocksparse.from_mask` takes it; causal only if it
             says so. To save the layer, its functions need @keras.saving.register_keras_serializable.
         causal: False lets positions look ahead as they look back (encoders); attn_mode only.
+        kv_heads: heads of keys and values, a divisor of heads, which they are by default: query head h reads key head
+            h // (heads / kv_heads). W_k and W_v, and the caches of decode_step, shrink by heads / kv_heads.
         max_time: the most positions where the model does not know its time, as over keras.Input((None, width)).
         num_heads, key_dim, use_bias, bias_initializer: as in keras.layers.MultiHeadAttention. key_dim is the width of
             one head's queries and keys, key_width / heads. That layer's other arguments mean nothing here; of its
             dropout, which drops weights of the attention, 0 alone is taken.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time.
-    Raises: ValueError when heads does not divide the widths, when x carries a Keras mask or attention_mask is
-        given (padding is not kept out of the attention), and what `blocksparse_attention_impl` raises.
+        segment_ids, lengths: as in `blocksparse_attention_impl`. A Keras mask, bool [batch, time], as Embedding(
+        mask_zero=True) and Masking attach it to x, makes padding of what it hides, on either side, and is passed on.
+    Raises: ValueError when heads does not divide the widths, when attention_mask is given (no pattern says it), and
+        what `blocksparse_attention_impl` raises.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class SparseSelfAttention(keras.layers.Layer):
         output_initializer=None,
         sees: Predicate | Sequence[Predicate] | None = None,
         causal: bool = True,
+        kv_heads: int | None = None,
         max_time: int = MAX_TIME,
         num_heads: int | None = None,
         key_dim: int | None = None,
@@ -70,6 +76,7 @@ class SparseSelfAttention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         heads = _one_of("heads", heads, "num_heads", num_heads)
         if key_dim is not None:
             check_positive("key_dim", key_dim)
@@ -86,6 +93,7 @@ class SparseSelfAttention(keras.layers.Layer):
         self.max_time = max_time
         self.use_bias = use_bias
         self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kv_heads = kv_heads
         self.attn_mode = attn_mode if isinstance(attn_mode, str) else tuple(attn_mode)
         self.local_attn_ctx = local_attn_ctx
         self.blocksize = blocksize
@@ -93,6 +101,7 @@ class SparseSelfAttention(keras.layers.Layer):
         self.vertsize = vertsize
         self.causal = causal
         head_modes(**self.pattern)  # raises what means no pattern here rather than in a call
+        check_kv_heads(kv_heads, heads)
         self.key_width = key_width
         self.blocksparse = blocksparse
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -111,11 +120,17 @@ class SparseSelfAttention(keras.layers.Layer):
         names = "heads attn_mode local_attn_ctx blocksize num_verts vertsize causal".split()
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def sharing(self) -> dict:
+        """The argument that says which heads share keys, as attention.py and decode.py take it."""
+        return dict(kv_heads=self.kv_heads)
+
     def build(self, input_shape):
         width = input_shape[-1]
         key_width = self.key_width or width
         for name, value in (("the input's width", width), ("key_width", key_width)):
             check_heads(self.heads, name, value)
+        group = self.heads // check_kv_heads(self.kv_heads, self.heads)
 
         def dense(units, name, initializer):
             # An initializer object with a seed repeats its draw: every matrix gets a copy with one of its own.
@@ -131,41 +146,47 @@ class SparseSelfAttention(keras.layers.Layer):
             return layer
 
         self.query = dense(key_width, "query", self.kernel_initializer)
-        self.key = dense(key_width, "key", self.kernel_initializer)
-        self.value = dense(width, "value", self.kernel_initializer)
+        self.key = dense(key_width // group, "key", self.kernel_initializer)
+        self.value = dense(width // group, "value", self.kernel_initializer)
         self.project = dense(width, "project", self.output_initializer or self.kernel_initializer)
 
-    def call(self, x, mask=None, attention_mask=None):
-        refuse_masks(mask, attention_mask)
-        return self.project(self._attend(self.query(x), self.key(x), self.value(x)))
+    def call(self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None):
+        # Keras calls the mask of x `mask` where x is the only tensor, and `x_mask` beside segment_ids or lengths.
+        refuse_attention_mask(attention_mask)
+        segments = layer_segments(x, x_mask if mask is None else mask, segment_ids, lengths)
+        return self.project(self._attend(self.query(x), self.key(x), self.value(x), segments))
 
-    def _attend(self, q, k, v):
+    def _attend(self, q, k, v, segments=None):
         if not self.blocksparse:
-            return attention_impl(q, k, v, **self.pattern)
+            return attention_impl(q, k, v, **self.pattern, **self.sharing, segment_ids=segments)
+        sharing = dict(**self.sharing, segment_ids=segments)
         if self.sees is None:
-            return blocksparse_attention_impl(q, k, v, **self.pattern, max_time=self.max_time)
-        return self._own_pattern(q).attention(q, k, v, any_time=True)
+            return blocksparse_attention_impl(q, k, v, **self.pattern, max_time=self.max_time, **sharing)
+        return self._own_pattern(q).attention(q, k, v, any_time=True, **sharing)
 
     def _own_pattern(self, x) -> BlocksparseTransformer:
         return _transformer(self.sees, x.shape[1], self.max_time, self.heads, self.blocksize)
 
-    def passes(self, x: tf.Tensor) -> written_out.Attention:
-        """The attention between the maps and its gradient, apart, for an x [batch, time, width]."""
+    def passes(self, x: tf.Tensor, segments: Any = None) -> written_out.Attention:
+        """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
+        segment_ids.
+        """
         if not self.blocksparse:
-            return written_out.Attention(
-                partial(_dense, self.pattern), partial(_dense_gradient, self.pattern)
-            )
+            dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
+            return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense))
         if self.sees is None:
             bst, order, joined = blocksparse_passes(x.shape[1], **self.pattern, max_time=self.max_time)
         else:
             bst, order, joined = self._own_pattern(x), 1, []
-        with_orders = dict(order=order, joined=joined, any_time=True)
+        given = dict(order=order, joined=joined, any_time=True, **self.sharing, segment_ids=segments)
         return written_out.Attention(
-            partial(bst.attention, with_lse=True, **with_orders), partial(bst.attention_grad, **with_orders)
+            partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given)
         )
 
-    def compute_output_spec(self, x, mask=None, attention_mask=None):
-        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+    def compute_output_spec(
+        self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None
+    ):
+        refuse_attention_mask(attention_mask)  # a functional model says so while it is made
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):
@@ -183,7 +204,8 @@ class SparseSelfAttention(keras.layers.Layer):
         if not self.causal:
             raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
         pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
-        return DecodeStep(batch, n_ctx, self.key.units, self.value.units, dtype=self.compute_dtype, **pattern)
+        widths = self.query.units, self.project.units
+        return DecodeStep(batch, n_ctx, *widths, dtype=self.compute_dtype, **pattern, **self.sharing)
 
     def step(self, x: tf.Tensor, decode: DecodeStep, position) -> tf.Tensor:
         """x [batch, width] at `position`, a scalar or [batch] -> output [batch, width].
@@ -207,6 +229,7 @@ class SparseSelfAttention(keras.layers.Layer):
         config = {
             **super().get_config(),
             **self.pattern,
+            **self.sharing,
             "key_width": self.key_width,
             "blocksparse": self.blocksparse,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
@@ -238,14 +261,14 @@ def _one_of(name: str, value: int | None, other: str, same: int | None) -> int:
     return same if value is None else value  # type: ignore[return-value]
 
 
-def _dense(pattern: dict, q, k, v):
-    return attention_impl(q, k, v, **pattern), None
+def _dense(arguments: dict, q, k, v):
+    return attention_impl(q, k, v, **arguments), None
 
 
-def _dense_gradient(pattern: dict, q, k, v, out, lse, dout):
+def _dense_gradient(arguments: dict, q, k, v, out, lse, dout):
     with tf.GradientTape() as tape:
         tape.watch([q, k, v])
-        out, _ = _dense(pattern, q, k, v)
+        out, _ = _dense(arguments, q, k, v)
     return tape.gradient(out, [q, k, v], output_gradients=dout)
 
 
@@ -254,20 +277,6 @@ def _transformer(
     sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int
 ) -> BlocksparseTransformer:
     return of_any_time(sees, n_ctx, max_time, heads, blocksize)
-
-
-def refuse_masks(mask: Any, attention_mask: Any) -> None:
-    if attention_mask is not None:
-        raise ValueError(
-            "attention_mask was given, which SparseSelfAttention does not take: who sees whom is its pattern, the same "
-            "for every batch row; say it by attn_mode or sees"
-        )
-    if mask is not None:
-        raise ValueError(
-            "x carries a Keras mask (of Embedding(mask_zero=True) or Masking), which SparseSelfAttention cannot apply: "
-            "queries would see padding. Leave the mask out (mask_zero=False), put padding behind the tokens, "
-            "where a causal pattern does not look, and weigh the loss by sample_weight"
-        )
 
 
 def _saved(sees) -> Any:

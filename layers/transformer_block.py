@@ -14,7 +14,8 @@ from blocksparse.recomputation.attach import once, with_gradient
 
 from ..attention import MAX_TIME
 from . import written_out
-from .self_attention import SparseSelfAttention, load_predicates, refuse_masks
+from .masks import layer_segments, refuse_attention_mask
+from .self_attention import SparseSelfAttention, load_predicates
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -24,7 +25,7 @@ class SparseTransformerBlock(keras.layers.Layer):
     gelu(x) = x sigmoid(1.702 x); attention is a SparseSelfAttention. The gradient is written out.
 
     Args:
-        heads, ..., causal, max_time: as in SparseSelfAttention; output_initializer is of W_p and W_c,
+        heads, ..., causal, kv_heads, max_time: as in SparseSelfAttention; output_initializer is of W_p and W_c,
             kernel_initializer of the other matrices.
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
@@ -33,7 +34,8 @@ class SparseTransformerBlock(keras.layers.Layer):
             "selective" 3, attention running once; "whole" x alone.
         epsilon: of both norms.
 
-    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time.
+    Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time. segment_ids, lengths and
+        Keras masks as in SparseSelfAttention.
     Raises: ValueError for arguments that do not fit, and what SparseSelfAttention raises. The gradient cannot be
         differentiated again (LookupError). Quantized, the block is made of its layers, for inference.
     """
@@ -57,10 +59,12 @@ class SparseTransformerBlock(keras.layers.Layer):
         seed: int | None = None,
         recompute: str = "selective",
         epsilon: float = 1e-5,
+        kv_heads: int | None = None,
         max_time: int = MAX_TIME,
         **kwargs,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
+        self.supports_masking = True
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
         if not 0 <= dropout < 1:
@@ -74,7 +78,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         self.norm1 = norm(name="norm1")  # made in the order of written_out.Weights
         self.attention = SparseSelfAttention(
             heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, key_width, blocksparse,
-            kernel_initializer, output_initializer, sees, causal, max_time, name="attention", **own
+            kernel_initializer, output_initializer, sees, causal, kv_heads, max_time, name="attention", **own
         )  # fmt: skip
         self.norm2 = norm(name="norm2")
         self.draws = keras.random.SeedGenerator(seed) if dropout else None
@@ -98,38 +102,52 @@ class SparseTransformerBlock(keras.layers.Layer):
             layer.build(shape)
         self.contract.build((*shape[:-1], inner))
 
-    def call(self, x, mask=None, attention_mask=None, training=None):
-        refuse_masks(mask, attention_mask)
+    def call(
+        self,
+        x,
+        mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        lengths=None,
+        x_mask=None,
+        training=None,
+    ):
+        refuse_attention_mask(attention_mask)
+        segments = layer_segments(x, x_mask if mask is None else mask, segment_ids, lengths)
         x = tf.cast(x, self.compute_dtype)
         if self._is_quantized():
-            x += self.attention(self.norm1(x))
+            x += self.attention(self.norm1(x), segment_ids=segments)
             return x + self.contract(self.expand(self.norm2(x)))
-        return self.run(self.values(), x, self._drawn(x) if training and self.dropout else None)
+        return self.run(self.values(), x, self._drawn(x) if training and self.dropout else None, segments)
 
     def values(self) -> list[tf.Tensor]:
         """The weights in the order of written_out.Weights."""
         layers = (self.norm1, self.attention, self.norm2, self.expand, self.contract)
         return [tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.weights]
 
-    def run(self, values, x, keys=None):
-        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped."""
+    def run(self, values, x, keys=None, segments=None):
+        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped; segments: as
+        segment_ids.
+        """
+        passes = partial(self.passes, keys=keys, segments=segments)
 
         def compute(x, *values):
             weights = written_out.Weights(*values)
-            y, kept = self.passes(x, keys).forward(weights, x)
+            y, kept = passes(x).forward(weights, x)
 
             def gradient(dy):
                 again = kept if tf.executing_eagerly() else late(kept, dy)
-                dx, found = self.passes(x, keys).gradient(dy, again, weights)
+                dx, found = passes(x).gradient(dy, again, weights)
                 return once([dx, *found], [dy, x, *values])
 
             return y, gradient
 
         return with_gradient(compute, x, *values)
 
-    def passes(self, x, keys) -> written_out.Block:
+    def passes(self, x, keys, segments=None) -> written_out.Block:
         """The block's two passes for an x of this shape."""
-        return written_out.Block(self.attention.passes(x), self.epsilon, self.recompute, self.dropout, keys)
+        attention = self.attention.passes(x, segments)
+        return written_out.Block(attention, self.epsilon, self.recompute, self.dropout, keys)
 
     def _drawn(self, x):
         """Keys of a new draw, of which every replica takes its share."""
@@ -142,8 +160,17 @@ class SparseTransformerBlock(keras.layers.Layer):
         inner = self.attention.query, self.attention.key, self.attention.value, self.attention.project
         return any(layer.quantization_mode for layer in (*maps, *inner))
 
-    def compute_output_spec(self, x, mask=None, attention_mask=None, training=None):
-        refuse_masks(mask, attention_mask)  # a functional model says so while it is made
+    def compute_output_spec(
+        self,
+        x,
+        mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        lengths=None,
+        x_mask=None,
+        training=None,
+    ):
+        refuse_attention_mask(attention_mask)  # a functional model says so while it is made
         return super().compute_output_spec(x)
 
     def compute_output_shape(self, input_shape):

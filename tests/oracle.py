@@ -8,10 +8,13 @@ import numpy as np
 def attention(q, k, v, visible, scale, dout=None, dlse=None):
     """(out, lse), or (out, lse, dq, dk, dv) where dout is given.
 
-    q, k: [batch, time, heads * d]; v: [batch, key_time, heads * e]; visible: bool [heads, query_time, key_time].
+    q: [batch, time, heads * d]; k: [batch, key_time, kv_heads * d]; v: [batch, key_time, kv_heads * e]; visible: bool
+    [heads, query_time, key_time], for all batch rows or with an axis of them in front. Query head h reads key head
+    h // (heads / kv_heads).
     """
-    heads = len(visible)
-    q, k, v = (_split(x, heads) for x in (q, k, v))
+    heads = visible.shape[-3]
+    group = q.shape[2] // k.shape[2]
+    q, k, v = _split(q, heads), *(np.repeat(_split(x, heads // group), group, axis=1) for x in (k, v))
     s = np.where(visible, scale * q @ k.swapaxes(2, 3), -np.inf)
     top = s.max(3, keepdims=True, initial=-np.inf)
     p = np.exp(s - np.where(np.isneginf(top), 0, top))
@@ -27,6 +30,7 @@ def attention(q, k, v, visible, scale, dout=None, dlse=None):
     if dlse is not None:
         ds += p * np.asarray(dlse, np.float64)[..., None]
     dq, dk, dv = scale * ds @ k, scale * ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout
+    dk, dv = (x.reshape(len(x), heads // group, group, *x.shape[2:]).sum(2) for x in (dk, dv))
     return _join(out), lse, _join(dq), _join(dk), _join(dv)
 
 

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,14 @@ class Side:
     def __init__(self, function, case: cases.Case):
         import tensorflow as tf
 
-        shape = (case.batch, case.time, case.heads * case.dim)
+        widths = [case.heads // shared * case.dim for shared in (1, case.group, case.group, 1)]
         self.case = case
-        *self.inputs, self.dout = (tf.random.stateless_normal(shape, (s, 0)) for s in range(4))
-        self.call = functools.partial(function, heads=case.heads, **case.pattern)  # eagerly, as PyTorch
+        *self.inputs, self.dout = (
+            tf.random.stateless_normal((case.batch, case.time, width), (s, 0))
+            for s, width in enumerate(widths)
+        )
+        sizes = dict(heads=case.heads, kv_heads=case.kv_heads)
+        self.call = functools.partial(function, **sizes, **case.pattern)  # eagerly, as PyTorch
         with tf.GradientTape(persistent=True) as self.tape:
             self.tape.watch(self.inputs)
             self.out = self.call(*self.inputs)
@@ -185,10 +190,10 @@ def compare(torch: Torch | None, rounds: int, chosen: Sequence[cases.Case] = cas
 
 
 def scale(rounds: int, time: int = 4096) -> dict:
-    """How time grows with length, from `time` to four times that, and with smaller blocks."""
+    """How time grows with length, from `time` to four times that, with smaller blocks, and where heads share keys."""
     from sparse_attention import blocksparse_attention_impl
 
-    result: dict = {"length": [], "blocks": []}
+    result: dict = {"length": [], "blocks": [], "key heads": []}
     for case in cases.CPU:
         if case.name not in ("local 128", "fixed 128, c=32"):
             continue
@@ -197,6 +202,11 @@ def scale(rounds: int, time: int = 4096) -> dict:
             {each.time: Side(blocksparse_attention_impl, each) for each in sizes}, rounds
         ).values()
         work = elements(sizes[1]) / elements(sizes[0])
+        sharing = {
+            n: Side(blocksparse_attention_impl, replace(sizes[0], kv_heads=n)) for n in (case.heads, 1)
+        }
+        for heads, steps in measure(sharing, rounds).items():
+            result["key heads"].append({"case": case.name, "key heads": heads, **steps})
         ratios = {step: large[step] / small[step] for step in small}
         result["length"].append({"case": case.name, **ratios, "work": max(work, 4.0)})
     blocks = {case.blocksize: cases.over(case, time) for case in cases.CPU_BLOCKS}

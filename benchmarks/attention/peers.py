@@ -93,7 +93,7 @@ def flex(torch, case, block):
     if block == 64:
         tiles_of_64()
     mask, compiled = block_mask(torch, case, block), torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=case.group > 1)
 
 
 def tiles_of_64():
@@ -136,15 +136,23 @@ def attention_of(torch, case, peer, option):
     return flash_attention_4(case, option) if peer == "fa4" else dense(torch, peer)
 
 
-def relative_error(torch, case, got, *inputs):
-    """The largest relative error of out, dq, dk, dv on the last head of the last batch row."""
-    head, position = torch.tensor(case.heads - 1), torch.arange(case.time, device="cuda")
-    sees = functools.partial(
-        mask_of(case), 0, head
-    )  # what FlexAttention was given; for strided in that order
-    want = truth.attention(torch, sees, position, *(x.double() for x in inputs))
-    names = "out", "dq", "dk", "dv"
-    return truth.relative_error(torch, {name: x.double() for name, x in zip(names, got, strict=True)}, want)
+def relative_error(torch, case, got, q, k, v, dout):
+    """The largest relative error of out, dq, dk, dv on the last key head of the last batch row.
+
+    q, dout, and of got = out, dq, dk, dv the first two: [group, time, head_dim], of the heads that read it.
+    """
+    position, errors, sums = torch.arange(case.time, device="cuda"), [], dict(dk=0, dv=0)
+    q, k, v, dout, *got = (x.double() for x in (q, k, v, dout, *got))
+    for number in range(case.group):
+        head = torch.tensor(case.heads - case.group + number)
+        sees = functools.partial(
+            mask_of(case), 0, head
+        )  # as FlexAttention was given it; for strided in that order
+        want = truth.attention(torch, sees, position, q[number], k, v, dout[number])
+        results = dict(out=got[0][number], dq=got[1][number])
+        errors.append(truth.relative_error(torch, results, want))
+        sums = {name: sums[name] + want[name] for name in sums}
+    return max(*errors, truth.relative_error(torch, dict(dk=got[2], dv=got[3]), sums))
 
 
 def prepare(torch, case, peer, option):
@@ -152,19 +160,29 @@ def prepare(torch, case, peer, option):
     torch.use_deterministic_algorithms(option is True, warn_only=True)
     torch.manual_seed(0)
     time_first = peer == "fa4"
-    shape = (case.batch, case.time, case.heads) if time_first else (case.batch, case.heads, case.time)
-    inputs = [torch.randn(*shape, case.dim, device="cuda").half().requires_grad_() for _ in range(3)]
-    dout = torch.randn(*shape, case.dim, device="cuda").half()
+
+    def draw(heads):
+        shape = (case.batch, case.time, heads) if time_first else (case.batch, heads, case.time)
+        return torch.randn(*shape, case.dim, device="cuda").half()
+
+    counts = case.heads, case.heads // case.group, case.heads // case.group
+    inputs, dout = [draw(heads).requires_grad_() for heads in counts], draw(case.heads)
     attention = attention_of(torch, case, peer, option)
     out = attention(*inputs)
 
     def backward():
         return torch.autograd.grad(out, inputs, dout, retain_graph=True)
 
-    last = (-1, slice(None), -1) if time_first else (-1, -1)
+    def last(x, count):
+        """[count, time, head_dim]: the last heads of the last batch row."""
+        return (x[-1].transpose(0, 1) if time_first else x[-1])[-count:]
+
     with torch.no_grad():
-        one_head = [x[last] for x in (out, *backward(), *inputs, dout)]
-        error = relative_error(torch, case, one_head[:4], *one_head[4:])
+        dq, dk, dv = backward()
+        q, k, v = inputs
+        got = *(last(x, case.group) for x in (out, dq)), *(last(x, 1)[0] for x in (dk, dv))
+        of_keys = (last(x, 1)[0] for x in (k, v))
+        error = relative_error(torch, case, got, last(q, case.group), *of_keys, last(dout, case.group))
     torch.cuda.empty_cache()
     return error, lambda: attention(*inputs), backward  # as in training: forward keeps what backward needs
 

@@ -54,7 +54,7 @@ def sparse(case: cases.Case, dtype: str = "float16") -> dict:
 
 
 def fused(case: cases.Case):
-    return lambda q, k, v: blocksparse_attention_impl(q, k, v, case.heads, **case.pattern)
+    return lambda *qkv: blocksparse_attention_impl(*qkv, case.heads, kv_heads=case.kv_heads, **case.pattern)
 
 
 def three_steps():
@@ -131,20 +131,30 @@ def measured(case: cases.Case, attend, dtype: str) -> dict:
 
 def draw(case: cases.Case, dtype: str = "float16") -> list[tf.Tensor]:
     """q, k, v and the gradient of the result."""
-    shape = case.batch, case.time, case.heads * case.dim
-    return [tf.cast(tf.random.stateless_normal(shape, [0, number]), dtype) for number in range(4)]
+    shapes = [
+        (case.batch, case.time, case.heads // shared * case.dim) for shared in (1, case.group, case.group, 1)
+    ]
+    return [tf.cast(tf.random.stateless_normal(shape, [0, n]), dtype) for n, shape in enumerate(shapes)]
 
 
 def relative_error(case: cases.Case, got, inputs) -> float:
-    """The largest of out, dq, dk, dv on the first head of the first batch row and the last of the last."""
+    """The largest of out, dq, dk, dv on the first key head of the first batch row and the last of the last."""
     errors = []
     position = tf.range(case.time, dtype=tf.int64)
-    for row, head in ((0, 0), (-1, case.heads - 1)):
-        columns = slice(head * case.dim, (head + 1) * case.dim)
-        one_head = [tf.cast(x[row, :, columns], tf.float64) for x in (*inputs, *got)]
-        want = truth.attention(tnp, case.sees(head), position, *one_head[:4])
-        results = dict(zip(("out", "dq", "dk", "dv"), one_head[4:], strict=True))
-        errors.append(truth.relative_error(tnp, results, want))
+    q, k, v, dout, out, dq, dk, dv = (*inputs, *got)
+
+    def head_of(x, row, head):
+        return tf.cast(x[row, :, head * case.dim : (head + 1) * case.dim], tf.float64)
+
+    for row, key_head in ((0, 0), (-1, case.heads // case.group - 1)):
+        own, gradients = ([head_of(x, row, key_head) for x in pair] for pair in ((k, v), (dk, dv)))
+        sums = dict(dk=0, dv=0)
+        for head in range(key_head * case.group, (key_head + 1) * case.group):
+            query, slope, result, dquery = (head_of(x, row, head) for x in (q, dout, out, dq))
+            want = truth.attention(tnp, case.sees(head), position, query, *own, slope)
+            errors.append(truth.relative_error(tnp, dict(out=result, dq=dquery), want))
+            sums = {name: sums[name] + want[name] for name in sums}
+        errors.append(truth.relative_error(tnp, dict(zip(("dk", "dv"), gradients)), sums))
     return max(errors)
 
 

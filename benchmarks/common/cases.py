@@ -33,6 +33,12 @@ class Case:
     local_attn_ctx: int | None = None
     num_verts: int | None = None
     vertsize: int | None = None
+    kv_heads: int | None = None  # as many as heads by default
+
+    @property
+    def group(self) -> int:
+        """Heads that read one key head."""
+        return self.heads // (self.kv_heads or self.heads)
 
     @property
     def pattern(self) -> dict:
@@ -86,6 +92,8 @@ GPU = (
     Case("audio local", 1, 8, 65536, 64, "local", 32, 256),
     Case("audio16k strided", 1, 8, 16384, 64, "strided", 32, 256),
     Case("audio strided", 1, 8, 65536, 64, "strided", 32, 256),
+    Case("enwik8 fixed c32, 2 key heads", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1, kv_heads=2),
+    Case("enwik8 local, 2 key heads", 4, 8, 12288, 64, "local", 32, 128, kv_heads=2),
 )
 CPU = (
     Case("all", 1, 4, 4096, 64, "all"),
@@ -127,7 +135,7 @@ def blocks(case: Case) -> Blocks:
 def plan(case: Case, by_query: Tiles, by_key: Tiles, made: Blocks | None = None) -> Plan:
     from blocksparse.plan import make_plan
 
-    return make_plan(made or blocks(case), case.residues, case.heads, by_query, by_key)
+    return make_plan(made or blocks(case), case.residues, case.heads, by_query, by_key, case.kv_heads)
 
 
 def work(made: Blocks) -> float:

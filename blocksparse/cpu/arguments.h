@@ -13,7 +13,8 @@ namespace blocksparse {
 
 // A GPU machine makes no such graphs, but can be handed one.
 constexpr char kCannotHide[] =
-    "attention that looks ahead, traced without knowing its time on a machine without a GPU, cannot run on one: trace it "
+    "attention that looks ahead, traced without knowing its time on a machine without a GPU, cannot run on one: trace "
+    "it "
     "there, or give it the time";
 
 inline absl::Status expect(const char* name, const tensorflow::TensorShape& shape,
@@ -36,39 +37,55 @@ inline absl::Status expect_width(const char* name, int64_t width, int64_t heads)
       absl::StrCat(name, " is ", width, " wide; its width has to be a multiple of the ", heads, " heads"));
 }
 
+// segment_sides: so many inputs hold segment numbers.
+inline absl::Status expect_sides(int32_t segment_sides) {
+  if (segment_sides == 0 || segment_sides == 2) return absl::OkStatus();
+  return absl::InvalidArgumentError("segments have to be none, or those of queries and of keys");
+}
+
 struct Arguments {
   Plan plan;
   Shape shape;
 
   // Checks the plan and fits q, k and v to it.
   absl::Status read(const tensorflow::Tensor& blob, const tensorflow::TensorShape& q, const tensorflow::TensorShape& k,
-                    const tensorflow::TensorShape& v, int32_t heads, float scale) {
+                    const tensorflow::TensorShape& v, int32_t heads, int32_t kv_heads, float scale) {
     if (blob.dims() != 1) return absl::InvalidArgumentError("plan has to be a vector");
     const std::string error = read_plan(blob.flat<int32_t>().data(), blob.NumElements(), &plan);
     if (!error.empty()) return absl::InvalidArgumentError(error);
-    return fit(q, k, v, heads, scale);
+    return fit(q, k, v, heads, kv_heads, scale);
   }
 
-  // Fits q, k and v to `plan`.
+  // Fits q, k and v to `plan`. kv_heads: the op's attribute, 0 where it is `heads`.
   absl::Status fit(const tensorflow::TensorShape& q, const tensorflow::TensorShape& k, const tensorflow::TensorShape& v,
-                   int32_t heads, float scale) {
+                   int32_t heads, int32_t kv_heads, float scale) {
     if (plan.heads != heads) {
       return absl::InvalidArgumentError(absl::StrCat("heads is ", heads, " but the plan has ", plan.heads));
     }
+    if (plan.key_heads != (kv_heads == 0 ? heads : kv_heads)) {
+      return absl::InvalidArgumentError(absl::StrCat("kv_heads is ", kv_heads, " but the plan has ", plan.key_heads));
+    }
     if (q.dims() != 3 || v.dims() != 3) return absl::InvalidArgumentError("q, k and v have to be [batch, time, width]");
+    const int32_t key_heads = plan.key_heads;
     TF_RETURN_IF_ERROR(expect_width("q", q.dim_size(2), heads));
-    TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), heads));
-    TF_RETURN_IF_ERROR(expect_rows("q", q, q.dim_size(0), plan.query_time, q.dim_size(2)));
-    TF_RETURN_IF_ERROR(expect_rows("k", k, q.dim_size(0), plan.key_time, q.dim_size(2)));
-    TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), k.dim_size(1), v.dim_size(2)}));
+    TF_RETURN_IF_ERROR(expect_width("v", v.dim_size(2), key_heads));
     shape = {q.dim_size(0),
              heads,
              int32_t(q.dim_size(2) / heads),
-             int32_t(v.dim_size(2) / heads),
+             int32_t(v.dim_size(2) / key_heads),
              scale,
              int32_t(q.dim_size(1)),
-             int32_t(k.dim_size(1))};
+             int32_t(k.dims() == 3 ? k.dim_size(1) : 0)};
+    TF_RETURN_IF_ERROR(expect_rows("q", q, q.dim_size(0), plan.query_time, q.dim_size(2)));
+    TF_RETURN_IF_ERROR(expect_rows("k", k, q.dim_size(0), plan.key_time, int64_t{key_heads} * shape.head_dim));
+    TF_RETURN_IF_ERROR(expect("v", v, {q.dim_size(0), k.dim_size(1), v.dim_size(2)}));
     return absl::OkStatus();
+  }
+
+  // The segment numbers of queries and keys.
+  absl::Status check_segments(const tensorflow::TensorShape& query, const tensorflow::TensorShape& key) const {
+    TF_RETURN_IF_ERROR(expect("the queries' segments", query, {shape.batch, shape.query_time}));
+    return expect("the keys' segments", key, {shape.batch, shape.key_time});
   }
 
   // The gradient's further inputs.

@@ -28,7 +28,9 @@ inline bool fills(const Shape& shape, const Plan& plan) {
 
 template <typename T>
 struct Inputs {
-  const T *q, *k, *v;  // [batch, time, heads * head_dim], v with value_dim
+  const T *q, *k, *v;  // [batch, time, heads * head_dim], v with value_dim; k and v may have the plan's fewer key heads
+  // Segment numbers [batch, query_time] and [batch, key_time], or null: a query sees only keys of its own number.
+  const int32_t *query_segments = nullptr, *key_segments = nullptr;
 };
 
 template <typename T>

@@ -3,6 +3,7 @@
 #include "key_tile.h"
 #include "segments.h"
 #include "tasks.h"
+#include "visits.h"
 
 namespace blocksparse {
 namespace {
@@ -20,14 +21,19 @@ class Backward {
         in_(in),
         gradient_(gradient),
         onto_(onto),
+        queries_(plan.query_time * plan.group()),
         head_width_(padded(shape.head_dim)),
-        segments_(plan.by_key, plan.distinct, plan.query_time, shape.batch * shape.heads, head_width_),
+        segments_(segments_of(shape, plan)),
         partial_(workspace) {}
 
-  int64_t tasks() const { return shape_.batch * shape_.heads * segments_.count; }
+  static Segments segments_of(const Shape& shape, const Plan& plan) {
+    return Segments(plan, shape.batch * plan.key_heads, padded(shape.head_dim));
+  }
+
+  int64_t tasks() const { return batch_heads() * segments_.count; }
   int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
-  // A task is one segment of one head of one batch row, heads side by side as they are in memory.
+  // A task is one segment of one key head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
     Work work(tiles_, shape_, plan_);
     for (int64_t task = take(); task >= 0;) {
@@ -40,54 +46,59 @@ class Backward {
   // dq of the queries that several segments touch: their partial sums are added in the order of the segments, so that
   // the bits do not depend on which thread was first.
   void add_partials(int64_t task) const {
-    const int64_t batch_head = task / chunks();
+    const int64_t batch_head = task / chunks() / plan_.group();  // a key head; this is about its reader's queries
+    const int32_t reader = task / chunks() % plan_.group(), before = reader * plan_.query_time;
     const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
     const Head head = head_of(batch_head);
-    const Segment* segments = &segments_(plan_.head_index[batch_head % shape_.heads], 0);
+    const Segment* segments = &segments_(plan_.key_index[batch_head % plan_.key_heads], 0);
     const Segment* last = segments + segments_.count;
     if (std::any_of(segments, last, [=](const Segment& segment) { return segment.owns(first, end); })) return;
     Eigen::ArrayXf sum(head_width_);
     for (int32_t row = first; row < end; ++row) {
       if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
-      if (head.dq.there(row, 1) == 0) continue;
+      if (head.dq.there(before + row, 1) == 0) continue;
       sum.setZero();
-      if (onto_) read_row<T>(head.dq.row(row), shape_.head_dim, sum.data());
+      if (onto_) read_row<T>(head.dq.row(before + row), shape_.head_dim, sum.data());
       for (const Segment* segment = segments; segment < last; ++segment) {
         if (!segment->touches(row)) continue;
-        const float* part = partial(batch_head, *segment) + (row - segment->query_begin) * head_width_;
+        const int64_t place = int64_t{reader} * segment->queries() + row - segment->query_begin;
+        const float* part = partial(batch_head, *segment) + place * head_width_;
         sum += Eigen::Map<const Eigen::ArrayXf>(part, head_width_);
       }
-      write_row(sum.data(), shape_.head_dim, head.dq.row(row));
+      write_row(sum.data(), shape_.head_dim, head.dq.row(before + row));
     }
   }
 
  private:
   struct Work : KeyTile {  // of one thread
     Work(const TilePlan& tiles, const Shape& shape, const Plan& plan)
-        : KeyTile(tiles, shape.head_dim, shape.value_dim, shape.scale), bounds(fills(shape, plan)) {}
+        : KeyTile(tiles, shape.head_dim, shape.value_dim, shape.scale), visits(tiles), bounds(fills(shape, plan)) {}
+    Visits visits;
     Bounds bounds;
     Gathered gathered;
     Ahead ahead;
   };
 
-  struct Head {  // of one batch row
+  struct Head {  // one key head of one batch row, and the queries of all heads that read it
     HeadRows<const T> q, k, v, out, dout;
     HeadRows<T> dq, dk, dv;
     HeadRows<const float> lse, dlse;
+    HeadRows<const int32_t> query_segments, key_segments;
   };
 
   Head head_of(int64_t batch_head) const {
-    const int64_t batch = batch_head / shape_.heads;
-    const int32_t head = batch_head % shape_.heads;
-    const Order query_order = plan_.query_order(head);
+    const int64_t batch = batch_head / plan_.key_heads;
+    const int32_t key_head = batch_head % plan_.key_heads, head = key_head * plan_.group();
+    const Order query_order = plan_.query_order(head), key_order = plan_.key_order(head);
     const auto queries = [&](auto* tensor, int32_t width) {
       return head_rows(tensor, batch, head, shape_.heads, shape_.query_time, width, query_order);
     };
     const auto keys = [&](auto* tensor, int32_t width) {
-      return head_rows(tensor, batch, head, shape_.heads, shape_.key_time, width, plan_.key_order(head));
+      return head_rows(tensor, batch, key_head, plan_.key_heads, shape_.key_time, width, key_order);
     };
+    const int32_t time = shape_.query_time;
     const auto numbers = [&](const float* tensor) {
-      return HeadRows<const float>{tensor + batch_head * shape_.query_time, 1, 1, query_order, shape_.query_time};
+      return HeadRows<const float>{tensor + batch_head * plan_.group() * time, 1, 1, query_order, time, time};
     };
     const int32_t head_dim = shape_.head_dim, value_dim = shape_.value_dim;
     return {queries(in_.q, head_dim),
@@ -99,7 +110,9 @@ class Backward {
             keys(gradient_.dk, head_dim),
             keys(gradient_.dv, value_dim),
             numbers(gradient_.lse),
-            numbers(gradient_.dlse)};
+            numbers(gradient_.dlse),
+            number_rows(in_.query_segments, batch, shape_.query_time, query_order),
+            number_rows(in_.key_segments, batch, shape_.key_time, plan_.key_order(head))};
   }
 
   // A segment while it runs.
@@ -107,37 +120,56 @@ class Backward {
     Head head;
     QueryRows by_row;
     std::vector<bool> known;  // by granule: whether lse and delta of its queries are there
+    int32_t skipped;          // granules from the last query that the segment touches of one head to the next's first
   };
 
-  int64_t batch_head_of(int64_t task) const { return task % (shape_.batch * shape_.heads); }
+  int64_t batch_heads() const { return shape_.batch * plan_.key_heads; }
+  int64_t batch_head_of(int64_t task) const { return task % batch_heads(); }
   const Segment& segment_of(int64_t task) const {
-    return segments_(plan_.head_index[batch_head_of(task) % shape_.heads], task / (shape_.batch * shape_.heads));
+    return segments_(plan_.key_index[batch_head_of(task) % plan_.key_heads], task / batch_heads());
   }
 
   // dk and dv of the segment's keys and its partial dq. Queries that no other segment touches get their dq here.
   void run_segment(int64_t task, int64_t next, Work* work) const {
     const Segment& segment = segment_of(task);
-    const int32_t begin = segment.query_begin, end = segment.query_end;
-    std::vector<float> lse(end - begin), delta(end - begin);
+    const int32_t begin = segment.query_begin, rows = segment.queries() * plan_.group();
+    std::vector<float> lse(rows), delta(rows);
     float* sums = partial(batch_head_of(task), segment);
-    std::fill_n(sums, (end - begin) * head_width_, 0.0f);
+    std::fill_n(sums, rows * head_width_, 0.0f);
     Run run = {head_of(batch_head_of(task)),
                {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
-               std::vector<bool>(plan_.query_time / tiles_.granule)};
+               std::vector<bool>(queries_ / tiles_.granule),
+               (plan_.query_time - segment.queries()) / tiles_.granule};
     for (int32_t i = segment.first; i < segment.last; ++i) {
       run_tile(segments_.tile(i), &run, work, [&] {
         i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
       });
     }
-    for_plan_rows(run.head.dq, segment.own_begin, segment.own_end,
-                  [&](int32_t row, T* at) { put_row(run.by_row.dq + row * head_width_, shape_.head_dim, at, onto_); });
+    for (int32_t reader = 0; reader < plan_.group(); ++reader) {
+      const int32_t first = reader * plan_.query_time, place = reader * segment.queries() - first;
+      for_plan_rows(run.head.dq, first + segment.own_begin, first + segment.own_end, [&](int32_t row, T* at) {
+        put_row(run.by_row.dq + (row + place) * head_width_, shape_.head_dim, at, onto_);
+      });
+    }
+  }
+
+  // Where `by_row` has these queries: as in the plan, without those that the segment does not touch.
+  Granules placed(Granules queries, const Run& run, int32_t* numbers) const {
+    if (plan_.group() == 1) return queries;
+    const int32_t time = plan_.query_time / queries.size;
+    for (int32_t i = 0; i < tiles_.column_tile / queries.size; ++i) {
+      numbers[i] = queries.numbers[i] - queries.numbers[i] / time * run.skipped;
+    }
+    return {numbers, queries.size};
   }
 
   template <typename FetchNext>
   void run_tile(int32_t tile, Run* run, Work* work, const FetchNext& fetch_next) const {
     const Head& head = run->head;
-    const int32_t count = tiles_.row_count[tile], begin = tiles_.offset[tile], end = tiles_.offset[tile + 1];
-    if (onto_ && begin == end) return fetch_next();
+    const int32_t count = tiles_.row_count[tile];
+    Visits& visits = work->visits;
+    visits.start(tile, head.key_segments, head.query_segments);
+    if (onto_ && visits.size() == 0) return fetch_next();
     if (work->bounds.misses(head.k, rows(tile), count)) return fetch_next();
     work->start(count);
     for (int32_t row = 0; row < count; row += kLanes) {
@@ -147,20 +179,21 @@ class Backward {
       read_rows(head.v, rows(tile), row, stop, work->staging, work->value_width);
       work->load_values(row);
     }
-    for (int32_t column = begin; column < end; ++column) {
-      const Granules queries = columns(column);
+    for (int32_t visit = 0; visit < visits.size(); ++visit) {
+      int32_t numbers[kMostRows / 8];
+      const Granules queries = columns(visits[visit]), places = placed(queries, *run, numbers);
       if (work->bounds.misses(head.q, queries, tiles_.column_tile)) continue;
-      learn(queries, run);
+      learn(queries, places, run);
       gather(head, queries, work);
       work->ahead.clear();
-      if (column == begin) {
+      if (visit == 0) {
         work->ahead.add(head.dk, rows(tile), count);
         work->ahead.add(head.dv, rows(tile), count);
       }
-      column + 1 < end ? fetch(*run, columns(column + 1), work) : fetch_next();
-      const uint32_t* mask = tiles_.is_full(tile, column) ? nullptr : tiles_.mask_of(column);
+      visit + 1 < visits.size() ? fetch(*run, columns(visits[visit + 1]), work) : fetch_next();
+      const uint32_t* mask = visits.mask(visits[visit]);
       mask = work->bounds.mask(tiles_, mask, head.k, rows(tile), count, head.q, queries);
-      work->visit(mask, queries, run->by_row, &work->ahead);
+      work->visit(mask, places, run->by_row, &work->ahead);
     }
     for (int32_t row = 0; row < count; row += kLanes) {
       const int32_t stop = std::min(row + kLanes, count);
@@ -172,18 +205,18 @@ class Backward {
   }
 
   // lse and delta of the queries that the segment meets for the first time.
-  void learn(Granules queries, Run* run) const {
+  void learn(Granules queries, Granules places, Run* run) const {
     const Head& head = run->head;
     for (int32_t i = 0; i < tiles_.column_tile; i += queries.size) {
-      const int32_t begin = queries(i), end = begin + queries.size;
+      const int32_t begin = queries(i), end = begin + queries.size, moved = places(i) - begin;
       if (run->known[begin / queries.size]) continue;
       run->known[begin / queries.size] = true;
       for_plan_rows(head.lse, begin, end, [&](int32_t row, const float* at) {
-        run->by_row.lse[row] = *at;
-        run->by_row.delta[row] = -head.dlse.data[at - head.lse.data];
+        run->by_row.lse[row + moved] = *at;
+        run->by_row.delta[row + moved] = -head.dlse.data[at - head.lse.data];
       });
       for_plan_rows(head.out, begin, end, [&](int32_t row, const T* at) {
-        run->by_row.delta[row] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
+        run->by_row.delta[row + moved] += dot(at, head.dout.data + (at - head.out.data), shape_.value_dim);
       });
     }
   }
@@ -198,7 +231,7 @@ class Backward {
   // What the first row tile of a segment, a row tile, a column tile will read, to be fetched ahead.
   void fetch_segment(int64_t task, Work* work) const {
     if (task < 0 || segment_of(task).first == segment_of(task).last) return;
-    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(plan_.query_time / tiles_.granule)};
+    const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(queries_ / tiles_.granule), 0};
     fetch_tile(run, segments_.tile(segment_of(task).first), work);
   }
 
@@ -221,7 +254,7 @@ class Backward {
 
   Granules rows(int32_t tile) const { return {tiles_.row_granules(tile), tiles_.granule}; }
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
-  int64_t chunks() const { return (plan_.query_time + kChunk - 1) / kChunk; }
+  int64_t chunks() const { return (int64_t{plan_.query_time} + kChunk - 1) / kChunk; }
   float* partial(int64_t batch_head, const Segment& segment) const {
     return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;
   }
@@ -232,24 +265,24 @@ class Backward {
   const Inputs<T>& in_;
   const Gradient<T>& gradient_;
   const bool onto_;
+  const int32_t queries_;  // of all heads that read a key head
   const int64_t head_width_;
   const Segments segments_;
-  float* partial_;  // [batch, heads, segments_.rows, head_width_], in plan order
+  float* partial_;  // [batch, key heads, segments_.rows, head_width_], in plan order
 };
 
 }  // namespace
 
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
-  const int64_t batch_heads = shape.batch * shape.heads, head_width = padded(shape.head_dim);
-  const Segments segments(plan.by_key, plan.distinct, plan.query_time, batch_heads, head_width);
-  return batch_heads * segments.rows * head_width;
+  const Segments segments = Backward<float>::segments_of(shape, plan);
+  return shape.batch * plan.key_heads * segments.rows * padded(shape.head_dim);
 }
 
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         bool onto, float* workspace, const Parallel& parallel) {
   const Backward<T> backward(shape, plan, in, gradient, onto, workspace);
-  run_tasks(parallel, backward.tasks(), shape.heads, [&](const auto& take) { backward.run(take); });
+  run_tasks(parallel, backward.tasks(), plan.key_heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {
     for (int64_t task = take(); task >= 0; task = take()) backward.add_partials(task);
   });

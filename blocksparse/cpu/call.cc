@@ -13,7 +13,7 @@ void run(const Call& call, const Plan& plan, const Parallel& parallel, float* wo
   const auto in = [](const void* data) { return static_cast<const T*>(data); };
   const auto real = [](const void* data) { return static_cast<const float*>(data); };
   const auto out = [](const void* data) { return static_cast<T*>(const_cast<void*>(data)); };
-  const Inputs<T> inputs = {in(call.q), in(call.k), in(call.v)};
+  const Inputs<T> inputs = {in(call.q), in(call.k), in(call.v), call.query_segments, call.key_segments};
   if (!call.backward) {
     auto* lse = static_cast<float*>(const_cast<void*>(call.lse));
     attention_forward(call.shape, plan, inputs, out(call.out), lse, call.onto, parallel);

@@ -21,6 +21,7 @@ struct Call {
   int64_t plan_size;      // int32 words
   // out and lse are written by the forward pass and read by the backward pass.
   const void *q, *k, *v, *out, *lse, *dout, *dlse;
+  const int32_t *query_segments, *key_segments;  // null where positions have no segment numbers
   void *dq, *dk, *dv;
   bool onto;  // the results hold those of passes over other keys, and get those over the keys of all
 };

@@ -3,6 +3,7 @@
 #include "join.h"
 #include "query_tile.h"
 #include "tasks.h"
+#include "visits.h"
 
 namespace blocksparse {
 namespace {
@@ -31,7 +32,8 @@ class Forward {
  private:
   struct Work : QueryTile {  // of one thread
     Work(const TilePlan& tiles, const Shape& shape, const Plan& plan)
-        : QueryTile(tiles, shape.head_dim, shape.value_dim, shape.scale), bounds(fills(shape, plan)) {}
+        : QueryTile(tiles, shape.head_dim, shape.value_dim, shape.scale), visits(tiles), bounds(fills(shape, plan)) {}
+    Visits visits;
     Bounds bounds;
     Gathered gathered;
     Ahead ahead;
@@ -43,12 +45,14 @@ class Forward {
     HeadRows<const T> q, k, v;
     HeadRows<T> out;
     HeadRows<float> lse;
+    HeadRows<const int32_t> query_segments, key_segments;
   };
 
   // Tasks are counted for the head that has most row tiles; where a head has fewer, the tile is empty.
   Tile tile_of(int64_t task) const {
     const int64_t batch_head = task / kRun % (shape_.batch * shape_.heads), batch = batch_head / shape_.heads;
     const int32_t head = batch_head % shape_.heads, distinct = plan_.head_index[head];
+    const int32_t key_head = head / plan_.group(), key_heads = plan_.key_heads;
     const int32_t index = task / kRun / (shape_.batch * shape_.heads) * kRun + task % kRun;
     const int32_t number = tiles_.head_tiles[distinct] + index;
     if (number >= tiles_.head_tiles[distinct + 1]) return {};
@@ -59,33 +63,37 @@ class Forward {
             tiles_.offset[number + 1],
             {tiles_.row_granules(number), tiles_.granule},
             head_rows(in_.q, batch, head, shape_.heads, shape_.query_time, shape_.head_dim, query_order),
-            head_rows(in_.k, batch, head, shape_.heads, shape_.key_time, shape_.head_dim, key_order),
-            head_rows(in_.v, batch, head, shape_.heads, shape_.key_time, shape_.value_dim, key_order),
+            head_rows(in_.k, batch, key_head, key_heads, shape_.key_time, shape_.head_dim, key_order),
+            head_rows(in_.v, batch, key_head, key_heads, shape_.key_time, shape_.value_dim, key_order),
             head_rows(out_, batch, head, shape_.heads, shape_.query_time, shape_.value_dim, query_order),
-            {lse_ + batch_head * shape_.query_time, 1, 1, query_order, shape_.query_time}};
+            {lse_ + batch_head * shape_.query_time, 1, 1, query_order, shape_.query_time, shape_.query_time},
+            number_rows(in_.query_segments, batch, shape_.query_time, query_order),
+            number_rows(in_.key_segments, batch, shape_.key_time, key_order)};
   }
 
   void run_tile(const Tile& tile, const Tile& next, Work* work) const {
-    if (onto_ && tile.begin == tile.end) return;
-    if (work->bounds.misses(tile.q, tile.rows, tile.count)) return;
+    if (tile.count == 0 || work->bounds.misses(tile.q, tile.rows, tile.count)) return;
+    Visits& visits = work->visits;
+    visits.start(tile.number, tile.query_segments, tile.key_segments);
+    if (onto_ && visits.size() == 0) return;
     work->start(tile.count);
     for (int32_t row = 0; row < tile.count; row += kLanes) {
       read_rows(tile.q, tile.rows, row, std::min(row + kLanes, tile.count), work->staging, work->head_width);
       work->load_queries(row);
     }
-    for (int32_t column = tile.begin; column < tile.end; ++column) {
-      if (work->bounds.misses(tile.k, columns(column), tiles_.column_tile)) continue;
-      gather(tile, columns(column), work);
+    for (int32_t visit = 0; visit < visits.size(); ++visit) {
+      if (work->bounds.misses(tile.k, columns(visits[visit]), tiles_.column_tile)) continue;
+      gather(tile, columns(visits[visit]), work);
       work->ahead.clear();
-      if (column == tile.begin) work->ahead.add(tile.out, tile.rows, tile.count);
-      if (column + 1 < tile.end) {
-        fetch(tile, columns(column + 1), work);
+      if (visit == 0) work->ahead.add(tile.out, tile.rows, tile.count);
+      if (visit + 1 < visits.size()) {
+        fetch(tile, columns(visits[visit + 1]), work);
       } else {
         work->ahead.add(next.q, next.rows, next.count);
         if (next.begin < next.end) fetch(next, columns(next.begin), work);
       }
-      const uint32_t* mask = tiles_.is_full(tile.number, column) ? nullptr : tiles_.mask_of(column);
-      mask = work->bounds.mask(tiles_, mask, tile.q, tile.rows, tile.count, tile.k, columns(column));
+      const uint32_t* mask = visits.mask(visits[visit]);
+      mask = work->bounds.mask(tiles_, mask, tile.q, tile.rows, tile.count, tile.k, columns(visits[visit]));
       work->visit(mask, &work->ahead);
     }
     for (int32_t row = 0; row < tile.count; row += kLanes) {

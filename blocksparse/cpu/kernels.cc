@@ -15,18 +15,39 @@ class AttentionKernel : public tensorflow::OpKernel {
  public:
   explicit AttentionKernel(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+    OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
+    OP_REQUIRES_OK(context, expect_sides(segment_sides_));
   }
 
  protected:
-  // The arguments of each pass: inputs from `first_plan` on are plans.
+  // The arguments of each pass: inputs from `first_plan` on are plans, then segment numbers.
   absl::Status read(OpKernelContext* context, int first_plan, std::vector<Arguments>* passes) const {
     const auto shape = [context](int input) -> const TensorShape& { return context->input(input).shape(); };
-    for (int input = first_plan; input < context->num_inputs(); ++input) {
+    const int first_segments = context->num_inputs() - segment_sides_;
+    for (int input = first_plan; input < first_segments; ++input) {
       passes->emplace_back();
-      TF_RETURN_IF_ERROR(passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, scale_));
+      const absl::Status status =
+          passes->back().read(context->input(input), shape(0), shape(1), shape(2), heads_, kv_heads_, scale_);
+      TF_RETURN_IF_ERROR(status);
     }
-    return absl::OkStatus();
+    if (segment_sides_ == 0) return absl::OkStatus();
+    return passes->front().check_segments(shape(first_segments), shape(first_segments + 1));
+  }
+
+  template <typename T>
+  Inputs<T> inputs(OpKernelContext* context) const {
+    const auto numbers = [&](int side) {
+      if (segment_sides_ == 0) return static_cast<const int32_t*>(nullptr);
+      return input<int32_t>(context, context->num_inputs() - segment_sides_ + side);
+    };
+    return {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2), numbers(0), numbers(1)};
+  }
+
+  template <typename T>
+  static const T* input(OpKernelContext* context, int index) {
+    return context->input(index).flat<T>().data();
   }
 
   static Parallel threads(OpKernelContext* context) {
@@ -39,14 +60,9 @@ class AttentionKernel : public tensorflow::OpKernel {
   }
 
  private:
-  int32_t heads_;
+  int32_t heads_, kv_heads_, segment_sides_;
   float scale_;
 };
-
-template <typename T>
-const T* input(OpKernelContext* context, int index) {
-  return context->input(index).flat<T>().data();
-}
 
 template <typename T>
 class ForwardKernel : public AttentionKernel {
@@ -59,7 +75,7 @@ class ForwardKernel : public AttentionKernel {
     Tensor *out, *lse;
     OP_REQUIRES_OK(context, context->allocate_output(0, passes[0].out_shape(), &out));
     OP_REQUIRES_OK(context, context->allocate_output(1, passes[0].lse_shape(), &lse));
-    const Inputs<T> in = {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2)};
+    const Inputs<T> in = inputs<T>(context);
     for (size_t pass = 0; pass < passes.size(); ++pass) {
       attention_forward(passes[pass].shape, passes[pass].plan, in, out->flat<T>().data(), lse->flat<float>().data(),
                         /*onto=*/pass > 0, threads(context));
@@ -83,7 +99,7 @@ class BackwardKernel : public AttentionKernel {
     int64_t size = 0;
     for (const Arguments& pass : passes) size = std::max(size, backward_workspace(pass.shape, pass.plan));
     OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT, {size}, &workspace));
-    const Inputs<T> in = {input<T>(context, 0), input<T>(context, 1), input<T>(context, 2)};
+    const Inputs<T> in = inputs<T>(context);
     const Gradient<T> gradient = {input<T>(context, 3),     input<T>(context, 5),   input<float>(context, 4),
                                   input<float>(context, 6), d[0]->flat<T>().data(), d[1]->flat<T>().data(),
                                   d[2]->flat<T>().data()};

@@ -44,12 +44,17 @@ class Checked {
 }  // namespace
 
 Plan view_plan(const int32_t* data) {
+  const bool grouped = data[kKeyHeads] != 0;
   return {data[kQueryTime],
           data[kKeyTime],
           data[kHeads],
           data[kDistinct],
           data + data[kHeadIndex],
           data + data[kResidues],
+          data[grouped ? kKeyHeads : kHeads],
+          data[grouped ? kDistinctKeys : kDistinct],
+          data + data[grouped ? kKeyIndex : kHeadIndex],
+          data + data[grouped ? kKeyResidues : kResidues],
           view_side(data, kByQuery, kQueryStarts),
           view_side(data, kByKey, kKeyStarts),
           {}};

@@ -11,10 +11,10 @@ namespace blocksparse {
 
 constexpr int32_t kMostRows = 128;  // of a tile, either side
 
-// Where the rows of one side lie: plan row r is tensor row (r % period) * stride + r / period.
+// Where the rows of one side lie: plan row r is tensor row (r % period) * stride + r / period. By key, the queries of
+// the heads that read a key head follow each other: those of its second one start at row period * stride, and so on.
 struct Order {
   int32_t period, stride;
-  int64_t operator()(int32_t row) const { return int64_t(row % period) * stride + row / period; }
 };
 
 // For each row tile of one side, the column tiles of the other side to visit (plan/tiling.py, TilePlan).
@@ -33,9 +33,12 @@ struct TilePlan {
 struct Plan {
   int32_t query_time, key_time, heads, distinct;
   const int32_t *head_index, *residues;
+  int32_t key_heads, distinct_keys;  // of by_key
+  const int32_t *key_index, *key_residues;
   TilePlan by_query, by_key;
   std::array<uint64_t, 3> identity;  // of its content, in this process
 
+  int32_t group() const { return heads / key_heads; }  // query head h reads key head h / group
   Order query_order(int32_t head) const { return {query_time / residues[head], residues[head]}; }
   Order key_order(int32_t head) const { return {key_time / residues[head], residues[head]}; }
 

@@ -19,9 +19,10 @@ class PlanCheck {
     if (!header() || !side_sizes(kByQuery, "by_query") || !side_sizes(kByKey, "by_key") || !arrays()) return false;
     plan_ = view_plan(data_);
     const TilePlan &q = plan_.by_query, &k = plan_.by_key;
-    return heads() && starts(q, "by_query") && starts(k, "by_key") &&  //
-           rows(q, plan_.query_time, "by_query") && rows(k, plan_.key_time, "by_key") &&
-           columns(q, plan_.key_time, "by_query") && columns(k, plan_.query_time, "by_key") && closed();
+    const int32_t distinct = plan_.distinct, distinct_keys = plan_.distinct_keys;
+    return heads() && key_heads() && starts(q, distinct, "by_query") && starts(k, distinct_keys, "by_key") &&
+           rows(q, distinct, plan_.query_time, "by_query") && rows(k, distinct_keys, plan_.key_time, "by_key") &&
+           columns(q, plan_.key_time, "by_query") && columns(k, plan_.query_time * plan_.group(), "by_key") && closed();
   }
 
   std::string error;
@@ -45,15 +46,27 @@ class PlanCheck {
     return require(known, "its first two words", "the magic number and version 1") &&
            require(data_[kLength] == size_, "the recorded size", "its own, " + std::to_string(size_)) &&
            require(std::memcmp(digest.data(), data_ + kHash, digest.size()) == 0, "its hash", "the content's") &&
-           require(positive, "times, heads and distinct heads", "positive") && spare_words();
+           require(positive, "times, heads and distinct heads", "positive") && groups() && spare_words();
+  }
+
+  // Fewer key heads than heads, and all their queries counted in int32; or none of the words that tell of them.
+  bool groups() {
+    const int32_t heads = data_[kHeads], key_heads = data_[kKeyHeads];
+    if (key_heads == 0) {
+      const bool zero = data_[kDistinctKeys] == 0 && data_[kKeyIndex] == 0 && data_[kKeyResidues] == 0;
+      return require(zero, "the words of key heads", "0 where there are as many as heads");
+    }
+    return require(key_heads > 0 && key_heads < heads && heads % key_heads == 0 &&
+                       int64_t{data_[kQueryTime]} * (heads / key_heads) <= INT32_MAX,
+                   "key heads", "a divisor of the heads") &&
+           require(data_[kDistinctKeys] > 0, "distinct key heads", "positive");
   }
 
   bool spare_words() {
     const auto spare = [this](int first, int last) {
       return std::all_of(data_ + first, data_ + last, [](int32_t word) { return word == 0; });
     };
-    const bool zero = spare(kClosed + 1, kByQuery) && spare(kByQuery + side::kCount, kByKey) &&
-                      spare(kByKey + side::kCount, kHeadIndex);
+    const bool zero = spare(kByQuery + side::kCount, kByKey) && spare(kKeyResidues + 1, kHeadIndex);
     return require(zero, "the header's spare words", "0");
   }
 
@@ -70,11 +83,12 @@ class PlanCheck {
                    "a divisor of both times");
   }
 
-  std::vector<Array> arrays_of(int record, const int (&words)[array::kCount], const std::string& name) const {
+  std::vector<Array> arrays_of(int record, const int (&words)[array::kCount], int32_t distinct,
+                               const std::string& name) const {
     const int32_t* sizes = data_ + record;
     const int64_t m = sizes[side::kRowTile], n = sizes[side::kColumnTile], g = sizes[side::kGranule];
     const int64_t tiles = sizes[side::kRowTiles], column_tiles = sizes[side::kColumnTiles];
-    return {{data_[words[array::kHeadTiles]], int64_t{data_[kDistinct]} + 1, name + ".head_tiles"},
+    return {{data_[words[array::kHeadTiles]], int64_t{distinct} + 1, name + ".head_tiles"},
             {data_[words[array::kRows]], tiles * (m / g), name + ".rows"},
             {data_[words[array::kRowCount]], tiles, name + ".row_count"},
             {data_[words[array::kOffset]], tiles + 1, name + ".offset"},
@@ -88,8 +102,13 @@ class PlanCheck {
   bool arrays() {
     std::vector<Array> all = {{data_[kHeadIndex], data_[kHeads], "head_index"},
                               {data_[kResidues], data_[kHeads], "order"}};
-    for (const Array& array : arrays_of(kByQuery, kQueryStarts, "by_query")) all.push_back(array);
-    for (const Array& array : arrays_of(kByKey, kKeyStarts, "by_key")) all.push_back(array);
+    if (data_[kKeyHeads] != 0) {
+      all.push_back({data_[kKeyIndex], data_[kKeyHeads], "key_index"});
+      all.push_back({data_[kKeyResidues], data_[kKeyHeads], "key_order"});
+    }
+    const int32_t distinct = data_[kDistinct], distinct_keys = data_[data_[kKeyHeads] == 0 ? kDistinct : kDistinctKeys];
+    for (const Array& array : arrays_of(kByQuery, kQueryStarts, distinct, "by_query")) all.push_back(array);
+    for (const Array& array : arrays_of(kByKey, kKeyStarts, distinct_keys, "by_key")) all.push_back(array);
     for (const Array& array : all) {
       const bool inside = array.start >= kHeaderWords && array.size <= size_ - array.start;
       if (!require(inside, array.name, "inside the blob of " + std::to_string(size_) + " int32")) return false;
@@ -121,6 +140,20 @@ class PlanCheck {
     return true;
   }
 
+  // The heads that read a key head have its order.
+  bool key_heads() {
+    for (int32_t head = 0; head < plan_.heads; ++head) {
+      const int32_t key_head = head / plan_.group(), index = plan_.key_index[key_head];
+      if (index < 0 || index >= plan_.distinct_keys) {
+        return require(false, "key_index", "0 to " + std::to_string(plan_.distinct_keys - 1));
+      }
+      if (plan_.key_residues[key_head] != plan_.residues[head]) {
+        return require(false, "key_order", "that of the heads that read the key head");
+      }
+    }
+    return true;
+  }
+
   static bool rises(const int32_t* values, int64_t count, int32_t last) {
     return values[0] == 0 && values[count] == last && std::is_sorted(values, values + count + 1);
   }
@@ -131,24 +164,24 @@ class PlanCheck {
     return most;
   }
 
-  bool starts(const TilePlan& side, const std::string& name) {
-    const bool tiles = rises(side.head_tiles, plan_.distinct, side.tiles);
+  bool starts(const TilePlan& side, int32_t distinct, const std::string& name) {
+    const bool tiles = rises(side.head_tiles, distinct, side.tiles);
     const bool visits = rises(side.offset, side.tiles, side.column_tiles);
     return require(tiles, name + ".head_tiles", "rising to the tile count") &&
            require(visits, name + ".offset", "rising to the tile count") &&
-           require(side.most_row_tiles == longest(side.head_tiles, plan_.distinct), name + ".most_row_tiles",
+           require(side.most_row_tiles == longest(side.head_tiles, distinct), name + ".most_row_tiles",
                    "that of head_tiles") &&
            require(side.most_column_tiles == longest(side.offset, side.tiles), name + ".most_column_tiles",
                    "that of offset");
   }
 
   // The row tiles of each head hold every granule of `time` rows once; a short one repeats its first.
-  bool rows(const TilePlan& side, int32_t time, const std::string& name) {
+  bool rows(const TilePlan& side, int32_t distinct, int32_t time, const std::string& name) {
     const int64_t granules = time / side.granule, slots = side.row_tile / side.granule;
     const auto wrong = [&] { return require(false, name + ".rows", "tiles that hold every row of a head once"); };
-    if (granules * plan_.distinct > side.tiles * slots) return wrong();
+    if (granules * distinct > side.tiles * slots) return wrong();
     std::vector<int32_t> owner(granules, -1);
-    for (int32_t head = 0; head < plan_.distinct; ++head) {
+    for (int32_t head = 0; head < distinct; ++head) {
       int64_t found = 0;
       for (int32_t tile = side.head_tiles[head]; tile < side.head_tiles[head + 1]; ++tile) {
         const int32_t count = side.row_count[tile], used = count / side.granule;

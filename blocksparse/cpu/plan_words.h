@@ -21,8 +21,12 @@ enum Word : int {
   kDistinct = 10,
   kKeyArraysEnd = 11,  // two words: where the last two of by_key's arrays start
   kClosed = 13,
-  kByQuery = 16,  // eight words: those of side
+  kKeyHeads = 14,      // heads of keys; 0 where there are as many as heads
+  kDistinctKeys = 15,  // distinct key heads; this and the two below are 0 with kKeyHeads
+  kByQuery = 16,       // eight words: those of side
   kByKey = 32,
+  kKeyIndex = 40,  // where an array starts
+  kKeyResidues = 41,
   kHeadIndex = 48,  // from here on: where an array starts
   kResidues = 49,
   kQueryArrays = 50,  // eight words: those of array

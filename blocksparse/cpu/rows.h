@@ -18,31 +18,45 @@ struct Granules {
   int32_t operator()(int32_t row) const { return numbers[row / size] * size + row % size; }
 };
 
-// One head of a [batch, time, heads * width] tensor: row r of the plan is `width` numbers at row(r). The tensor may
-// have fewer rows than the plan.
+// One head of a [batch, time, heads * width] tensor, or the several that read one key head, one behind the other: row r
+// of the plan is `width` numbers at row(r). The tensor may have fewer rows than the plan.
 template <typename T>
 struct HeadRows {
   T* data;
   int64_t stride;  // heads * width
   int32_t width;
   Order order;
+  int64_t next;  // from a row of one head to the same of the next
   int32_t time;  // rows of the tensor
 
-  T* row(int32_t plan_row) const { return data + order(plan_row) * stride; }
+  T* row(int32_t plan_row) const {
+    const int32_t head = plan_row / order.period / order.stride;
+    return data + tensor_row(plan_row) * stride + head * next;
+  }
+
+  // The row of the tensor, whichever head's.
+  int64_t tensor_row(int32_t plan_row) const {
+    return int64_t(plan_row % order.period) * order.stride + plan_row / order.period % order.stride;
+  }
 
   // How many of `count` plan rows from `plan_row` on, all of one residue class, the tensor has: the first ones.
   int32_t there(int32_t plan_row, int32_t count) const {
-    const int64_t first = order(plan_row);
+    const int64_t first = tensor_row(plan_row);
     if (first + int64_t(count - 1) * order.stride < time) return count;
     return first >= time ? 0 : (time - first - 1) / order.stride + 1;
   }
 };
 
-// Head `head` of batch row `batch` of a [batch, time, heads * width] tensor.
+// Head `head` of batch row `batch` of a [batch, time, heads * width] tensor, and those behind it.
 template <typename T>
 HeadRows<T> head_rows(T* tensor, int64_t batch, int32_t head, int32_t heads, int32_t time, int32_t width, Order order) {
   const int64_t stride = int64_t(heads) * width;
-  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order, time};
+  return {tensor + batch * time * stride + int64_t(head) * width, stride, width, order, width, time};
+}
+
+// Numbers [batch, time] as the rows of a head; null where there are none.
+inline HeadRows<const int32_t> number_rows(const int32_t* numbers, int64_t batch, int32_t time, Order order) {
+  return {numbers == nullptr ? nullptr : numbers + batch * time, 1, 1, order, 0, time};
 }
 
 // Faster than a call of memcpy for a row's 256 bytes.

@@ -1,6 +1,7 @@
 // How the backward pass splits its work: the key tiles of each head in runs of about equal work. A run owns its keys'
-// gradients and a partial dq over the queries it touches; where runs overlap, partials are added in their order. The
-// split depends on the plan and the shape alone, so the result has the same bits for any number of threads.
+// gradients and a partial dq over the queries it touches, of all heads that read its key head; where runs overlap,
+// partials are added in their order. The split depends on the plan and the shape alone, so the result has the same bits
+// for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -13,20 +14,24 @@
 namespace blocksparse {
 
 struct Segment {
-  int32_t first, last;             // its tiles are order[first] .. order[last]
-  int32_t query_begin, query_end;  // plan rows of the queries it touches
-  int32_t own_begin, own_end;      // those of them that no other segment touches
-  int64_t offset;                  // first row of its partial dq among its head's
+  int32_t first, last;  // its tiles are order[first] .. order[last]
+  int32_t query_begin,
+      query_end;               // plan rows of the queries it touches, the same range of all heads that read its keys
+  int32_t own_begin, own_end;  // those of them that no other segment touches
+  int64_t offset;              // first row of its partial dq among its head's
 
+  int32_t queries() const { return query_end - query_begin; }
   bool touches(int32_t query) const { return query >= query_begin && query < query_end; }
   bool owns(int32_t begin, int32_t end) const { return begin >= own_begin && end <= own_end; }
 };
 
 class Segments {
  public:
-  // batch_heads: how many heads, of all batch rows, are split this way; each partial dq row is head_width numbers.
-  Segments(const TilePlan& tiles, int32_t distinct, int32_t query_time, int64_t batch_heads, int64_t head_width)
-      : order_(tiles.tiles) {
+  // batch_heads: how many key heads, of all batch rows, are split this way; each partial dq row is head_width numbers.
+  Segments(const Plan& plan, int64_t batch_heads, int64_t head_width)
+      : group_(plan.group()), query_time_(plan.query_time), order_(plan.by_key.tiles) {
+    const TilePlan& tiles = plan.by_key;
+    const int32_t distinct = plan.distinct_keys;
     std::iota(order_.begin(), order_.end(), 0);
     for (int32_t head = 0; head < distinct; ++head) {
       const auto begin = order_.begin() + tiles.head_tiles[head], end = order_.begin() + tiles.head_tiles[head + 1];
@@ -35,7 +40,7 @@ class Segments {
     constexpr int64_t kTasks = 32;            // enough for a balanced load on the threads of one machine
     constexpr int64_t kWorkspace = 16 << 20;  // numbers that partial sums may take; more only up to 3 times dq
     batch_heads = std::max<int64_t>(batch_heads, 1);
-    const int64_t most = std::max(3 * int64_t(query_time), kWorkspace / (batch_heads * head_width));
+    const int64_t most = std::max(3 * int64_t(query_time_) * group_, kWorkspace / (batch_heads * head_width));
     count = static_cast<int32_t>((kTasks - 1) / batch_heads + 1);
     for (split(tiles, distinct); count > 1 && rows > most; split(tiles, distinct)) count /= 2;
   }
@@ -59,7 +64,7 @@ class Segments {
         const int32_t first = tile;
         while (tile < end && (segment == count || done * count < work * segment)) done += visits(tiles, order_[tile++]);
         segments_.push_back(touched(tiles, first, tile, offset));
-        offset += segments_.back().query_end - segments_.back().query_begin;
+        offset += int64_t{segments_.back().queries()} * group_;
       }
       rows = std::max(rows, offset);
       find_own(segments_.end() - count, segments_.end());
@@ -80,18 +85,21 @@ class Segments {
   static int64_t visits(const TilePlan& tiles, int32_t tile) { return tiles.offset[tile + 1] - tiles.offset[tile]; }
 
   Segment touched(const TilePlan& tiles, int32_t first, int32_t last, int64_t offset) const {
+    const int32_t time = query_time_ / tiles.granule;
     int32_t low = INT32_MAX, high = -1;
     for (int32_t i = first; i < last; ++i) {
       const int32_t tile = order_[i];
       const int32_t *from = tiles.granules(tiles.offset[tile]), *to = tiles.granules(tiles.offset[tile + 1]);
       for (const int32_t* granule = from; granule < to; ++granule) {
-        low = std::min(low, *granule), high = std::max(high, *granule);
+        const int32_t query = group_ == 1 ? *granule : *granule % time;
+        low = std::min(low, query), high = std::max(high, query);
       }
     }
     if (high < 0) return {first, last, 0, 0, 0, 0, offset};
     return {first, last, low * tiles.granule, (high + 1) * tiles.granule, 0, 0, offset};
   }
 
+  const int32_t group_, query_time_;
   std::vector<int32_t> order_;
   std::vector<Segment> segments_;
 };

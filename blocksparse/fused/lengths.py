@@ -23,15 +23,25 @@ class Lengths:
         self.layouts, self.longest, self.looks_ahead = tuple(layouts), longest, looks_ahead
         self.blocks = self.layouts[-1].blocks
         self._joint: dict[tuple, JointPlan] = {}
+        self._of_order: dict[tuple, Lengths] = {}
 
-    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> JointPlan:
+    def plan_for(
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+    ) -> JointPlan:
         """The plans of all layouts, one behind the other."""
-        plans = [layout.plan_for(dtype, head_dim, value_dim, order) for layout in self.layouts]
+        plans = [layout.plan_for(dtype, head_dim, value_dim, order, kv_heads) for layout in self.layouts]
         times = [layout.blocks.query_time for layout in self.layouts]
         return self._joint.setdefault(tuple(map(id, plans)), JointPlan(plans, times, self.longest))
 
-    def tables(self, order: tuple[int, ...]) -> reference.Tables:
-        return self.layouts[-1].tables(order)
+    def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
+        return self.layouts[-1].tables(order, kv_heads)
+
+    def of_order(self, order: tuple[int, ...], wanted: int) -> Lengths:
+        """As Attention's."""
+        if (order, wanted) not in self._of_order:
+            layouts = [layout.of_order(order, wanted) for layout in self.layouts]
+            self._of_order[order, wanted] = Lengths(layouts, self.longest, self.looks_ahead)
+        return self._of_order[order, wanted]
 
 
 class JointPlan(PackedPlan):

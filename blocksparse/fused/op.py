@@ -19,17 +19,19 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from ..gpu import tuning
+from ..gpu.cuda import serves as served_by_cuda
 from ..native import cuda
 from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
-from ..plan import Blocks, make_plan, pack
+from ..plan import Blocks, HeadBlocks, make_plan, pack
 from ..tensors import register_gradient
 from . import reference
 
@@ -46,9 +48,13 @@ class Layout(Protocol):
     blocks: Blocks
     looks_ahead: bool
 
-    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> PackedPlan: ...
+    def plan_for(
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+    ) -> PackedPlan: ...
 
-    def tables(self, order: tuple[int, ...]) -> reference.Tables: ...
+    def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables: ...
+
+    def of_order(self, order: tuple[int, ...], wanted: int) -> Layout: ...
 
 
 class Attention:
@@ -67,21 +73,38 @@ class Attention:
     def __reduce__(self):
         return Attention, (self.blocks,)  # a copy builds plans and tables of its own: locks cannot be copied
 
-    def plan_for(self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...]) -> PackedPlan:
+    def plan_for(
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+    ) -> PackedPlan:
         """The plan with the tiles that suit what is to be computed."""
-        tiles = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, set(order) != {1})
-        return self.plan(order, *tiles)
+        reordered = set(order) != {1}
+        by_query, by_key = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered)
+        return self.plan(order, by_query, by_key, kv_heads)
 
-    def tables(self, order: tuple[int, ...]) -> reference.Tables:
-        return self._once(
-            order, lambda: reference.Tables(self.blocks, np.array(order), self.blocks.head_index)
-        )
-
-    def plan(self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int]) -> PackedPlan:
+    def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():
-            return PackedPlan(pack(make_plan(self.blocks, order, len(order), by_query, by_key)))
+            return reference.Tables(self.blocks, np.array(order), self.blocks.head_index, kv_heads)
 
-        return self._once((order, by_query, by_key), build)
+        return self._once(("tables", order, kv_heads), build)
+
+    def plan(
+        self, order: tuple[int, ...], by_query: tuple[int, int], by_key: tuple[int, int], kv_heads: int
+    ) -> PackedPlan:
+        def build():
+            return PackedPlan(pack(make_plan(self.blocks, order, len(order), by_query, by_key, kv_heads)))
+
+        return self._once((order, by_query, by_key, kv_heads), build)
+
+    def of_order(self, order: tuple[int, ...], wanted: int) -> Attention:
+        """The heads with this order alone; the others see nothing."""
+
+        def build():
+            nobody = np.zeros(0, np.int32)
+            heads = (*self.blocks.heads, HeadBlocks(nobody, nobody, nobody))
+            index = np.where(np.equal(order, wanted), self.blocks.head_index, len(self.blocks.heads))
+            return Attention(replace(self.blocks, heads=heads, head_index=index.astype(np.int32)))
+
+        return self._once(("order", order, wanted), build)
 
     def _once(self, key, build: Callable):
         with self._lock:
@@ -101,69 +124,96 @@ class PackedPlan:
         return plan
 
 
-def attend(q, k, v, passes: Sequence[tuple[Layout, tuple[int, ...]]], scale: float, with_lse: bool = False):
+def attend(
+    q,
+    k,
+    v,
+    passes: Sequence[tuple[Layout, tuple[int, ...]]],
+    scale: float,
+    with_lse: bool = False,
+    kv_heads: int | None = None,
+    segments: Sequence[tf.Tensor] = (),
+):
     """out, or (out, lse), over the keys of all passes, the arguments as in reference.attention.
 
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
-    keys has lse -inf.
+    keys has lse -inf. kv_heads: heads of k and v, as many as of q by default.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     """
-    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
-    if library is None:
-        out, lse = reference.attention(q, k, v, _tables(passes), scale)
+    segments = _hiding(segments, q, k, passes)
+    call = _Call(q, v, passes, kv_heads, segments)
+    if call.library is None:
+        out, lse = reference.attention(q, k, v, call.tables(), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
-    plans = _plans(q, v, passes, library)
-    attributes = dict(heads=heads, scale=scale, hides=_looks_ahead(passes))
+    plans, hides = call.plans(), call.looks_ahead
     if len(plans) == 1:
-        out, lse = library.blocksparse_attention(q, k, v, *plans, **attributes)
+        out, lse = call.library.blocksparse_attention(
+            q, k, v, *plans, segments, scale=scale, hides=hides, **call.heads
+        )
     else:
-        out, lse = library.blocksparse_joined_attention(q, k, v, plans, **attributes)
+        out, lse = call.library.blocksparse_joined_attention(
+            q, k, v, plans, segments, scale=scale, hides=hides, **call.heads
+        )
     return (out, lse) if with_lse else out
 
 
 def attend_gradient(
-    q, k, v, out, lse, dout, passes: Sequence[tuple[Layout, tuple[int, ...]]], scale: float
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dout,
+    passes: Sequence[tuple[Layout, tuple[int, ...]]],
+    scale: float,
+    kv_heads: int | None = None,
+    segments: Sequence[tf.Tensor] = (),
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
-    library, heads = _kernels_for(q, v, passes), len(passes[0][1])
-    dlse = tf.zeros_like(lse)
-    if library is None:
-        return reference.gradient(q, k, v, out, lse, dout, dlse, _tables(passes), scale)
-    plans = _plans(q, v, passes, library)
+    segments = _hiding(segments, q, k, passes)
+    call, dlse = _Call(q, v, passes, kv_heads, segments), tf.zeros_like(lse)
+    if call.library is None:
+        return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale, segments)
+    plans, given = call.plans(), (q, k, v, out, lse, dout, dlse)
     if len(plans) == 1:
-        return library.blocksparse_attention_grad(
-            q, k, v, out, lse, dout, dlse, *plans, heads=heads, scale=scale
-        )
-    return library.blocksparse_joined_attention_grad(
-        q, k, v, out, lse, dout, dlse, plans, heads=heads, scale=scale
-    )
+        return call.library.blocksparse_attention_grad(*given, *plans, segments, scale=scale, **call.heads)
+    return call.library.blocksparse_joined_attention_grad(*given, plans, segments, scale=scale, **call.heads)
 
 
-def _kernels_for(q, v, passes):
-    """The library, or None where the reference has to run: there is none, or it does not take such heads."""
-    heads = len(passes[0][1])
-    library = _library()
-    if library and _looks_ahead(passes) and cuda.capabilities():
-        warn_of_reference(
-            "attention that looks ahead, of a time that is not known when it is traced: the GPU kernels cannot hide "
-            "what lies behind the end"
-        )
-        return None
-    return library if library and _takes(*(x.shape.as_list()[2] // heads for x in (q, v))) else None
+class _Call:
+    """What runs one call: `library`, None where the reference has to; its passes; the op's attributes of heads."""
+
+    def __init__(self, q, v, passes, kv_heads: int | None, segments):
+        heads = len(passes[0][1])
+        self.kv_heads = kv_heads or heads
+        self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
+        self.q, self.dims = q, (q.shape[2] // heads, v.shape[2] // self.kv_heads)
+        self.passes = [
+            one for layout, order in passes for one in _passes_of_one_order(layout, order, self.kv_heads)
+        ]
+        library = _library()
+        self.looks_ahead = any(layout.looks_ahead for layout, _ in passes)
+        taken = library and _takes(*self.dims) and _takes_segments(segments)
+        self.library = library if taken else None
+
+    def tables(self) -> list[reference.Tables]:
+        return [layout.tables(order, self.kv_heads) for layout, order in self.passes]
+
+    def plans(self) -> list:
+        plans = [
+            layout.plan_for(self.q.dtype, *self.dims, order, self.kv_heads) for layout, order in self.passes
+        ]
+        return [plan.part(_plan_tensor(plan, self.library), self.q) for plan in plans]
 
 
-def _looks_ahead(passes) -> bool:
-    return any(layout.looks_ahead for layout, _ in passes)
-
-
-def _tables(passes) -> list[reference.Tables]:
-    return [layout.tables(order) for layout, order in passes]
-
-
-def _plans(q, v, passes, library) -> list:
-    heads = len(passes[0][1])
-    dims = [x.shape.as_list()[2] // heads for x in (q, v)]
-    plans = [layout.plan_for(q.dtype, *dims, order) for layout, order in passes]
-    return [plan.part(_plan_tensor(plan, library), q) for plan in plans]
+def _passes_of_one_order(layout: Layout, order: tuple[int, ...], kv_heads: int):
+    """The pass, or one for every order where heads that read one key head have different ones: a plan gathers a key
+    head's rows in one order.
+    """
+    group = len(order) // kv_heads
+    if all(len(set(order[first : first + group])) == 1 for first in range(0, len(order), group)):
+        return [(layout, order)]
+    return [(layout.of_order(order, each), (each,) * len(order)) for each in sorted(set(order))]
 
 
 def kernel_name() -> str:
@@ -193,6 +243,23 @@ def _takes(head_dim: int, value_dim: int) -> bool:
             f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
         )
     return takes
+
+
+def _takes_segments(segments) -> bool:
+    """Whether the kernels of all devices take segment numbers: those in CUDA C++ do not."""
+    old = [capability for capability in cuda.capabilities() if served_by_cuda(capability)] if segments else []
+    if old:
+        warn_of_reference(
+            f"segments: the GPU kernels take them from compute capability 8.0 on, and here is {min(old)}"
+        )
+    return not old
+
+
+def _hiding(segments, q, k, passes) -> Sequence[tf.Tensor]:
+    """The segments, or one of all that exists where a GPU has to hide what is behind the end of an unknown time."""
+    if segments or not (cuda.capabilities() and any(layout.looks_ahead for layout, _ in passes)):
+        return segments
+    return [tf.zeros(tf.shape(x)[:2], tf.int32) for x in (q, k)]
 
 
 def _library():
@@ -248,18 +315,23 @@ _expect_infinite_row_sums()
 
 @register_gradient("BlocksparseAttention")
 def _attention_gradient(op, dout, dlse):
-    q, k, v, plan = op.inputs
+    q, k, v, plan, *segments = op.inputs
     return *load(CPU).ops.blocksparse_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plan, heads=op.get_attr("heads"), scale=op.get_attr("scale")
-    ), None
+        q, k, v, *op.outputs, dout, dlse, plan, segments, **_attributes(op)
+    ), *[None] * (1 + len(segments))
 
 
 @register_gradient("BlocksparseJoinedAttention")
 def _joined_gradient(op, dout, dlse):
-    q, k, v, *plans = op.inputs
+    q, k, v, *rest = op.inputs
+    passes = op.get_attr("passes")
     return *load(CPU).ops.blocksparse_joined_attention_grad(
-        q, k, v, *op.outputs, dout, dlse, plans, heads=op.get_attr("heads"), scale=op.get_attr("scale")
-    ), *[None] * len(plans)
+        q, k, v, *op.outputs, dout, dlse, rest[:passes], rest[passes:], **_attributes(op)
+    ), *[None] * len(rest)
+
+
+def _attributes(op) -> dict:
+    return {name: op.get_attr(name) for name in ("heads", "scale", "kv_heads")}
 
 
 @register_gradient("BlocksparseAttentionGrad")

@@ -22,33 +22,38 @@ import tensorflow as tf
 from ..plan import Blocks
 from ..plan.rectangles import gather_rows
 from ..tensors import as_bool
-from .there import There, seen_columns
+from .meeting import Meeting, per_head
+from .there import There
 
 _CHUNK = 1 << 20  # float32 elements gathered and scored at once for each batch row: 4 MB
 _WIDTH = 256  # columns of q, k, v and the scores that a block costs, roughly
 EMPTY = np.float32(np.finfo(np.float32).min)
 
 
-def attention(q, k, v, passes: Sequence[Tables], scale: float):
+def attention(q, k, v, passes: Sequence[Tables], scale: float, segments: Sequence[tf.Tensor] = ()):
     """(out, lse) over the keys of all passes, with the gradient written out in `backward`.
 
-    q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
-    v: [batch, key_time, heads * value_dim], all of one dtype.
+    q: [batch, query_time, heads * head_dim]; k: [batch, key_time, kv_heads * head_dim];
+    v: [batch, key_time, kv_heads * value_dim], all of one dtype; query head h reads key head h // (heads / kv_heads).
     passes: no two of them show a query the same key. q, k and v may have fewer rows than they; those past the end
         do not exist.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
     out: [batch, query_time, heads * value_dim] in that dtype; lse: float32 [batch, heads, query_time].
     A query that sees no key has out 0, lse EMPTY and zero gradients.
     """
 
     @tf.custom_gradient
     def run(q, k, v):
-        out, lse = join([forward(q, k, v, tables, scale, there) for tables in passes])
+        out, lse = join([forward(q, k, v, tables, scale, segments) for tables in passes])
         out = tf.cast(merge_heads(out), q.dtype)
-        return (out, lse), lambda dout, dlse: _gradient(q, k, v, out, lse, dout, dlse, passes, scale, there)
+        return (out, lse), lambda dout, dlse: _gradient(
+            q, k, v, out, lse, dout, dlse, passes, scale, segments
+        )
 
     there = There.of(q, k, passes[0])
     if there is None:
         return run(q, k, v)
+    segments = there.segments(q, segments)
     out, lse = run(there.filled(q, 0), there.filled(k, 1), there.filled(v, 1))
     return there.cut(out, q), there.cut(lse, q, axis=2)
 
@@ -58,27 +63,30 @@ def with_infinity(lse):
     return tf.where(tf.equal(lse, EMPTY), -np.inf, lse)
 
 
-def gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float):
+def gradient(
+    q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, segments: Sequence[tf.Tensor] = ()
+):
     """(dq, dk, dv) of `attention`, given its results; lse may be as with_infinity leaves it."""
     lse = tf.where(tf.math.is_inf(lse), EMPTY, lse)
     there = There.of(q, k, passes[0])
     if there is None:
-        return _gradient(q, k, v, out, lse, dout, dlse, passes, scale, there)
+        return _gradient(q, k, v, out, lse, dout, dlse, passes, scale, segments)
     long_q, long_out, long_dout = (there.filled(x, 0) for x in (q, out, dout))
     long_k, long_v = (there.filled(x, 1) for x in (k, v))
     lse, dlse = (there.filled(x, 0, axis=2) for x in (lse, dlse))
-    found = _gradient(long_q, long_k, long_v, long_out, lse, long_dout, dlse, passes, scale, there)
+    segments = there.segments(q, segments)
+    found = _gradient(long_q, long_k, long_v, long_out, lse, long_dout, dlse, passes, scale, segments)
     return [there.cut(d, x) for d, x in zip(found, (q, k, v), strict=True)]
 
 
-def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, there: There | None):
+def _gradient(q, k, v, out, lse, dout, dlse, passes: Sequence[Tables], scale: float, segments):
     # A gradient comes without a static shape from tf.gradients inside a TensorFlow 1 function.
     dout, dlse = tf.ensure_shape(dout, out.shape), tf.ensure_shape(dlse, lse.shape)
 
     @tf.custom_gradient
     def run(q, k, v, out, lse, dout, dlse):
         # The joint out and lse make each pass's share the ordinary gradient.
-        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale, there) for tables in passes]
+        shares = [backward(q, k, v, out, lse, dout, dlse, tables, scale, segments) for tables in passes]
         return tuple(tf.cast(_sum(x), q.dtype) for x in zip(*shares, strict=True)), refuse_second_gradient
 
     return run(q, k, v, out, lse, dout, dlse)
@@ -103,14 +111,16 @@ def refuse_second_gradient(*_):
 class Tables:
     """The gather tables of a layout, for any number of calls. order, head_index: int [heads], as in Plan."""
 
-    def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray):
-        self.block_size, self.heads = blocks.block_size, len(head_index)
-        # Heads that share one layout become further rows of the batch. Heads with layouts of their own become one block
-        # matrix, a head below the other, so that one set of rectangles serves all.
-        self.fold = self.heads if len(blocks.heads) == 1 else 1
-        heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0])]
+    def __init__(self, blocks: Blocks, order: np.ndarray, head_index: np.ndarray, kv_heads: int):
+        self.block_size, group = blocks.block_size, len(head_index) // kv_heads
+        # Key heads whose readers share one layout become further rows of the batch. Heads with layouts of their own
+        # become one block matrix, a head below the other, so that one set of rectangles serves all; so do the heads
+        # that read one key head, whose gradient the products then sum.
+        self.fold = kv_heads if len(blocks.heads) == 1 else 1
+        heads = [blocks.heads[number] for number in (head_index if self.fold == 1 else [0] * group)]
         below = [
-            np.array([[h * blocks.query_blocks], [h * blocks.key_blocks], [0]]) for h in range(len(heads))
+            np.array([[h * blocks.query_blocks], [h // group * blocks.key_blocks], [0]])
+            for h in range(len(heads))
         ]
         entries = [
             np.stack([head.query, head.key, head.mask]) + down
@@ -127,21 +137,29 @@ class Tables:
         turn = np.lexsort((query, key))
         transposed = masks.transpose(0, 2, 1)
         self.by_key = _Side(
-            key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads), transposed, limit
+            key[turn], query[turn], mask[turn], blocks.key_blocks * len(heads) // group, transposed, limit
         )
         self.times = blocks.query_time, blocks.key_time
         self.query_order = _Order(order, blocks.query_time)
-        self.key_order = _Order(order, blocks.key_time)
+        self.key_order = _Order(order[::group], blocks.key_time)
 
     def split(self, x, order: _Order):
         """[batch, time, heads * d] -> [batch * fold, heads / fold * blocks, block_size, d]"""
         _, time, width = x.shape.as_list()
-        x = tf.reshape(x, [-1, time, self.heads, width // self.heads])
+        x = tf.reshape(x, [-1, time, order.heads, width // order.heads])
         return self._blocks(tf.transpose(x, [0, 2, 1, 3]), order)
 
     def split_rows(self, x, order: _Order):
         """[batch, heads, time] -> [batch * fold, heads / fold * blocks, block_size, 1]"""
         return self._blocks(x[..., None], order)
+
+    def meeting(self, q, segments) -> Meeting:
+        """Which of q's queries and of the keys have one segment number."""
+        if not segments:
+            return Meeting()
+        orders = self.query_order, self.key_order
+        sides = zip(segments, orders, strict=True)
+        return Meeting(*(self.split_rows(per_head(each, q, order.heads), order) for each, order in sides))
 
     def _blocks(self, x, order: _Order):
         _, heads, time, d = x.shape.as_list()
@@ -153,7 +171,7 @@ class Tables:
         _, blocks, size, d = x.shape.as_list()
         rows = self.fold * blocks * size
         x = order.gather(tf.reshape(x, [-1, rows, d]), order.inverse)
-        return tf.reshape(x, [-1, self.heads, rows // self.heads, d])
+        return tf.reshape(x, [-1, order.heads, rows // order.heads, d])
 
 
 def merge_heads(x):
@@ -166,6 +184,7 @@ class _Order:
     """Plan row r of head h is tensor row (r % (n / s)) * s + r // (n / s), s = order[h]."""
 
     def __init__(self, order: np.ndarray, time: int):
+        self.heads = len(order)
         self.rows = self.inverse = None  # as they come
         if np.any(np.asarray(order) != 1):
             r, s = np.arange(time), np.asarray(order)[:, None]
@@ -258,14 +277,13 @@ def _sum(terms):
     return reduce(tf.add, terms)
 
 
-def forward(q, k, v, tables: Tables, scale: float, there: There | None = None):
+def forward(q, k, v, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()):
     """(out, lse) of one pass: float32 [batch, heads, query_time, value_dim] and [batch, heads, query_time]."""
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
-    values = tables.split(v, tables.key_order)
-    keys_there = seen_columns(there, 1, tables)
+    values, meeting = tables.split(v, tables.key_order), tables.meeting(q, segments)
 
     def step(rows, columns, visible):
-        visible = visible & keys_there(columns)
+        visible = meeting.by_query(rows, columns, visible)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         s = tf.where(visible, s, EMPTY)
         top = tf.reduce_max(s, axis=-1, keepdims=True)
@@ -283,7 +301,7 @@ def forward(q, k, v, tables: Tables, scale: float, there: There | None = None):
     return tables.unsplit(out, tables.query_order), tables.unsplit(lse, tables.query_order)[..., 0]
 
 
-def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, there: There | None = None):
+def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, segments: Sequence[tf.Tensor] = ()):
     """(dq, dk, dv) of one pass in float32, written out. With p_ij = exp(s_ij - lse_i), delta_i = dout_i . out_i -
     dlse_i and ds_ij = p_ij (dout_i . v_j - delta_i):
 
@@ -292,7 +310,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, there:
     q, k = _distinguish(q, lse, dout), _distinguish(k, lse, dout)
     queries, keys = tables.split(q, tables.query_order), tables.split(k, tables.key_order)
     values, gradients = tables.split(v, tables.key_order), tables.split(dout, tables.query_order)
-    outs = tables.split(out, tables.query_order)
+    outs, meeting = tables.split(out, tables.query_order), tables.meeting(q, segments)
     delta = tf.reduce_sum(tf.cast(gradients, tf.float32) * tf.cast(outs, tf.float32), axis=-1, keepdims=True)
     delta -= tables.split_rows(dlse, tables.query_order)
     lse = tables.split_rows(tf.where(tf.equal(lse, EMPTY), 0.0, lse), tables.query_order)
@@ -300,10 +318,8 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, there:
     # 0 * NaN in the product with the keys would make their dq NaN too.
     finite_keys = tf.where(tf.math.is_finite(keys), keys, tf.zeros_like(keys))
 
-    queries_there, keys_there = (seen_columns(there, side, tables) for side in (0, 1))
-
     def by_query(rows, columns, visible):
-        visible = visible & keys_there(columns)
+        visible = meeting.by_query(rows, columns, visible)
         s = scale * tf.matmul(_rows(queries, rows), _columns(keys, columns), transpose_b=True)
         p = tf.exp(s - _rows(lse, rows))
         dp = tf.matmul(_rows(gradients, rows), _columns(values, columns), transpose_b=True)
@@ -311,7 +327,7 @@ def backward(q, k, v, out, lse, dout, dlse, tables: Tables, scale: float, there:
         return (scale * tf.matmul(ds, _columns(finite_keys, columns)),)
 
     def by_key(rows, columns, visible):
-        visible = visible & queries_there(columns)
+        visible = meeting.by_key(rows, columns, visible)
         queries_seen, gradients_seen = _columns(queries, columns), _columns(gradients, columns)
         s = scale * tf.matmul(_rows(keys, rows), queries_seen, transpose_b=True)
         p = tf.where(visible, tf.exp(s - tf.linalg.matrix_transpose(_columns(lse, columns))), 0.0)

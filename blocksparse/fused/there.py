@@ -1,8 +1,8 @@
-"""Tensors with fewer rows than the tables of the reference have: filled up with zeros that nobody sees."""
+"""Tensors with fewer rows than the reference's tables, filled up with zeros of segments that nobody else has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,6 @@ class There:
 
     times: tuple  # rows of q, and of k and v: numbers or scalar tensors
     whole: tuple[int, int]  # of the tables
-    batch: Any
-    heads: int
 
     @classmethod
     def of(cls, q, k, tables: Any) -> There | None:
@@ -25,7 +23,7 @@ class There:
         if static == tables.times:
             return None
         times = [tf.shape(x)[1] if time is None else time for x, time in zip((q, k), static, strict=True)]
-        return cls(tuple(times), tables.times, tf.shape(q)[0], tables.heads)
+        return cls(tuple(times), tables.times)
 
     def filled(self, x, side: int, axis: int = 1):
         """x with zeros along `axis`, up to the tables' number of queries (side 0) or keys (side 1)."""
@@ -43,22 +41,11 @@ class There:
         shape[axis] = like.shape[1]
         return tf.ensure_shape(tf.slice(x, begin, tf.stack(size)), shape)
 
-    def rows(self, side: int, tables: Any):
-        """Which rows exist, as tables.split has them: 1 or 0, [batch * fold, blocks, block_size, 1]."""
-        rows = tf.cast(tf.range(self.whole[side]) < self.times[side], tf.float32)
-        rows = tf.broadcast_to(rows[:, None], [self.batch, self.whole[side], self.heads])
-        rows = tf.ensure_shape(rows, [None, self.whole[side], self.heads])
-        return tables.split(rows, (tables.query_order, tables.key_order)[side])
-
-
-def seen_columns(there: There | None, side: int, tables: Any) -> Callable:
-    """columns [R, C] -> bool, broadcast with [batch * fold, R, block_size, C * block_size]: which of them exist."""
-    if there is None:
-        return lambda columns: True
-    rows = there.rows(side, tables)[..., 0] > 0
-
-    def seen(columns):
-        count, width = columns.shape.as_list()
-        return tf.reshape(tf.gather(rows, columns, axis=1), [-1, count, 1, width * rows.shape[2]])
-
-    return seen
+    def segments(self, q, segments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Segment numbers of all rows of the tables: those that do not exist meet nobody."""
+        found = []
+        for side, nobody in enumerate((tf.int32.min, tf.int32.min + 1)):
+            rows = tf.zeros([tf.shape(q)[0], self.times[side]], tf.int32) if not segments else segments[side]
+            rows = tf.pad(rows, [[0, 0], [0, self.whole[side] - self.times[side]]], constant_values=nobody)
+            found.append(tf.ensure_shape(rows, [None, self.whole[side]]))
+        return found

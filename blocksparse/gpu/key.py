@@ -3,7 +3,7 @@
     forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
-with -j1 before -sm where `joined`.
+with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments`.
 
 The launcher makes the same word in C++ (key_of in launcher/launcher.cc; a test compares the two), looks for a folder of
 that name among the compiled kernels, and hands the word to compile.py where there is none.
@@ -19,10 +19,12 @@ from . import cuda
 
 LONG = 20  # column tiles a row tile: from here on rows are long, and have launches of their own in the tables
 NARROW_ELEMENTS = 2**31 - 1  # a tensor of more is addressed with 64-bit offsets
+CUTS = ("attention_cut_queries",), ("attention_cut_keys",)  # of the plan's sides, before what reads them
 _TEXT = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
-    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])(?P<joined>-j1)?-sm(?P<capability>\d+)"
+    r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])"
+    r"(?P<joined>-j1)?(?:-k(?P<group>[1-9]\d*))?(?P<segments>-i1)?-sm(?P<capability>\d+)"
 )
 
 
@@ -45,12 +47,16 @@ class Key:
     joined: bool = (
         False  # j: the results hold those of passes over other keys, and get those over the keys of all
     )
+    group: int = 1  # k: so many query heads read one key head
+    segments: bool = False  # i: positions have segment numbers
 
     def __str__(self) -> str:
         m, n, g = self.by_query
         by_key = "-M{}-N{}-G{}".format(*self.by_key) if self.by_key else ""
         flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-c{self.closed:d}"
         flags += "-j1" if self.joined else ""
+        flags += f"-k{self.group}" if self.group > 1 else ""
+        flags += "-i1" if self.segments else ""
         tiles = f"m{m}-n{n}-g{g}{by_key}"
         return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-{tiles}{flags}-sm{self.capability}"
 
@@ -59,17 +65,21 @@ class Key:
         """The kernels of the pass in launch order, by their names in kernels/ or cuda/; with warp roles they end in
         _roles.
         """
+        cut_queries, cut_keys = CUTS if self.segments else ((), ())
         if self.op == "forward":
             closed = self.closed and not cuda.serves(self.capability)
-            return ("attention_closed_forward" if closed else "attention_forward",)
+            return *cut_queries, "attention_closed_forward" if closed else "attention_forward"
         if self.one_pass:
-            return ("attention_whole_gradient",)
-        return "attention_query_gradient", "attention_key_gradient"
+            return *cut_queries, "attention_whole_gradient"
+        return *cut_queries, "attention_query_gradient", *cut_keys, "attention_key_gradient"
 
     @property
     def one_pass(self) -> bool:
-        """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers."""
-        return bool(self.closed) and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
+        """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers; where heads
+        share keys, several programs would add to one key's gradients.
+        """
+        closed = bool(self.closed) and self.group == 1
+        return closed and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
 
 
 def parse(text: str) -> Key:
@@ -94,6 +104,8 @@ def parse(text: str) -> Key:
         closed=int(found["closed"]),
         capability=int(found["capability"]),
         joined=found["joined"] is not None,
+        group=int(found["group"] or 1),
+        segments=found["segments"] is not None,
     )
 
 
@@ -106,11 +118,13 @@ def key_of(
     batch: int = 1,
     capability: int = 90,
     joined: bool = False,
+    segments: bool = False,
 ) -> Key:
     """The key of one pass over a plan.
 
     plan: a blocksparse.plan.plan.Plan. (Its class is not imported: this folder also stands alone, see compile.py.)
-    op, dtype, head_dim, value_dim, capability, joined: as in Key. batch: its rows, which matter for `wide` alone.
+    op, dtype, head_dim, value_dim, capability, joined, segments: as in Key. batch: its rows, which matter for `wide`
+        alone.
     """
     by_query, by_key = (
         (side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)
@@ -130,4 +144,6 @@ def key_of(
         closed=plan.closed,
         capability=capability,
         joined=joined,
+        group=plan.group,
+        segments=segments,
     )

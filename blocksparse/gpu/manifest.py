@@ -7,10 +7,10 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     temp NAME BYTES
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
-DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, query_time,
-key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this). An ARG is
-p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers are not
-listed; kernels in CUDA C++ have none.
+DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
+query_time, key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
+An ARG is p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers
+are not listed; kernels in CUDA C++ have none.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class _Kernel:
     scales: str
 
 
+_CUT = "query_segments key_segments cut_spans cut_columns cut_mask cut_masks"
 _FORWARD = _Kernel("q", "q k v out lse", "scale_log2")
 _KERNELS = {
     "attention_forward": _FORWARD,
@@ -44,7 +45,11 @@ _KERNELS = {
     "attention_whole_gradient": _Kernel("q", "q k v out lse dout dlse dq dk dv", "scale scale_log2"),
     "attention_query_gradient": _Kernel("q", "q k v out lse dout dlse delta dq", "scale scale_log2"),
     "attention_key_gradient": _Kernel("k", "q k v lse dout delta dk dv", "scale scale_log2"),
+    "attention_cut_queries": _Kernel("q", _CUT, ""),
+    "attention_cut_keys": _Kernel("k", _CUT, ""),
 }
+_ARE_CUTS = {"attention_cut_queries", "attention_cut_keys"}
+_CUT_LAUNCH = tuning.Launch(warps=4, stages=1, registers=None, split=False, heaviest_first=False)
 _KNOWS_SINGLE = {"attention_closed_forward", "attention_whole_gradient"}
 
 
@@ -70,7 +75,30 @@ def launches(key: Key | str, **how) -> list[Launch]:
 def temps(key: Key | str) -> list[tuple[str, str]]:
     """(name, bytes) of the device memory a pass needs while it runs."""
     key = parse(key) if isinstance(key, str) else key
-    return [] if key.op == "forward" or key.one_pass else [("delta", "4*batch*heads*query_time")]
+    two_passes = key.op == "backward" and not key.one_pass
+    found = [("delta", "4*batch*heads*query_time")] if two_passes else []
+    for function in key.functions:
+        if function in _ARE_CUTS:
+            found += _cut_temps(key, _KERNELS[function].side)
+    return found
+
+
+def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
+    """Room for all column tiles of a side, for each batch row and group: kernels/cut.py describes it."""
+    m, n, g = _side(key, side)
+    lists = f"batch*{_groups(key, side)}*{side}.column_tiles"
+    return [
+        (f"{side}.cut_spans", f"12*batch*{_groups(key, side)}*{side}.tiles"),
+        (f"{side}.cut_columns", f"{4 * (n // g)}*{lists}"),
+        (f"{side}.cut_mask", f"4*{lists}"),
+        (f"{side}.cut_masks", f"{4 * m * -(-n // 32)}*{lists}"),
+    ]
+
+
+def _groups(key: Key, side: str) -> str:
+    """Heads that lie in orders of their own have lists of their own; of keys, as many as there are key heads."""
+    heads = "kv_heads" if key.group > 1 and side == "k" else "heads"
+    return heads if key.permuted else "1"
 
 
 def text(key: Key | str, files: dict[str, tuple[str, bytes, str, int, int]]) -> str:
@@ -92,16 +120,17 @@ def file_digest(code: bytes) -> str:
 
 def _launch(key: Key, function: str, changes: dict) -> Launch:
     kernel = _KERNELS[function]
-    m, n, _ = _side(key, kernel)
+    m, n, _ = _side(key, kernel.side)
     dims = key.head_dim, key.value_dim
     how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
-    how = replace(how, **changes)
+    how = replace(_CUT_LAUNCH if function in _ARE_CUTS else how, **changes)
     pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles", *(["count"] if how.roles else [])]
+    integers += ["batches", "column_tiles", "mask_words"] if function in _ARE_CUTS else []
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
     constexprs = _constants(key, kernel, how) | _constants_of_kind(key, function, how)
-    values = _values(kernel)
+    values = _values(key, kernel) | _cut_values(key, function)
     grid = count = values["count"].removeprefix("i:")
     options = dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True)
     if cuda.serves(key.capability):
@@ -123,13 +152,15 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     )
 
 
-def _side(key: Key, kernel: _Kernel) -> tuple[int, int, int]:
-    return key.by_query if kernel.side == "q" else key.by_key
+def _side(key: Key, side: str) -> tuple[int, int, int]:
+    found = key.by_query if side == "q" else key.by_key
+    assert found is not None  # a forward key has no kernel whose rows are keys
+    return found
 
 
 def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
     """The flags that every kernel has."""
-    m, n, g = _side(key, kernel)
+    m, n, g = _side(key, kernel.side)
     return dict[str, Any](
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
@@ -142,11 +173,17 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
         PERMUTED=key.permuted,
         SHARED=key.shared,
         WIDE=key.wide,
-    ) | (dict(JOINED=True) if key.joined else {})
+    ) | {
+        name: value
+        for name, value in (("JOINED", key.joined), ("GROUP", key.group), ("SEGMENTS", key.segments))
+        if value > 1 or value is True
+    }
 
 
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
     """The flags of plain kernels or of those with warp roles."""
+    if function in _ARE_CUTS:
+        return dict(KEEP=key.closed > 0 and function == "attention_cut_queries")
     if how.roles:
         turns = 2 if how.programs else 1
         return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns)
@@ -154,14 +191,31 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
     return single | dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
 
 
-def _values(kernel: _Kernel) -> dict[str, str]:
-    """What the launcher passes for the arguments that are no tensors."""
-    side = kernel.side
+def _values(key: Key, kernel: _Kernel) -> dict[str, str]:
+    """What the launcher passes for the arguments that are no tensors. `heads` are those whose rows programs own."""
+    side, of_keys = kernel.side, key.group > 1 and kernel.side == "k"
+    heads = "kv_heads" if of_keys else "heads"
     values = {name: f"p:{side}.{name}" for name in _PLAN} | {
         name: f"f:{name}" for name in kernel.scales.split()
     }
-    values |= {name: f"i:{name}" for name in ("heads", "query_time", "key_time")}
-    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*heads*batch")
+    if of_keys:
+        values |= dict(head_index="p:key_index", residues="p:key_residues")
+    values |= dict(heads=f"i:{heads}") | {name: f"i:{name}" for name in ("query_time", "key_time")}
+    return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*{heads}*batch")
+
+
+def _cut_values(key: Key, function: str) -> dict[str, str]:
+    """What is passed otherwise where positions have segment numbers: to a cut its room, to others what it left."""
+    if not key.segments:
+        return {}
+    side = _KERNELS[function].side
+    room = {name: f"p:{side}.{name}" for name in _CUT.split() if name.startswith("cut_")}
+    if function not in _ARE_CUTS:
+        lists = dict(offset="cut_spans", columns="cut_columns", mask="cut_mask", masks="cut_masks")
+        return {name: room[cut] for name, cut in lists.items()}
+    masks = dict(_cut_temps(key, side))[f"{side}.cut_masks"]
+    sizes = dict(batches="i:batch", column_tiles=f"i:{side}.column_tiles", mask_words=f"i:{masks}/4")
+    return room | sizes | dict(count=f"i:{side}.tiles*batch*{_groups(key, side)}")
 
 
 def _pointer_type(key: Key, name: str) -> str:

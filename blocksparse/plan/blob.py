@@ -33,8 +33,12 @@ class Word(IntEnum):
     DISTINCT = 10  # distinct heads
     KEY_ARRAYS_END = 11  # two words: where the last two of by_key's arrays start
     CLOSED = 13
+    KEY_HEADS = 14  # heads of keys; 0 where there are as many as heads
+    DISTINCT_KEYS = 15  # distinct key heads; this and the two below are 0 with KEY_HEADS
     BY_QUERY = 16  # eight words: SIDE
     BY_KEY = 32
+    KEY_INDEX = 40  # where an array starts
+    KEY_RESIDUES = 41
     HEAD_INDEX = 48  # from here on: where an array starts
     RESIDUES = 49
     QUERY_ARRAYS = 50  # eight words: ARRAYS
@@ -54,6 +58,10 @@ def pack(plan: Plan) -> np.ndarray:
     """The plan as int32 [length]."""
     sides = (plan.by_query, plan.by_key)
     arrays = [plan.head_index, plan.residues, *(getattr(side, name) for side in sides for name in ARRAYS)]
+    starts_at = list(_STARTS)
+    if plan.group > 1:
+        arrays += [plan.key_index, plan.residues[:: plan.group]]
+        starts_at += [Word.KEY_INDEX, Word.KEY_RESIDUES]
     words = [np.ascontiguousarray(array).reshape(-1).view(np.int32) for array in arrays]
     ends = HEADER + np.cumsum([-(-len(array) // 4) * 4 for array in words])
     starts = np.concatenate([[HEADER], ends[:-1]])
@@ -64,9 +72,14 @@ def pack(plan: Plan) -> np.ndarray:
     blob[Word.QUERY_TIME], blob[Word.KEY_TIME] = plan.query_time, plan.key_time
     blob[Word.HEADS], blob[Word.DISTINCT] = len(plan.head_index), len(plan.by_query.head_tiles) - 1
     blob[Word.CLOSED] = plan.closed
+    if plan.group > 1:
+        blob[Word.KEY_HEADS], blob[Word.DISTINCT_KEYS] = (
+            len(plan.key_index),
+            len(plan.by_key.head_tiles) - 1,
+        )
     for word, side in zip((Word.BY_QUERY, Word.BY_KEY), sides):
         blob[word : word + len(SIDE)] = _record(side)
-    blob[_STARTS] = starts
+    blob[starts_at] = starts
     blob[Word.HASH : _CONTENT] = digest(blob)
     return blob
 
@@ -82,12 +95,15 @@ def unpack(blob: np.ndarray) -> Plan:
     query_time, key_time, heads, distinct = blob[Word.QUERY_TIME : Word.DISTINCT + 1].tolist()
     head_index, residues = (_take(blob, word, heads) for word in (Word.HEAD_INDEX, Word.RESIDUES))
     by_query = _take_side(blob, "by_query", Word.BY_QUERY, _QUERY_STARTS, distinct)
-    by_key = _take_side(blob, "by_key", Word.BY_KEY, _KEY_STARTS, distinct)
+    grouped = bool(blob[Word.KEY_HEADS])
+    key_index, distinct_keys = _take_key_heads(blob, residues) if grouped else (head_index, distinct)
+    by_key = _take_side(blob, "by_key", Word.BY_KEY, _KEY_STARTS, distinct_keys)
     check_residues(residues, query_time, key_time, max(by_query.granule, by_key.granule))
     _require(_within(head_index, distinct), "head_index", f"below {distinct}")
     _check_side("by_query", by_query, query_time, key_time)
-    _check_side("by_key", by_key, key_time, query_time)
-    return Plan(query_time, key_time, head_index, residues, by_query, by_key)
+    _require(_within(key_index, distinct_keys), "key_index", f"below {distinct_keys}")
+    _check_side("by_key", by_key, key_time, query_time * (heads // len(key_index)))
+    return Plan(query_time, key_time, head_index, residues, by_query, by_key, key_index)
 
 
 def digest(blob: np.ndarray) -> np.ndarray:
@@ -107,6 +123,17 @@ def _take(blob: np.ndarray, word: int, *shape: int) -> np.ndarray:
     inside = HEADER <= start <= len(blob) - size and start % 4 == 0
     _require(inside, f"start of {shape}", "inside the blob")
     return blob[start : start + size].reshape(shape)
+
+
+def _take_key_heads(blob: np.ndarray, residues: np.ndarray) -> tuple[np.ndarray, int]:
+    """(the distinct key head of each, how many of these there are) of a plan with fewer key heads than heads."""
+    kv_heads, heads = int(blob[Word.KEY_HEADS]), len(residues)
+    _require(0 < kv_heads < heads and heads % kv_heads == 0, "key_heads", f"a divisor of {heads}")
+    index, own = (_take(blob, word, kv_heads) for word in (Word.KEY_INDEX, Word.KEY_RESIDUES))
+    _require(
+        np.array_equal(np.repeat(own, heads // kv_heads), residues), "key_residues", "those of the heads"
+    )
+    return index, int(blob[Word.DISTINCT_KEYS])
 
 
 def _take_side(blob: np.ndarray, name: str, record: int, starts: list[int], distinct: int) -> TilePlan:

@@ -17,11 +17,35 @@ def check_positive(name: str, size: Any) -> None:
         raise ValueError(f"{name}={size}; it has to be at least 1")
 
 
-def check_heads(heads: int, name: str, width: int) -> None:
-    """Raises ValueError where `heads` heads cannot share the width called `name` evenly."""
+def check_heads(heads: int, name: str, width: int, argument: str = "heads") -> None:
+    """Raises ValueError where `heads` heads, the argument's number, cannot share the width called `name` evenly."""
     if width % heads or not width:
         nearest = nearest_multiple(width, heads)
-        raise ValueError(f"heads={heads} does not divide {name}, {width}; nearest width: {nearest}")
+        raise ValueError(f"{argument}={heads} does not divide {name}, {width}; nearest width: {nearest}")
+
+
+def check_kv_heads(kv_heads: Any, heads: int) -> int:
+    """kv_heads, or heads where it is None. Raises TypeError or ValueError where it is no divisor of heads."""
+    if kv_heads is None:
+        return heads
+    check_positive("kv_heads", kv_heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"kv_heads={kv_heads} does not divide heads={heads}, of which as many have to share each key head; "
+            f"nearest: {nearest_divisor(heads, kv_heads)}"
+        )
+    return int(kv_heads)
+
+
+def check_key_width(heads: int, kv_heads: int, query_width: int, key_width: int) -> None:
+    """Raises ValueError where the heads of q and of k are not equally wide."""
+    wanted = query_width // heads * kv_heads
+    if key_width != wanted and heads == kv_heads:
+        raise ValueError(f"k has width {key_width} and q {query_width}; they have to be equal")
+    if key_width != wanted:
+        raise ValueError(
+            f"k has width {key_width} and q {query_width}; with heads={heads} and kv_heads={kv_heads} k needs {wanted}"
+        )
 
 
 def check_block_size(name: str, block_size: int) -> None:

@@ -27,7 +27,13 @@ class Plan:
     head_index: np.ndarray  # int32 [heads] the distinct head that head h is like
     residues: np.ndarray  # int32 [heads] s: plan row r is tensor row (r % (n / s)) * s + r // (n / s)
     by_query: TilePlan  # rows are queries, columns are keys
-    by_key: TilePlan  # rows are keys, columns are queries
+    by_key: TilePlan  # rows are keys, columns queries: those of the key head's first query head, then its second's ...
+    key_index: np.ndarray  # int32 [kv_heads] the distinct key head, one of by_key, that key head h is like
+
+    @property
+    def group(self) -> int:
+        """How many query heads read one key head: query head h reads key head h // group."""
+        return len(self.head_index) // len(self.key_index)
 
     @property
     def closed(self) -> int:
@@ -52,6 +58,7 @@ def make_plan(
     heads: int | None = None,
     tiles_by_query: tuple[int, int] = (64, 64),
     tiles_by_key: tuple[int, int] = (64, 64),
+    kv_heads: int | None = None,
 ) -> Plan:
     """Plan an attention over `blocks` in row tiles of M and column tiles of N.
 
@@ -59,6 +66,8 @@ def make_plan(
         tensor, so that s = stride puts the rows of one residue class side by side.
     heads: how many heads there are, where `blocks` describes one for all.
     tiles_by_query, tiles_by_key: (M, N) of each side, out of 16, 32, 64, 128.
+    kv_heads: heads of the keys, a divisor of heads; as many as heads by default. Query heads that read one key head
+        have the same number of residues.
     Raises ValueError for a number of residues that does not divide both times into whole blocks, or a tile size not
     offered.
     """
@@ -71,10 +80,38 @@ def make_plan(
     by_query = plan_side(
         list(blocks.heads), blocks.masks, blocks.query_blocks, blocks.key_blocks, *tiles_by_query
     )
-    turned = [HeadBlocks(query=head.key, key=head.query, mask=head.mask) for head in blocks.heads]
-    turned_masks = blocks.masks.transpose(0, 2, 1)
-    by_key = plan_side(turned, turned_masks, blocks.key_blocks, blocks.query_blocks, *tiles_by_key)
-    return Plan(blocks.query_time, blocks.key_time, head_index, classes, by_query, by_key)
+    kv_heads = kv_heads or len(head_index)
+    check_groups(classes, kv_heads)
+    members, key_index = np.arange(len(blocks.heads))[:, None], head_index
+    if kv_heads < len(head_index):
+        members, key_index = np.unique(head_index.reshape(kv_heads, -1), axis=0, return_inverse=True)
+        key_index = key_index.reshape(-1).astype(np.int32)
+    turned, turned_masks = [_readers(blocks, own) for own in members], blocks.masks.transpose(0, 2, 1)
+    sizes = blocks.key_blocks, blocks.query_blocks
+    by_key = plan_side(turned, turned_masks, *sizes, *tiles_by_key, members=members.shape[1])
+    return Plan(blocks.query_time, blocks.key_time, head_index, classes, by_query, by_key, key_index)
+
+
+def _readers(blocks: Blocks, members: np.ndarray) -> HeadBlocks:
+    """A key head's blocks, by key: of the distinct heads that read it, each one's queries behind those before."""
+    heads = [blocks.heads[member] for member in members]
+    queries = [head.query + number * blocks.query_blocks for number, head in enumerate(heads)]
+    return HeadBlocks(
+        query=np.concatenate([head.key for head in heads]),
+        key=np.concatenate(queries),
+        mask=np.concatenate([head.mask for head in heads]),
+    )
+
+
+def check_groups(residues: np.ndarray, kv_heads: int) -> None:
+    """Raise ValueError unless query heads that read one key head have one order."""
+    if kv_heads < 1 or len(residues) % kv_heads:
+        raise ValueError(f"kv_heads={kv_heads} does not divide the {len(residues)} heads")
+    groups = residues.reshape(kv_heads, -1)
+    if np.any(groups != groups[:, :1]):
+        raise ValueError(
+            f"order={residues.tolist()}: query heads that read one of {kv_heads} key heads need one order"
+        )
 
 
 def check_residues(residues: np.ndarray, query_time: int, key_time: int, unit: int) -> None:

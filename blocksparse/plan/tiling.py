@@ -35,15 +35,25 @@ class TilePlan:
 
 
 def plan_side(
-    heads: list[HeadBlocks], masks: np.ndarray, rows: int, columns: int, row_tile: int, column_tile: int
+    heads: list[HeadBlocks],
+    masks: np.ndarray,
+    rows: int,
+    columns: int,
+    row_tile: int,
+    column_tile: int,
+    members: int = 1,
 ) -> TilePlan:
-    """Plan the side whose rows are the `query` of `heads`: rows x columns blocks, cut into tiles of M x N."""
+    """Plan the side whose rows are the `query` of `heads`: rows x columns blocks, cut into tiles of M x N.
+
+    members: so many heads' columns stand one behind the other, `columns` blocks each.
+    """
     entries, masks, parts = _cut(heads, masks, min(row_tile, column_tile))
     granule = masks.shape[1]
     slots, lanes = row_tile // granule, column_tile // granule
-    places = [_arrange(*entry[:2], rows * parts, columns * parts, slots, lanes) for entry in entries]
+    columns *= parts
+    places = [_arrange(*entry[:2], rows * parts, columns, members, slots, lanes) for entry in entries]
     tiles = _RowTiles.of(places, slots)
-    strips = _strips(entries, tiles, columns * parts)
+    strips = _strips(entries, tiles, columns * members)
     order = _pack_columns(strips, tiles, lanes)
     gathered = _filled(np.full((order.total, lanes), _EMPTY), order.lane, strips.column)
     masked = np.ones(order.total, bool)
@@ -98,18 +108,20 @@ def _cut(heads: list[HeadBlocks], masks: np.ndarray, largest: int) -> tuple[list
 
 
 def _arrange(
-    row: np.ndarray, column: np.ndarray, rows: int, columns: int, slots: int, lanes: int
+    row: np.ndarray, column: np.ndarray, rows: int, columns: int, members: int, slots: int, lanes: int
 ) -> tuple[int, np.ndarray]:
     """(rows in a tile, place of each row) that visit the fewest column tiles; a row tile itself counts as half of one.
 
     Rows stay in order, or the few heavy ones (summary columns that every later query sees) come first, side
-    by side: a tile with one heavy row visits that row's columns for all its rows.
+    by side: a tile with one heavy row visits that row's columns for all its rows. Rows that are heavy for one of the
+    `members` whose columns these are do not stand with those that are heavy for another.
     """
-    count = np.bincount(row, minlength=rows)
+    count = np.bincount(row * members + column // columns, minlength=rows * members).reshape(rows, members)
     places = [np.arange(rows)]
-    heavy = count > 4 * np.median(count)
+    heavy = count > 4 * np.median(count, axis=0)
     if heavy.any():
-        places.append(np.argsort(np.argsort(~heavy, kind="stable")))
+        first = np.where(heavy.any(1), heavy.argmax(1), members)
+        places.append(np.argsort(np.argsort(first, kind="stable")))
     # A height of at most slots / 2 cannot win: two such tiles fit in one, which visits a column that both see once.
     heights = range(min(slots, rows), min(slots, rows) // 2, -1)
     choices = [(height, place) for place in places for height in heights]
@@ -118,8 +130,8 @@ def _arrange(
 
     def work(choice: tuple[int, np.ndarray]) -> int:
         height, place = choice
-        pairs = np.sort(place[row] // height * np.int64(columns) + column)
-        widths = np.bincount(pairs[_starts(pairs)] // columns)
+        pairs = np.sort(place[row] // height * np.int64(columns * members) + column)
+        widths = np.bincount(pairs[_starts(pairs)] // (columns * members))
         return 2 * int((-(-widths // lanes)).sum()) + -(-rows // height)
 
     return min(choices, key=work)

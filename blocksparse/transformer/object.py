@@ -14,11 +14,12 @@ import tensorflow as tf
 from ..fused.lengths import Lengths
 from ..fused.op import Attention, Layout, attend, attend_gradient
 from ..plan import build_blocks
-from ..plan.checks import check_heads
+from ..plan.checks import check_heads, check_key_width, check_kv_heads
 from ..plan.plan import check_residues
 from ..tensors import TensorLike, as_bool, do_not_convert
 from . import oracles
 from .lookup import LookupTables
+from .segments import segment_numbers
 from .steps import BlockProducts
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
@@ -76,12 +77,15 @@ class BlocksparseTransformer(LookupTables):
         order: int | Sequence[int] = 1,
         with_lse: bool = False,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
+        kv_heads: int | None = None,
+        segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+        lengths: TensorLike | None = None,
         any_time: bool = False,
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """softmax(scale q k^T) v over the visible keys, in one step that keeps no scores.
 
-        q: [batch, query_time, heads * head_dim]; k: [batch, key_time, heads * head_dim];
-        v: [batch, key_time, heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in
+        q: [batch, query_time, heads * head_dim]; k: [batch, key_time, kv_heads * head_dim];
+        v: [batch, key_time, kv_heads * value_dim]; all float16, bfloat16 or float32. Softmax and sums run in
         float32.
         scale: 1 / sqrt(head_dim) by default; a number, or a scalar tensor or variable, which gets its gradient (it then
             multiplies q, rounded once to q's dtype).
@@ -90,19 +94,26 @@ class BlocksparseTransformer(LookupTables):
         with_lse: also return the log of each row's sum of exp(scale q k^T).
         joined: further objects with their orders, of the same heads and times: the result is the softmax over all of
             their keys, as if one layout had shown them. No two may show a query the same key, which is not checked.
+        kv_heads: heads of k and v, a divisor of heads, which they are by default: query head h reads key head
+            h // (heads / kv_heads) (grouped-query attention; multi-query where 1).
+        segment_ids: int32 [batch, time], or a tuple of the queries' and the keys': a query sees a key only where both
+            have one number, whatever the layout shows. A negative number is padding, which sees and is seen by nothing.
+        lengths: int32 [batch]: positions from there on are padding.
         any_time: q, k and v may have fewer rows than the layout, also a number not known yet. What the layout says of
-            rows past their end goes for nothing: on a GPU it has to show no query of theirs such a key.
+            rows past their end goes for nothing: on a GPU, without segments, it has to show no query such a key.
         Returns out [batch, query_time, heads * value_dim] in q's dtype, or (out, lse) with lse float32
         [batch, heads, query_time]; both can be differentiated, once. A query that sees no key has out 0, lse
         -inf and no gradient. (Where plain TensorFlow runs, tf.debugging.enable_check_numerics stops at that -inf, with
         with_lse=True alone.) A NaN or infinity in k reaches only the queries that see it; one in q, v or a gradient, at
         most the tile of rows and columns that holds it.
         """
-        q, k, v = self._operands(q, k, v, any_time)
+        kv_heads = check_kv_heads(kv_heads, self.heads)
+        q, k, v = self._operands(q, k, v, kv_heads, any_time)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
         q, scale = _scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
-        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse)
+        segments = segment_numbers(segment_ids, lengths, q, k)
+        return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse, kv_heads, segments)
 
     @do_not_convert
     def attention_grad(
@@ -116,23 +127,31 @@ class BlocksparseTransformer(LookupTables):
         scale: float | None = None,
         order: int | Sequence[int] = 1,
         joined: Sequence[tuple[BlocksparseTransformer, int | Sequence[int]]] = (),
+        kv_heads: int | None = None,
+        segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None = None,
+        lengths: TensorLike | None = None,
         any_time: bool = False,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """(dq, dk, dv) of `attention`, from the (out, lse) it returned: for gradients written by hand.
 
         dv = p^T dout, dq = scale ds k, dk = scale ds^T q; p = exp(scale q k^T - lse) over the visible keys,
         ds = p * (dout v^T - rowsum(dout * out)).
-        q, k, v, order, joined, any_time: as `attention` was given them; scale a number. out, lse: what it returned
-        with_lse=True; dout: out's gradient, of out's shape and dtype. Cannot be differentiated again.
+        q, k, v, order, joined, kv_heads, segment_ids, lengths, any_time: as `attention` was given them; scale a number.
+        out, lse: what it returned with_lse=True; dout: out's gradient, of its shape and dtype. Cannot be
+        differentiated again.
         """
-        q, k, v = self._operands(q, k, v, any_time)
+        kv_heads = check_kv_heads(kv_heads, self.heads)
+        q, k, v = self._operands(q, k, v, kv_heads, any_time)
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, np.number))):
             raise TypeError(f"scale is {scale!r}; it has to be a number here: multiply q by a tensor instead")
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else float(scale)
         out, dout = (
-            self._operand(name, x, self.ctx_blks_q, any_time) for name, x in (("out", out), ("dout", dout))
+            self._operand(name, x, self.ctx_blks_q, None, any_time)
+            for name, x in (("out", out), ("dout", dout))
         )
-        _check_equal("width", 2, out=out, dout=dout, v=v)
+        _check_equal("width", 2, out=out, dout=dout, **(dict(v=v) if kv_heads == self.heads else {}))
+        if (wanted := v.shape[2] // kv_heads * self.heads) != out.shape[2]:
+            raise ValueError(f"out has width {out.shape[2]}; of this v and kv_heads attention makes {wanted}")
         _check_equal("batch", 0, q=q, out=out, dout=dout)
         lse = tf.convert_to_tensor(lse)
         wanted = (self.heads, q.shape[1])
@@ -145,7 +164,8 @@ class BlocksparseTransformer(LookupTables):
             if x.dtype != q.dtype:
                 raise TypeError(f"{name} is {x.dtype.name} and q {q.dtype.name}; cast them to one dtype")
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
-        return tuple(attend_gradient(q, k, v, out, lse, dout, passes, scale))
+        segments = segment_numbers(segment_ids, lengths, q, k)
+        return tuple(attend_gradient(q, k, v, out, lse, dout, passes, scale, kv_heads, segments))
 
     @do_not_convert
     def query_key_op(
@@ -238,12 +258,15 @@ class BlocksparseTransformer(LookupTables):
         return seen & ((key < autoregress_at_key) | (key <= query))
 
     def _operands(
-        self, q: TensorLike, k: TensorLike, v: TensorLike, any_time: bool
+        self, q: TensorLike, k: TensorLike, v: TensorLike, kv_heads: int, any_time: bool
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        q = self._operand("q", q, self.ctx_blks_q, any_time)
-        k, v = (self._operand(name, x, self.ctx_blks_k, any_time) for name, x in (("k", k), ("v", v)))
+        q = self._operand("q", q, self.ctx_blks_q, None, any_time)
+        k, v = (self._operand(n, x, self.ctx_blks_k, kv_heads, any_time) for n, x in (("k", k), ("v", v)))
         _check_equal("time", 1, k=k, v=v)
-        _check_equal("width", 2, q=q, k=k)
+        if kv_heads == self.heads:
+            _check_equal("width", 2, q=q, k=k)
+        else:
+            check_key_width(self.heads, kv_heads, q.shape[2], k.shape[2])
         _check_equal("batch", 0, q=q, k=k, v=v)
         if not q.dtype == k.dtype == v.dtype:
             raise TypeError(
@@ -251,18 +274,20 @@ class BlocksparseTransformer(LookupTables):
             )
         return q, k, v
 
-    def _operand(self, name: str, x: TensorLike, blocks: int, any_time: bool = False) -> tf.Tensor:
+    def _operand(
+        self, name: str, x: TensorLike, blocks: int, heads: int | None = None, any_time: bool = False
+    ) -> tf.Tensor:
         """x as a tensor [batch, time, heads * d]; the batch alone may be unknown, with any_time also the time."""
-        x, time = _float_tensor(name, x), blocks * self.blk_size
+        x, time, heads = _float_tensor(name, x), blocks * self.blk_size, heads or self.heads
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
         fits = shape[1] == time or (any_time and x.shape.rank == 3 and (shape[1] or 0) <= time)
         if not fits or shape[2] is None:
             up_to = "up to " if any_time else ""
             raise ValueError(
-                f"{name} has shape {x.shape}; it has to be [batch, {up_to}{time}, {self.heads} heads * d] ({blocks} "
+                f"{name} has shape {x.shape}; it has to be [batch, {up_to}{time}, {heads} heads * d] ({blocks} "
                 f"blocks of {self.blk_size}); only the batch may be unknown (tf.ensure_shape states a shape)"
             )
-        check_heads(self.heads, f"the width of {name}", shape[2])
+        check_heads(heads, f"the width of {name}", shape[2], "heads" if heads == self.heads else "kv_heads")
         return x
 
     def _matrix(self, name: str, x: TensorLike) -> tf.Tensor:

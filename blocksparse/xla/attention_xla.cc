@@ -20,23 +20,29 @@ class AttentionXla : public tensorflow::XlaOpKernel {
  public:
   explicit AttentionXla(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     if (context->HasAttr("hides")) OP_REQUIRES_OK(context, context->GetAttr("hides", &hides_));
+    OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
+    OP_REQUIRES_OK(context, expect_sides(segment_sides_));
   }
 
   void Compile(tensorflow::XlaOpKernelContext* context) override {
     const bool on_gpu = context->compiler()->options().device_type.type_string().find("GPU") != std::string::npos;
-    OP_REQUIRES(context, !hides_ || !on_gpu, absl::UnimplementedError(kCannotHide));
+    OP_REQUIRES(context, !hides_ || !on_gpu || segment_sides_ != 0, absl::UnimplementedError(kCannotHide));
     const bool backward = context->num_outputs() == 3;
-    const int first_plan = backward ? 7 : 3;
+    const int first_plan = backward ? 7 : 3, first_segments = context->num_inputs() - segment_sides_;
     const auto shape = [&](int input) { return context->InputShape(input); };
     Arguments arguments;  // all passes have the same, save for the plan
     std::string passes;
-    for (int input = first_plan; input < context->num_inputs(); ++input) {
+    for (int input = first_plan; input < first_segments; ++input) {
       const absl::StatusOr<tensorflow::Tensor> plan = context->ConstantInputTensor(input);
       OP_REQUIRES_OK(context, plan.status());
-      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, scale_));
+      OP_REQUIRES_OK(context, arguments.read(*plan, shape(0), shape(1), shape(2), heads_, kv_heads_, scale_));
       absl::StrAppend(&passes, ", ", pass_words(arguments.plan, *plan));
+    }
+    if (segment_sides_ != 0) {
+      OP_REQUIRES_OK(context, arguments.check_segments(shape(first_segments), shape(first_segments + 1)));
     }
     if (backward) OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
 
@@ -65,10 +71,11 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     return words(constants);
   }
 
-  static std::string attribute(bool backward, xla::PrimitiveType type, const Shape& shape, const std::string& passes) {
+  std::string attribute(bool backward, xla::PrimitiveType type, const Shape& shape, const std::string& passes) const {
     const int single = tensorflow::tensor_float_32_execution_enabled() ? 3 : 2;
     const int dtype = type == xla::F16 ? 0 : type == xla::BF16 ? 1 : single;
-    const Constants constants = {backward, dtype, shape.heads, shape.head_dim, shape.value_dim, shape.scale};
+    const Constants constants = {backward,        dtype,       shape.heads,   shape.head_dim,
+                                 shape.value_dim, shape.scale, segment_sides_};
     return absl::StrCat("{constants = array<i32: ", words(constants), passes, ">}");
   }
 
@@ -79,7 +86,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
     return absl::StrJoin(words, ", ");
   }
 
-  int heads_;
+  int heads_, kv_heads_, segment_sides_;
   float scale_;
   bool hides_ = false;
 };

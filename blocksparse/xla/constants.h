@@ -14,6 +14,7 @@ constexpr const char* kDtypes[] = {"f16", "bf16", "f32", "tf32"};
 struct Constants {
   int32_t backward, dtype, heads, head_dim, value_dim;
   float scale;
+  int32_t segment_sides;  // operands behind the plans: segment numbers of queries and keys, or none
 };
 constexpr size_t kWords = sizeof(Constants) / sizeof(int32_t);
 

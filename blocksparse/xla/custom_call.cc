@@ -29,7 +29,7 @@ struct Rows {
   int64_t batch, queries, keys;
 };
 
-// Of the first pass, without its plan.
+// Of the first pass, without its plan. in: all operands.
 Call make_call(const Constants& constants, const std::vector<void*>& in, const Rows& rows,
                const std::vector<void*>& out) {
   Call call{};
@@ -44,6 +44,10 @@ Call make_call(const Constants& constants, const std::vector<void*>& in, const R
   } else {
     call.out = out[0], call.lse = out[1];
   }
+  if (constants.segment_sides == 2) {
+    call.query_segments = static_cast<const int32_t*>(in[in.size() - 2]);
+    call.key_segments = static_cast<const int32_t*>(in[in.size() - 1]);
+  }
   return call;
 }
 
@@ -55,7 +59,8 @@ ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ff
   Constants constants;
   std::memcpy(&constants, words.begin(), sizeof(constants));
   const size_t first_plan = constants.backward ? 7 : 3;
-  const size_t passes = arguments.size() - std::min(arguments.size(), first_plan);
+  const size_t others = first_plan + constants.segment_sides;
+  const size_t passes = arguments.size() - std::min(arguments.size(), others);
   if (passes == 0 || words.size() != kWords + passes * kPassWords) return wrong();
   std::vector<void*> in, out;
   std::vector<int64_t> rows, times;

@@ -35,6 +35,7 @@ class Config:
     blocksize: int = 32
     num_verts: int | None = None
     vertsize: int | None = None
+    kv_heads: int | None = None  # heads of keys and values, which several heads then share; as many as heads
     blocksparse: bool = True
     ff_ratio: float = 4.0
     key_ratio: float = 1.0
@@ -90,6 +91,11 @@ class Config:
     @classmethod
     def from_fields(cls, content) -> Config:
         """The config with these fields, all of them, as JSON has them. Raises ValueError."""
+        if isinstance(content, dict):
+            content = {
+                "kv_heads": None,
+                **content,
+            }  # runs from before heads could share keys have no such field
         if not isinstance(content, dict) or content.keys() != TYPES.keys():
             named = set(content) if isinstance(content, dict) else set()
             differing = ", ".join(sorted(map(str, named ^ TYPES.keys()))[:5])
@@ -124,7 +130,8 @@ TYPES: dict[str, Any] = get_type_hints(Config)
 RANGES = {
     **dict.fromkeys("layers width heads blocksize batch steps".split(), (lambda n: n > 0, "at least 1")),
     **dict.fromkeys(
-        "local_attn_ctx num_verts vertsize".split(), (lambda n: n is None or n > 0, "None or at least 1")
+        "local_attn_ctx num_verts vertsize kv_heads".split(),
+        (lambda n: n is None or n > 0, "None or at least 1"),
     ),
     **dict.fromkeys("ff_ratio key_ratio clip".split(), (lambda x: x > 0, "above 0")),
     **dict.fromkeys("learning_rate weight_decay warmup".split(), (lambda x: x >= 0, "at least 0")),

@@ -95,6 +95,7 @@ class ResidualBlock(SparseTransformerBlock):
             attn_mode=config.layer_modes[index % len(config.layer_modes)],
             key_width=int(config.width * config.key_ratio),
             blocksparse=config.blocksparse,
+            kv_heads=config.kv_heads,
             kernel_initializer=variance(0.125),
             output_initializer=variance(0.125 / (2 * config.layers)),  # both outputs scaled by 1 / sqrt(2N)
             ff_ratio=config.ff_ratio,

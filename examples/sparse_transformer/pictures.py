@@ -27,10 +27,12 @@ def attention_weights(model, tokens: np.ndarray, layer: int, position: int) -> n
     attention = block.attention
     x = block.norm1(x)[:, : len(tokens)]
     heads = attention.heads
+    dim = attention.query.units // heads
     q, k = (
-        tf.cast(tf.reshape(f(x)[0], [len(tokens), heads, -1]), tf.float32)
+        tf.cast(tf.reshape(f(x)[0], [len(tokens), -1, dim]), tf.float32)
         for f in (attention.query, attention.key)
     )
+    k = tf.repeat(k, heads // k.shape[1], axis=1)  # heads that share keys
     scores = tf.einsum("hd,jhd->hj", q[position], k) * q.shape[-1] ** -0.5
     modes = head_modes(**attention.pattern)
     seen = [modes[h % len(modes)].pattern().sees(position, np.arange(len(tokens))) for h in range(heads)]

@@ -81,7 +81,7 @@ def step(
     for block, decode in zip(weights.blocks, decoders, strict=True):
         q, k, v = tf.split(
             block.qkv.of(_normalised(block.norm1, x)),
-            [decode.key_width, decode.key_width, decode.value_width],
+            decode.widths,
             axis=-1,
         )
         attended = tf.cast(decode(q, k, v, position), x.dtype)

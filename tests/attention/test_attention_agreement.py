@@ -127,6 +127,18 @@ def test_half_precision_loses_only_the_rounding_of_inputs_and_results(random, at
     check(run(attend, *inputs, CASES[name]), expected(*inputs, CASES[name]), dtype)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("attend", [attention_impl, blocksparse_attention_impl])
+@pytest.mark.parametrize(
+    "name", ["all", "local", "strided", "fixed", "merged", "per head, some merged, both ways"]
+)
+def test_heads_that_share_keys(random, attend, name, kv_heads):
+    q, k, v, gradient = draw(random)
+    k, v = k[..., : kv_heads * HEAD_DIM], v[..., : kv_heads * VALUE_DIM]
+    case = CASES[name] | dict(kv_heads=kv_heads)
+    check(run(attend, q, k, v, gradient, case), expected(q, k, v, gradient, case), tf.float32)
+
+
 def test_large_scores_overflow_nowhere(random):
     q, k, v, _ = draw(random, tf.float16)
     q, k = q * 300, k * 300  # products of 90,000, beyond float16

@@ -42,6 +42,11 @@ def unknown(*shape, **sizes):
     return call
 
 
+def rectangular(**segments):
+    q, k = zeros(1, 8, 16), zeros(1, 16, 16)
+    return mask_object(layout=np.ones([1, 2], bool)).attention(q, k, k, **segments)
+
+
 def mask_object(callback=None, layout=None):
     layout = np.ones([2, 2], bool) if layout is None else layout
     return BlocksparseTransformer(layout, block_size=8, heads=2, mask_callback=callback)
@@ -130,6 +135,95 @@ CASES = [
         unknown(1, 64, None),
         ValueError,
         "q has shape (1, 64, None); its last axis has to be known (tf.ensure_shape sets it)",
+    ),
+    # segments
+    (
+        lambda: attend(segment_ids=np.zeros([1, 64])),
+        TypeError,
+        "segment_ids is float64; cast it to int32",
+    ),
+    (
+        lambda: attend(segment_ids=np.zeros([1, 64], np.int64), function=attention_impl),
+        TypeError,
+        "segment_ids is int64; cast it to int32",
+    ),
+    (
+        lambda: attend(segment_ids=np.zeros([64], np.int32)),
+        ValueError,
+        "segment_ids has shape (64,); it has to be [batch, time] = (1, 64)",
+    ),
+    (
+        lambda: attend(segment_ids=np.zeros([2, 64], np.int32), function=attention_impl),
+        ValueError,
+        "segment_ids has shape (2, 64); it has to be [batch, time] = (1, 64)",
+    ),
+    (
+        lambda: attend(segment_ids=(np.zeros([1, 64], np.int32), np.zeros([1, 32], np.int32))),
+        ValueError,
+        "segment_ids[1] has shape (1, 32); it has to be [batch, time] = (1, 64)",
+    ),
+    (
+        lambda: attend(segment_ids=(np.zeros([1, 64], np.int32),) * 3),
+        ValueError,
+        "segment_ids is a tuple of 3; give one tensor [batch, time], or the pair (of the queries, of the keys)",
+    ),
+    (
+        lambda: attend(segment_ids=(np.zeros([1, 64], np.int32), None)),
+        TypeError,
+        "segment_ids[1] is of type NoneType; give a dense tensor, an array or a number",
+    ),
+    (
+        lambda: attend(lengths=np.array([[32]], np.int32)),
+        ValueError,
+        "lengths has shape (1, 1); it has to be [batch] = (1,)",
+    ),
+    (lambda: attend(lengths=[32.0]), TypeError, "lengths is float32; cast it to int32"),
+    (
+        lambda: rectangular(segment_ids=np.zeros([1, 64], np.int32)),
+        ValueError,
+        "segment_ids is one tensor, but there are 8 queries and 16 keys: give segment_ids as a pair (of the queries, "
+        "of the keys)",
+    ),
+    (
+        lambda: rectangular(lengths=[8]),
+        ValueError,
+        "lengths is given, but there are 8 queries and 16 keys: give segment_ids as a pair (of the queries, of the "
+        "keys)",
+    ),
+    # heads that share keys
+    (
+        lambda: attend(kv_heads=3),
+        ValueError,
+        "kv_heads=3 does not divide heads=2, of which as many have to share each key head; nearest: 2",
+    ),
+    (lambda: attend(kv_heads=0), ValueError, "kv_heads=0; it has to be at least 1"),
+    (lambda: attend(kv_heads=-2), ValueError, "kv_heads=-2; it has to be at least 1"),
+    (lambda: attend(kv_heads="2"), TypeError, "kv_heads is '2'; it has to be a positive int"),
+    (lambda: attend(kv_heads=True), TypeError, "kv_heads is True; it has to be a positive int"),
+    (
+        lambda: attend(kv_heads=1, function=attention_impl),
+        ValueError,
+        "k has width 16 and q 16; with heads=2 and kv_heads=1 k needs 8",
+    ),
+    (
+        lambda: attend(kv_heads=2, heads=4, k=zeros(1, 64, 8), v=zeros(1, 64, 15)),
+        ValueError,
+        "kv_heads=2 does not divide the width of v, 15; nearest width: 16",
+    ),
+    (
+        lambda: SparseSelfAttention(heads=4, kv_heads=8),
+        ValueError,
+        "kv_heads=8 does not divide heads=4, of which as many have to share each key head; nearest: 4",
+    ),
+    (
+        lambda: DecodeStep(1, 64, 16, 16, heads=2, kv_heads=4),
+        ValueError,
+        "kv_heads=4 does not divide heads=2, of which as many have to share each key head; nearest: 2",
+    ),
+    (
+        lambda: DecodeStep(1, 64, 16, 16, heads=2, kv_heads=1)(zeros(1, 16), zeros(1, 16), zeros(1, 8), 0),
+        ValueError,
+        "k has shape (1, 16); this DecodeStep takes [batch, width] = [1, 8]",
     ),
     # the mode
     (

@@ -16,10 +16,10 @@ from sparse_attention import attention, compare, recompute, utils
 
 ROOT = Path(__file__).parents[2]
 PATTERN = "local_attn_ctx=None, blocksize=32, num_verts=None, vertsize=None"
-ATTENTION = f"(q, k, v, heads, attn_mode, {PATTERN}, recompute=False, causal=True, max_time=8192)"
+RUN = "recompute=False, causal=True, kv_heads=None, segment_ids=None, lengths=None, max_time=8192"
 SIGNATURES = {
-    "attention_impl": ATTENTION,
-    "blocksparse_attention_impl": ATTENTION,
+    "attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, {RUN})",
+    "blocksparse_attention_impl": f"(q, k, v, heads, attn_mode, {PATTERN}, {RUN})",
     "get_attn_mask": f"(n, attn_mode, {PATTERN}, causal=True)",
     "get_blocksparse_obj": "(n_ctx, n_heads, attn_mode, blocksize=32, local_attn_ctx=None, num_verts=4, vertsize=1, "
     "causal=True)",

@@ -41,17 +41,18 @@ def check(resource):
 
 
 def attention():
-    """Dense and block-sparse attention with placeholders of unknown batch and recompute=True."""
+    """Dense and block-sparse attention with placeholders of unknown batch, segments and recompute=True."""
     with tf.Graph().as_default(), tf.Session() as session:
-        q = tf.placeholder(tf.float32, [None, 64, 32])
+        q, ids = tf.placeholder(tf.float32, [None, 64, 32]), tf.placeholder(tf.int32, [None, 64])
         sizes = {"local_attn_ctx": 16, "num_verts": 2, "vertsize": 1, "blocksize": 8}
         for mode in ("local", "fixed", "local+chunk"):
             out = [
-                f(q, q, q, 4, mode, recompute=True, **sizes)
+                f(q, q, q, 4, mode, recompute=True, segment_ids=ids, **sizes)
                 for f in (attention_impl, blocksparse_attention_impl)
             ]
             grads = [tf.gradients(tf.reduce_sum(y**2), q)[0] for y in out]
-            feed = {q: np.random.default_rng(0).standard_normal((2, 64, 32))}
+            random = np.random.default_rng(0)
+            feed = {q: random.standard_normal((2, 64, 32)), ids: np.sort(random.integers(-1, 3, (2, 64)), 1)}
             dense, sparse, d_dense, d_sparse = session.run([*out, *grads], feed)
             np.testing.assert_allclose(sparse, dense, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(d_sparse, d_dense, rtol=1e-4, atol=1e-4)

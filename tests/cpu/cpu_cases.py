@@ -67,7 +67,7 @@ class Case:
     def run(self):
         """(out, lse, dq, dk, dv) of the kernel, as float64 arrays."""
         q, k, v, dout = (tf.cast(self.inputs[name], self.dtype) for name in ("q", "k", "v", "dout"))
-        plan, attributes = tf.constant(self.plan), dict(heads=self.heads, scale=self.scale)
+        plan, attributes = tf.constant(self.plan), dict(segments=[], heads=self.heads, scale=self.scale)
         out, lse = library.blocksparse_attention(q, k, v, plan, **attributes)
         gradients = library.blocksparse_attention_grad(
             q, k, v, out, lse, dout, self.inputs["dlse"], plan, **attributes

@@ -189,8 +189,8 @@ library = loading.load_library()
 q, k, v, dout = (tf.random.normal((1, n, 64), seed=s) for s in range(4))
 dlse = tf.zeros((1, 1, n))
 before = peak()
-out, lse = library.blocksparse_attention(q, k, v, plan, heads=1, scale=0.125)
-gradients = library.blocksparse_attention_grad(q, k, v, out, lse, dout, dlse, plan, heads=1, scale=0.125)
+out, lse = library.blocksparse_attention(q, k, v, plan, segments=[], heads=1, scale=0.125)
+gradients = library.blocksparse_attention_grad(q, k, v, out, lse, dout, dlse, plan, segments=[], heads=1, scale=0.125)
 print(peak() - before)
 """
 

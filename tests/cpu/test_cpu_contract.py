@@ -16,23 +16,31 @@ SHORTER, FOUR_HEADS = Case(dense(2, heads=2)).plan, Case(dense(4, heads=4)).plan
 HEADER = 64
 
 
-def call(q=Q, k=Q, v=Q, plan=PLAN, heads=2):
-    return library.blocksparse_attention(q, k, v, plan, heads=heads, scale=1.0)
+def call(q=Q, k=Q, v=Q, plan=PLAN, segments=(), heads=2):
+    return library.blocksparse_attention(q, k, v, plan, segments, heads=heads, scale=1.0)
+
+
+def numbers(*shape):
+    return tf.zeros(shape, tf.int32)
 
 
 def joined(*plans):
-    return library.blocksparse_joined_attention(Q, Q, Q, plans, heads=2, scale=1.0)
+    return library.blocksparse_joined_attention(Q, Q, Q, plans, segments=[], heads=2, scale=1.0)
 
 
 def joined_gradient(*plans):
     sums = tf.zeros((2, 2, 64))
-    return library.blocksparse_joined_attention_grad(Q, Q, Q, Q, sums, Q, sums, plans, heads=2, scale=1.0)
+    return library.blocksparse_joined_attention_grad(
+        Q, Q, Q, Q, sums, Q, sums, plans, segments=[], heads=2, scale=1.0
+    )
 
 
-def gradient(out=Q, lse=None, dout=Q, dlse=None):
+def gradient(out=Q, lse=None, dout=Q, dlse=None, segments=()):
     lse = tf.zeros((2, 2, 64)) if lse is None else lse
     dlse = tf.zeros((2, 2, 64)) if dlse is None else dlse
-    return library.blocksparse_attention_grad(Q, Q, Q, out, lse, dout, dlse, PLAN, heads=2, scale=1.0)
+    return library.blocksparse_attention_grad(
+        Q, Q, Q, out, lse, dout, dlse, PLAN, segments, heads=2, scale=1.0
+    )
 
 
 CALLS = {
@@ -54,6 +62,16 @@ CALLS = {
     "q has shape [2,64,32]; it has to be [2,32,32]": lambda: joined(PLAN, SHORTER),
     "heads is 2 but the plan has 4": lambda: joined(PLAN, FOUR_HEADS),
     "64 int32 or more, not 10": lambda: joined(PLAN, PLAN, PLAN[:10]),
+    "the queries' segments has shape [2,48]; it has to be [2,64]": lambda: call(
+        segments=[numbers(2, 48), numbers(2, 64)]
+    ),
+    "the keys' segments has shape [1,64]; it has to be [2,64]": lambda: call(
+        segments=[numbers(2, 64), numbers(1, 64)]
+    ),
+    "the keys' segments has shape [2,64,1]; it has to be [2,64]": lambda: gradient(
+        segments=[numbers(2, 64), numbers(2, 64, 1)]
+    ),
+    "segments have to be none, or those of queries and of keys": lambda: call(segments=[numbers(2, 64)]),
     "the recorded size has to be its own": lambda: joined_gradient(PLAN, PLAN[:-4]),
 }
 
@@ -125,10 +143,10 @@ def test_shapes_of_joined_passes_are_inferred():
     with tf.Graph().as_default():
         q, k, v = (tf.compat.v1.placeholder(tf.float32, (None, 64, width)) for width in (32, 32, 48))
         plans = [tf.constant(PLAN)] * 2
-        out, lse = library.blocksparse_joined_attention(q, k, v, plans, heads=2, scale=1.0)
+        out, lse = library.blocksparse_joined_attention(q, k, v, plans, segments=[], heads=2, scale=1.0)
         assert out.shape.as_list() == [None, 64, 48] and lse.shape.as_list() == [None, 2, 64]
         gradients = library.blocksparse_joined_attention_grad(
-            q, k, v, out, lse, out, lse, plans, heads=2, scale=1.0
+            q, k, v, out, lse, out, lse, plans, segments=[], heads=2, scale=1.0
         )
         assert [x.shape.as_list() for x in gradients] == [[None, 64, 32], [None, 64, 32], [None, 64, 48]]
 
@@ -137,9 +155,10 @@ def test_shapes_are_inferred_and_checked_in_a_graph():
     with tf.Graph().as_default():
         plan = tf.constant(PLAN)
 
-        def build(q=(None, 64, 32), k=(None, 64, 32), v=(None, 64, 48)):
+        def build(q=(None, 64, 32), k=(None, 64, 32), v=(None, 64, 48), segments=()):
             q, k, v = (tf.compat.v1.placeholder(tf.float32, shape) for shape in (q, k, v))
-            return library.blocksparse_attention(q, k, v, plan, heads=2, scale=1.0)
+            segments = [tf.compat.v1.placeholder(tf.int32, shape) for shape in segments]
+            return library.blocksparse_attention(q, k, v, plan, segments, heads=2, scale=1.0)
 
         out, lse = build()
         assert out.shape.as_list() == [None, 64, 48] and lse.shape.as_list() == [None, 2, 64]
@@ -148,11 +167,16 @@ def test_shapes_are_inferred_and_checked_in_a_graph():
             dict(q=(None, 64, 48)),
             dict(k=(None, 32, 32)),
             dict(v=(None, 64, 33)),
+            dict(segments=[(None, 64)]),
+            dict(segments=[(None, 64), (None, 32)]),
+            dict(segments=[(None, 64), (64,)]),
         ):
             with pytest.raises(ValueError):
                 build(**wrong)
         with pytest.raises(TypeError):
-            library.blocksparse_attention(*[tf.zeros((2, 64, 32), tf.float64)] * 3, plan, heads=2, scale=1.0)
+            library.blocksparse_attention(
+                *[tf.zeros((2, 64, 32), tf.float64)] * 3, plan, segments=[], heads=2, scale=1.0
+            )
 
 
 def test_a_compressed_plan_unpacks_once_and_refuses_rubbish():

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import causal
+from layouts import SEGMENTS, causal, segments
 
 from blocksparse import BlocksparseTransformer, clear_bst_constants
 from blocksparse.fused import op, reference
@@ -65,6 +65,7 @@ def problems(draw):
         value_dim=draw(st.sampled_from([8, 40])),
         batch=draw(st.integers(1, 2)),
         dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        segments=draw(st.sampled_from([None, *SEGMENTS])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -76,7 +77,7 @@ def gradients(function, inputs, dout, dlse):
     return out, lse, *tape.gradient([out, lse], inputs, [dout, dlse])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems())
 def test_values_and_gradients(kernels, problem):
     p = problem
@@ -96,9 +97,11 @@ def test_values_and_gradients(kernels, problem):
     )
     dlse = tf.constant(generator.standard_normal((p["batch"], *visible.shape[:2])), tf.float32)
     scale = float(generator.uniform(0.1, 0.5))
-    got = gradients(
-        lambda *x: bst.attention(*x, scale=scale, order=p["order"], with_lse=True), [q, k, v], dout, dlse
-    )
+    given = dict(scale=scale, order=p["order"], with_lse=True)
+    if p["segments"]:
+        given["segment_ids"], meeting = segments(generator, p["segments"], p["batch"], *visible.shape[1:])
+        visible = visible & meeting
+    got = gradients(lambda *x: bst.attention(*x, **given), [q, k, v], dout, dlse)
     want = oracle.attention(*(x.numpy() for x in (q, k, v)), visible, scale, dout.numpy(), dlse.numpy())
     for name, x, truth in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
         epsilon = EPSILON["float32"] * 8 if name == "lse" else EPSILON[p["dtype"]]
@@ -142,7 +145,7 @@ def test_the_reference_in_many_chunks(monkeypatch, per_head, jit_compile):
     monkeypatch.setattr(reference, "_CHUNK", 1 << 15)
     layout = np.stack([np.tri(12), np.tri(12) * (np.arange(12) % 3 > 0)]) if per_head else np.tri(12)
     bst = BlocksparseTransformer(layout, 8, 2, causal)
-    tables = bst._attention.tables((1, 1))
+    tables = bst._attention.tables((1, 1), kv_heads=2)
     assert max(len(chunk.rows) for chunk in tables.by_key.chunks) > 1
     generator = np.random.default_rng(5)
     q, k, v, dout = (generator.standard_normal((2, 96, 16)).astype(np.float32) for _ in range(4))
@@ -278,6 +281,23 @@ def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(m
     with pytest.warns(RuntimeWarning, match="slower .* head_dim=5, value_dim=5: .* multiples of 8") as warned:
         for _ in range(2):
             got = bst.attention(*(tf.constant(x, tf.float32) for x in (q, k, v)))
+            oracle.assert_close("out", got, want, EPSILON["float32"])
+    assert len(warned) == 1
+
+
+def test_segments_run_on_the_reference_with_one_warning_where_a_gpu_is_old(monkeypatch):
+    monkeypatch.setattr(op.cuda, "capabilities", lambda: (75, 90))
+    monkeypatch.setattr(op, "_library", object)
+    op.warn_of_reference.cache_clear()
+    bst = BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal)
+    q, k, v = np.random.default_rng(4).standard_normal((3, 1, 32, 8))
+    numbers, meeting = segments(np.random.default_rng(5), "sorted", 1, 32, 32)
+    want, _ = oracle.attention(q, k, v, np.tri(32, dtype=bool) & meeting, 8**-0.5)
+    with pytest.warns(
+        RuntimeWarning, match=r"segments: .* from compute capability 8.0 on, and here is 75"
+    ) as warned:
+        for _ in range(2):
+            got = bst.attention(*(tf.constant(x, tf.float32) for x in (q, k, v)), segment_ids=numbers)
             oracle.assert_close("out", got, want, EPSILON["float32"])
     assert len(warned) == 1
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import SEGMENTS, segments
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -52,10 +53,10 @@ def draw_passes(generator, heads, query_time, key_time, shares):
     return passes
 
 
-def attend(bsts, orders, scale):
+def attend(bsts, orders, scale, **more):
     (first, *others), (order, *rest) = bsts, orders
     joined = list(zip(others, rest, strict=True))
-    return lambda *x: first.attention(*x, scale=scale, order=order, joined=joined, with_lse=True)
+    return lambda *x: first.attention(*x, scale=scale, order=order, joined=joined, with_lse=True, **more)
 
 
 def gradients(function, inputs, dout, dlse):
@@ -84,8 +85,12 @@ def test_values_and_gradients(kernels, data):
     shapes = [(time, heads * width) for time, width in zip(times, widths, strict=True)]
     *inputs, dout = inputs_of(generator, dtype, shapes)
     dlse = tf.constant(generator.standard_normal((2, heads, query_time)), tf.float32)
-    got = gradients(attend(bsts, orders, 0.4), inputs, dout, dlse)
-    want = oracle.attention(*(x.numpy() for x in inputs), sum(passes) > 0, 0.4, dout.numpy(), dlse.numpy())
+    visible, numbers = sum(passes) > 0, None
+    if kind := data.draw(st.sampled_from([None, *SEGMENTS])):
+        numbers, meeting = segments(generator, kind, 2, query_time, key_time)
+        visible = visible & meeting
+    got = gradients(attend(bsts, orders, 0.4, segment_ids=numbers), inputs, dout, dlse)
+    want = oracle.attention(*(x.numpy() for x in inputs), visible, 0.4, dout.numpy(), dlse.numpy())
     for name, x, truth in zip(NAMES, got, want, strict=True):
         assert x.dtype == ("float32" if name == "lse" else dtype)
         epsilon = EPSILON["float32"] * 8 if name == "lse" else EPSILON[dtype]

@@ -14,6 +14,7 @@ sys.modules["blocksparse"] = types.ModuleType(
 sys.modules["blocksparse"].__path__ = [str(ROOT / "blocksparse")]
 sys.path.insert(1, str(ROOT / "tests"))
 
+import layouts  # noqa: E402
 import numpy as np  # noqa: E402
 import oracle  # noqa: E402
 
@@ -53,6 +54,8 @@ class Case:
     wide: bool = False
     split: bool | None = None
     poison: dict = field(default_factory=dict)
+    group: int = 1  # query heads that read one key head
+    segments: str | None = None  # a kind of layouts.SEGMENTS
     then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
 
     @property
@@ -77,11 +80,11 @@ def plan_of(case):
         return blocks[head, query, :, key]
 
     built = build_blocks(blocks.any((2, 4)), bs, callback)
-    return make_plan(built, case.order, case.heads, *case.tiles)
+    return make_plan(built, case.order, case.heads, *case.tiles, case.heads // case.group)
 
 
 def visible(case):
-    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows."""
+    """Who sees whom in any pass, bool [heads, query_time, key_time] in tensor rows; with segments, [batch, ...]."""
     (query_time, key_time), union = case.time, np.zeros((case.heads, *case.time), int)
     for one in case.passes:
         for head, order in enumerate(np.broadcast_to(one.order, case.heads)):
@@ -89,7 +92,12 @@ def visible(case):
             columns = tensor_row(np.arange(key_time), key_time, order)
             union[head][np.ix_(rows, columns)] += grids(one)[head]
     assert union.max() <= 1, "two passes show a query the same key"
-    return union == 1
+    return union == 1 if case.segments is None else (union == 1) & numbers(case)[1]
+
+
+def numbers(case):
+    """(segment numbers of queries and keys, who may meet)"""
+    return layouts.segments(np.random.default_rng(1), case.segments, case.batch, *case.time)
 
 
 def tensor_row(rows, time, order):
@@ -102,7 +110,16 @@ def passes_of(case, capability=90):
     plans = [plan_of(one) for one in case.passes]
     for op in ("forward", "backward"):
         for number, plan in enumerate(plans):
-            key = key_of(plan, op, case.dtype, *case.dims, case.batch, capability, joined=number > 0)
+            key = key_of(
+                plan,
+                op,
+                case.dtype,
+                *case.dims,
+                case.batch,
+                capability,
+                joined=number > 0,
+                segments=case.segments is not None,
+            )
             yield replace(key, wide=case.wide), plan
 
 
@@ -118,6 +135,9 @@ def arrays_of(case, tensors, dout, dlse):
     results = dict(out=dout, dq=tensors[0], dk=tensors[1], dv=tensors[2])
     arrays |= {name: encode(np.full(like.shape, np.float32(np.nan))) for name, like in results.items()}
     arrays["lse"] = np.full((batch, case.heads, query_time), np.nan, np.float32)
+    if case.segments:
+        for name, x in zip(("query_segments", "key_segments"), numbers(case)[0], strict=True):
+            arrays[name] = np.ascontiguousarray(np.where(x < 0, -1 - (name == "key_segments"), x), np.int32)
     return arrays | dict(dlse=dlse.astype(np.float32))
 
 
@@ -128,7 +148,8 @@ def plan_arrays(plan):
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
         for name in fields:
             arrays[f"{side}.{name}"] = np.ascontiguousarray(getattr(tiles, name)).view(np.int32)
-    return arrays
+    own = dict(key_index=plan.key_index, key_residues=plan.residues[:: plan.group])
+    return arrays | {name: np.ascontiguousarray(array, np.int32) for name, array in own.items()}
 
 
 def results_of(case, arrays):
@@ -140,9 +161,13 @@ def results_of(case, arrays):
 def values_of(case, plan):
     """Every number that a manifest's expressions name."""
     values = dict(batch=case.batch, heads=case.heads, query_time=case.time[0], key_time=case.time[1])
+    values |= dict(kv_heads=case.heads // case.group)
     values |= dict(scale=case.scale, scale_log2=case.scale * 1.4426950408889634)
-    values |= dict(q_most_tiles=int(np.diff(plan.by_query.head_tiles).max()))
-    return values | dict(k_most_tiles=int(np.diff(plan.by_key.head_tiles).max()))
+    for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
+        most = int(np.diff(tiles.head_tiles).max())
+        values |= {f"{side}_most_tiles": most, f"{side}_tiles": len(tiles.rows)}
+        values |= {f"{side}_column_tiles": len(tiles.columns)}
+    return values
 
 
 def draw(case, seed=0):
@@ -153,8 +178,8 @@ def draw(case, seed=0):
         return DECODE[case.dtype](ENCODE[case.dtype](random.standard_normal(shape)))
 
     q = normal(case.batch, query_time, case.heads * head_dim)
-    k = normal(case.batch, key_time, case.heads * head_dim)
-    v = normal(case.batch, key_time, case.heads * value_dim)
+    k = normal(case.batch, key_time, case.heads // case.group * head_dim)
+    v = normal(case.batch, key_time, case.heads // case.group * value_dim)
     dout = normal(case.batch, query_time, case.heads * value_dim)
     return (q, k, v), dout, random.standard_normal((case.batch, case.heads, query_time))
 
@@ -181,14 +206,15 @@ def spread(case, attention):
     tensors["qkv".index(tensor)][0, row, 0:head_dim] = np.nan
     got = attention(case, tensors, dout, dlse)
     reached = {
-        name: np.isnan(got[name]).reshape(case.batch, -1, case.heads, case.dims[0]).any(-1)
+        name: np.isnan(got[name]).reshape(case.batch, got[name].shape[1], -1, case.dims[0]).any(-1)
         for name in ("out", "dq", "dk", "dv")
     }
-    seers = mask[0, :, row]
     due_queries = np.zeros((case.batch, case.time[0], case.heads), bool)
-    due_queries[0, :, 0] = seers
-    due_keys = np.zeros((case.batch, case.time[1], case.heads), bool)
-    due_keys[0, :, 0] = mask[0][seers].any(0)
+    due_keys = np.zeros((case.batch, case.time[1], case.heads // case.group), bool)
+    for reader in range(case.group):
+        seers = mask[reader, :, row]
+        due_queries[0, :, reader] = seers
+        due_keys[0, :, 0] |= mask[reader][seers].any(0)
     due = dict(out=due_queries, dq=due_queries, dk=due_keys, dv=due_keys)
     return {name: int((reached[name] != due[name]).sum()) for name in due}
 
@@ -240,6 +266,10 @@ def older_of_class(stride, window):
     return sees
 
 
+def of_two_kinds(head, query, key):
+    return np.where(head % 2 == 0, local(20)(head, query, key), fixed(32, 8, 2)(head, query, key))
+
+
 SMALL = ((16, 16), (16, 16))
 STRIDED = dict(sees=older_of_class(4, 20), order=4, tiles=SMALL)
 CASES = {
@@ -288,7 +318,48 @@ CASES |= {
         from_16_on, tiles=SMALL, split=True, then=(dict(sees=lambda h, q, k: (k < 16) & (q < 48)),)
     ),
 }
+CASES |= {
+    "key heads": Case(causal, heads=4, group=2),
+    "key heads, split, one for all": Case(causal, heads=3, group=3, tiles=SMALL, split=True, batch=1),
+    "key heads, a layout a head": Case(of_two_kinds, bs=8, heads=4, group=2),
+    "key heads, small granules": Case(
+        of_two_kinds, bs=8, heads=4, group=4, tiles=((64, 64), (64, 64)), batch=1
+    ),
+    "key heads, closed": Case(chunk(16), bs=8, order=4, dtype="f16", heads=4, group=2),
+    "key heads, joined, dims differ": Case(
+        local(20), dtype="bf16", dims=(24, 40), heads=4, group=2, then=(STRIDED,)
+    ),
+    "key heads, wide": Case(
+        lambda h, q, k: q + 32 >= k, time=(32, 64), heads=2, group=2, wide=True, dtype="f16"
+    ),
+    "segments": Case(causal, tiles=SMALL, segments="sorted"),
+    "segments, split": Case(causal, tiles=SMALL, segments="padded", split=True),
+    "segments in no order": Case(local(20), bs=8, segments="scattered"),
+    "segments, one": Case(causal, segments="one", batch=1),
+    "segments, per head": Case(fixed(32, 8, 2), bs=8, segments="sorted", dtype="f16"),
+    "segments, one order a head": Case(
+        lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)),
+        order=[1, 4],
+        segments="padded",
+    ),
+    "segments, closed": Case(chunk(16), dtype="f16", order=4, segments="padded"),
+    "segments, closed, several column tiles": Case(
+        chunk(48), bs=8, time=(96, 96), tiles=((64, 16), (16, 16)), order=2, dtype="f16", segments="sorted"
+    ),
+    "segments, rectangular, many column tiles": Case(
+        lambda h, q, k: q + 32 * 9 >= k, time=(32, 320), tiles=SMALL, segments="sorted", batch=1
+    ),
+    "segments, wide tiles": Case(
+        local(50), bs=32, time=(128, 128), tiles=((64, 128), (128, 64)), batch=2, segments="padded"
+    ),
+    "segments, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, segments="padded"),
+    "segments, key heads, order": Case(
+        chunk(16), bs=8, order=[1, 1, 4, 4], heads=4, group=2, segments="sorted", dtype="f16"
+    ),
+    "segments, joined": Case(local(20), dtype="bf16", then=(STRIDED,), segments="sorted"),
+}
 POISONED = {
+    "NaN key, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, poison={"k": 17}),
     "NaN key, joined": Case(local(20), bs=8, poison={"k": 17}, then=(dict(STRIDED, bs=8),)),
     "NaN key, joined, closed": Case(
         local(20), bs=8, dtype="f16", poison={"k": 17}, then=(dict(STRIDED, bs=8),)

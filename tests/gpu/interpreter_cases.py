@@ -101,7 +101,9 @@ def run(key, buffers, values, split):
     """What the op does: temps, then every launch with its arguments evaluated."""
     interpreter._interpreter = Guard(MEMORY, buffers)
     for name, size in manifest.temps(key):
-        buffers[name] = Tensor(np.full(eval(size, {}, values), 0xFF, np.uint8), "float32")
+        buffers[name] = Tensor(
+            np.full(cases.eval_(size, values), 0xFF, np.uint8), "int32" if "cut_" in name else "float32"
+        )
     for launch in manifest.launches(str(key)):
         arguments = []
         for word in launch.args:
@@ -125,6 +127,7 @@ def attention(case, tensors, dout, dlse):
     """Forward and backward through the manifests; results as float arrays."""
     arrays = cases.arrays_of(case, tensors, dout, dlse)
     types = dict.fromkeys(arrays, cases.NAMES[case.dtype]) | dict.fromkeys(("lse", "dlse"), "float32")
+    types |= dict.fromkeys(("query_segments", "key_segments"), "int32")
     buffers = {name: Tensor(array, types[name]) for name, array in arrays.items()}
     for key, plan in cases.passes_of(case):
         buffers |= {name: Tensor(array, "int32") for name, array in cases.plan_arrays(plan).items()}

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from layouts import causal, ragged
+from layouts import SEGMENTS, causal, ragged, segments
 
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
@@ -42,17 +42,25 @@ class Problem:
         per_head=False,
         scale=0.3,
         layout=None,
+        kv_heads=None,
+        kind=None,
     ):
         generator = np.random.default_rng(0)
         if layout is None:
             layout = generator.random((heads, *blocks) if per_head else blocks) < density
         self.bst = BlocksparseTransformer(layout, block_size, heads, callback)
         self.visible = oracle.dense_mask(layout, block_size, callback, heads, order)
-        self.order, self.dtype, self.scale = order, dtype, scale
-        (query_time, key_time), (head_dim, value_dim) = self.visible.shape[1:], dims
-        shapes = (query_time, head_dim), (key_time, head_dim), (key_time, value_dim), (query_time, value_dim)
+        self.order, self.dtype, self.scale, self.kv_heads = order, dtype, scale, kv_heads or heads
+        self.segments = None
+        if kind:
+            self.segments, meeting = segments(generator, kind, batch, *self.visible.shape[1:])
+            self.visible = self.visible & meeting
+        (query_time, key_time), (head_dim, value_dim) = self.visible.shape[-2:], dims
+        queries, keys = (query_time, heads), (key_time, self.kv_heads)
+        shapes = (*queries, head_dim), (*keys, head_dim), (*keys, value_dim), (*queries, value_dim)
         self.q, self.k, self.v, self.dout = (
-            tf.cast(generator.standard_normal((batch, rows, heads * dim)), dtype) for rows, dim in shapes
+            tf.cast(generator.standard_normal((batch, rows, count * dim)), dtype)
+            for rows, count, dim in shapes
         )
         self.dlse = tf.constant(generator.standard_normal((batch, heads, query_time)), tf.float32)
 
@@ -63,7 +71,8 @@ class Problem:
         ]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            out, lse = self.bst.attention(*inputs, scale=self.scale, order=self.order, with_lse=True)
+            settings = dict(scale=self.scale, order=self.order, with_lse=True, kv_heads=self.kv_heads)
+            out, lse = self.bst.attention(*inputs, **settings, segment_ids=self.segments)
         return out, lse, *tape.gradient([out, lse], inputs, [self.dout if dout is None else dout, self.dlse])
 
     def check(self, results, epsilon=None):
@@ -110,6 +119,10 @@ SHAPES = {
     "order": dict(blocks=(12, 12), order=4),
     "order per head": dict(blocks=(12, 12), heads=3, order=[1, 2, 6]),
     "causal": dict(blocks=(12, 12), callback=causal, density=1.0, batch=3),
+    "key heads": dict(blocks=(12, 12), callback=causal, density=1.0, heads=4, kv_heads=2),
+    "key heads, per head": dict(blocks=(8, 8), heads=6, per_head=True, kv_heads=2),
+    "key heads, order": dict(blocks=(12, 12), heads=4, order=4, kv_heads=1),
+    "key heads, order per head": dict(blocks=(12, 12), heads=4, order=[1, 2, 2, 2], kv_heads=2),
     "negative scale": dict(blocks=(8, 8), scale=-0.3),
     "scale of zero": dict(blocks=(8, 8), scale=0.0),
 }
@@ -139,6 +152,8 @@ LONG_ROWS = {  # more than 300 keys a query: kernels and tiles of their own
     "idle heads": dict(heads=4, layout=IDLE),
     "order": dict(order=4, block_size=8, blocks=(160, 160)),
     "order per head": dict(heads=3, order=[1, 2, 8]),
+    "key heads": dict(callback=causal, density=1.0, heads=4, kv_heads=1),
+    "key heads, per head": dict(heads=4, per_head=True, kv_heads=2, dims=(64, 64)),
     "negative scale": dict(scale=-0.3),
     "scale of zero": dict(scale=0.0),
 }
@@ -154,6 +169,26 @@ def test_programs_that_take_several_row_tiles(dims):
     results = problem.run()
     problem.check(results)
     same_bits(results, problem.run())
+
+
+SEGMENTED = {  # plain kernels, closed ones, and warp roles that take one row tile or several
+    "plain, order": dict(block_size=8, blocks=(24, 24), dtype="float32", order=4),
+    "order a head": dict(block_size=32, blocks=(12, 12), dtype="float16", order=[1, 2]),
+    "closed": dict(block_size=32, blocks=(16, 16), dtype="float16", order=8, layout=np.eye(16, dtype=bool)),
+    "walk": dict(block_size=32, blocks=(72, 72), dtype="float16", layout=WINDOW),
+    "long rows": dict(block_size=32, blocks=(40, 40), dtype="bfloat16", density=1.0, callback=causal),
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTS)
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_segments(name, kind):
+    problem = Problem(**dict(heads=2, dims=(64, 64), callback=ragged) | SEGMENTED[name], kind=kind)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+    if kind == "padded":
+        same_bits(results, tf.function(problem.run, jit_compile=True)())
 
 
 @pytest.mark.parametrize("name", LONG_ROWS)
@@ -447,4 +482,6 @@ def test_a_failing_launch_is_named(fresh_python, tmp_path):
 def test_a_damaged_plan_is_rejected():
     x = tf.zeros([1, 64, 32], tf.float16)
     with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
-        devices.load_kernels().blocksparse_attention(x, x, x, tf.zeros([128], tf.int32), heads=1, scale=1.0)
+        devices.load_kernels().blocksparse_attention(
+            x, x, x, tf.zeros([128], tf.int32), segments=[], heads=1, scale=1.0
+        )

@@ -19,8 +19,8 @@ FORWARD = "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90"
 BACKWARD = "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-c2-sm80"
 
 
-def plan_of(layout, tiles, residues=1):
-    return make_plan(build_blocks(layout, BLOCK, heads=2), residues, 2, *tiles)
+def plan_of(layout, tiles, residues=1, kv_heads=None):
+    return make_plan(build_blocks(layout, BLOCK, heads=2), residues, 2, *tiles, kv_heads)
 
 
 PLANS = {
@@ -31,6 +31,7 @@ PLANS = {
     "a plan a head": plan_of(TWO_HEADS, SMALL),
     "permuted": plan_of(LOWER, WIDE, 4),
     "one head permuted": plan_of(LOWER, WIDE, [1, 4]),
+    "one key head": plan_of(TWO_HEADS, SMALL, 4, kv_heads=1),
 }
 CALLS = [
     ("f16", 64, 64, 4, 90),
@@ -41,12 +42,13 @@ CALLS = [
 ]
 
 
-def key_of_launcher(library, plan, op, dtype, head_dim, value_dim, batch, capability, joined):
+def key_of_launcher(library, plan, op, dtype, head_dim, value_dim, batch, capability, joined, segments):
     blob, out = pack(plan), ctypes.create_string_buffer(256)
     library.blocksparse_gpu_key(
         blob.ctypes.data_as(ctypes.c_void_p),
         int((plan.residues != 1).any()),
         int(joined),
+        int(segments),
         int(op == "backward"),
         dtype.encode(),
         ctypes.c_int64(batch),
@@ -59,12 +61,12 @@ def key_of_launcher(library, plan, op, dtype, head_dim, value_dim, batch, capabi
     return out.value.decode()
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(("joined", "segments"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("op", ["forward", "backward"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_the_launcher_makes_the_same_key(library, plan, op, joined):
-    for call in CALLS:
-        assert key_of_launcher(library, plan, op, *call, joined) == str(key_of(plan, op, *call, joined))
+def test_the_launcher_makes_the_same_key(library, plan, op, joined, segments):
+    for call in ((*one, joined, segments) for one in CALLS):
+        assert key_of_launcher(library, plan, op, *call) == str(key_of(plan, op, *call))
 
 
 def test_the_table_of_plans_has_every_flag():
@@ -72,16 +74,24 @@ def test_the_table_of_plans_has_every_flag():
     for flag in ("permuted", "wide", "shared", "long_rows"):
         assert {getattr(key, flag) for key in found} == {False, True}, flag
     assert {key.closed for key in found} == {0, 1, 2}
+    assert {key.group for key in found} == {1, 2}
 
 
-@pytest.mark.parametrize("text", [FORWARD, BACKWARD, FORWARD.replace("-sm", "-j1-sm")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        FORWARD,
+        BACKWARD,
+        *(FORWARD.replace("-sm", f"-{new}-sm") for new in ("j1", "k16", "j1-k2", "i1", "j1-i1", "j1-k2-i1")),
+    ],
+)
 def test_parse_is_the_inverse_of_str(text):
     assert str(parse(text)) == text
 
 
 def test_a_key_tells_every_difference():
     key = parse(BACKWARD)
-    other = parse("backward-f16-d64-v64-m64-n128-g16-M16-N16-G8-o0-w0-s1-r0-c1-j1-sm90")
+    other = parse("backward-f16-d64-v64-m64-n128-g16-M16-N16-G8-o0-w0-s1-r0-c1-j1-k2-i1-sm90")
     for field in fields(Key)[1:]:
         assert str(replace(key, **{field.name: getattr(other, field.name)})) != BACKWARD, field.name
 
@@ -93,6 +103,9 @@ def test_a_key_tells_every_difference():
         "forward",
         FORWARD + "-x",
         FORWARD.replace("-sm", "-j0-sm"),
+        FORWARD.replace("-sm", "-i1-j1-sm"),
+        FORWARD.replace("-sm", "-k0-sm"),
+        FORWARD.replace("-sm", "-k2-j1-sm"),
         FORWARD.replace("f16", "f64"),
         FORWARD.replace("forward", "backward"),
         BACKWARD.replace("backward", "forward"),

@@ -94,7 +94,9 @@ def test_a_damaged_plan_is_rejected():
 
     @tf.function(jit_compile=True)
     def attend(x):
-        return devices.load_kernels().blocksparse_attention(x, x, x, plan, heads=1, scale=1.0).out
+        return (
+            devices.load_kernels().blocksparse_attention(x, x, x, plan, segments=[], heads=1, scale=1.0).out
+        )
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="the plan is damaged"):
         attend(x)

@@ -99,6 +99,13 @@ def test_an_unknown_configuration_lists_the_known():
         config.load("enwik9")
 
 
+def test_runs_from_before_heads_could_share_keys():
+    fields = asdict(config.load("enwik8_small"))
+    del fields["kv_heads"]
+    assert config.Config.from_fields(fields) == config.load("enwik8_small")
+    assert config.load("enwik8_small").override(["kv_heads=1"]).kv_heads == 1
+
+
 def test_recompute_as_older_runs_have_it():
     fields = asdict(config.load("enwik8_small"))
     for old, new in ((True, "whole"), (False, "none")):

@@ -54,6 +54,35 @@ def test_steps_equal_the_rows_of_full_attention(mode):
     np.testing.assert_allclose(decode(q, k, v, pattern(mode)), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+@pytest.mark.parametrize(
+    "mode", ["local", "fixed", "local+strided", ("local", "strided"), ("fixed", "all", "chunk")], ids=str
+)
+def test_heads_that_share_keys(mode, kv_heads):
+    rng, shape = np.random.default_rng(0), pattern(mode, kv_heads=kv_heads)
+    q, k, v = (tf.constant(rng.normal(size=(2, 64, 8 * n)), tf.float32) for n in (6, kv_heads, 2 * kv_heads))
+    step = DecodeStep(2, 64, 48, 96, **shape)
+    want = attention_impl(q, k, v, **shape)
+    step.prefill(k[:, :40], v[:, :40])
+    run = tf.function(lambda *x: step(*x))
+    for position in (40, 41, 63):
+        step.prefill(k[:, :position], v[:, :position])
+        out = run(q[:, position], k[:, position], v[:, position], tf.constant(position))
+        np.testing.assert_allclose(out, want[:, position], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kv_heads", "caches"),
+    [("local", 2, [2]), ("fixed", 2, [2, 2]), (("local", "strided"), 2, [1, 1, 1, 1]), ("fixed", 6, [6])],
+    ids=str,
+)
+def test_heads_with_one_key_head_and_one_mode_share_a_cache(mode, kv_heads, caches):
+    step = DecodeStep(1, 64, 48, 96, **pattern(mode, kv_heads=kv_heads))
+    assert [len(group.keys) for group in step.groups] == caches
+    rows = sum(group.slots * len(group.keys) for group in step.groups)
+    assert sum(cache.shape[0] for cache in step.caches) == rows
+
+
 @pytest.mark.parametrize("mode", ["local", "chunk", "fixed", "previous", "chunk+previous"])
 def test_windows_that_fit_nothing(mode):
     """A last chunk cut short, more summary columns than the chunk has queries, a window beyond the context."""
@@ -132,8 +161,10 @@ def test_under_xla():
 LAYERS = [("all",), ("local",), ("strided", "local"), ("fixed",), ("local+strided",), (("chunk", "summary"),)]
 
 
-@pytest.mark.parametrize("layer_modes", LAYERS, ids=str)
-def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
+@pytest.mark.parametrize(
+    ("layer_modes", "kv_heads"), [*((modes, None) for modes in LAYERS), (("strided", "local"), 1)], ids=str
+)
+def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes, kv_heads):
     base = config.load("enwik8_small")
     settings = replace(
         base,
@@ -144,6 +175,7 @@ def test_generation_is_argmax_of_the_full_forward_token_for_token(layer_modes):
         local_attn_ctx=16,
         num_verts=2,
         layer_modes=layer_modes,
+        kv_heads=kv_heads,
     )
     model = SparseTransformer(settings)
     rng = np.random.default_rng(1)

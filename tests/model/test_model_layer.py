@@ -39,6 +39,27 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("blocksparse", [True, False])
+def test_heads_that_share_keys(tmp_path, blocksparse):
+    """The maps of keys and values shrink; what is saved comes back; steps give the rows of the whole."""
+    shared = SparseSelfAttention(4, "local", 16, 8, key_width=8, kv_heads=2, blocksparse=blocksparse)
+    model = keras.Sequential([keras.Input((64, 16)), shared])
+    assert [own.kernel.shape[1] for own in (shared.query, shared.key, shared.value)] == [8, 4, 8]
+    x = np.random.default_rng(0).normal(size=(3, 64, 16)).astype(np.float32)
+    y, maps = model(x), (shared.query(x), shared.key(x), shared.value(x))
+    a = attention_impl(*maps, **shared.pattern, kv_heads=2)
+    np.testing.assert_allclose(y, shared.project(a), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].kv_heads == 2
+    np.testing.assert_array_equal(loaded(x), y)
+    decode = shared.decode_step(3, 64)
+    np.testing.assert_allclose(shared.prefill(x[:, :32], decode), y[:, :32], rtol=1e-5, atol=1e-6)
+    for position in (32, 33):
+        step = shared.step(x[:, position], decode, position)
+        np.testing.assert_allclose(step, y[:, position], rtol=1e-5, atol=1e-6)
+
+
 def test_mixed_precision():
     layer = SparseSelfAttention(**PATTERN, dtype="mixed_float16")
     y = layer(tf.zeros([1, 128, 16]))
@@ -100,26 +121,91 @@ def embedded(**kwargs):
     return keras.layers.Embedding(10, 16, **kwargs)
 
 
-def test_a_keras_mask_is_refused_in_words():
-    """While a functional model is made, and in calls; never dropped."""
-    layer, ids = SparseSelfAttention(2, blocksize=8), keras.Input((64,), dtype="int32")
-    message = r"x carries a Keras mask .* Leave the mask out .* weigh the loss by sample_weight"
-    with pytest.raises(ValueError, match=message):
-        layer(embedded(mask_zero=True)(ids))
-    with pytest.raises(ValueError, match=message):
-        layer(keras.layers.Masking()(tf.ones([2, 64, 16])))
-    with pytest.raises(ValueError, match=message):
-        keras.Sequential([embedded(mask_zero=True), keras.layers.LayerNormalization(), layer])(
-            tf.ones([2, 64])
-        )
-    with pytest.raises(ValueError, match=message):
-        layer(tf.ones([2, 64, 16]), mask=tf.ones([2, 64], bool))
-    layer(embedded()(ids))  # without a mask there is nothing to refuse
+def padded_ids():
+    """Token numbers of six rows, 0 being padding: none, behind, before, on both sides, all of it."""
+    ids = np.random.default_rng(0).integers(1, 10, (6, 64)).astype(np.int32)
+    ids[1, 20:], ids[2, 63:], ids[3, :44], ids[4, :9], ids[4, 50:], ids[5] = 0, 0, 0, 0, 0, 0
+    return ids
+
+
+def masked_models(**pattern):
+    """A model with keras.layers.MultiHeadAttention and one with this layer, of the same weights, over padded tokens."""
+    keras.utils.set_random_seed(0)
+    ids, head = keras.Input((64,), dtype="int32"), keras.layers.Dense(10)
+    x = embedded(mask_zero=True)(ids)
+    theirs, ours = keras.layers.MultiHeadAttention(2, 8), SparseSelfAttention(2, blocksize=8, **pattern)
+    y, z = theirs(x, x, use_causal_mask=pattern.get("causal", True)), ours(x)
+    for own, their in zip(ours.weights, theirs.weights, strict=True):
+        own.assign(np.reshape(their, own.shape))
+    models = [keras.Model(ids, head(each)) for each in (y, z)]
+    for model in models:
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return models
+
+
+@pytest.mark.parametrize("pattern", [{}, {"causal": False}, {"blocksparse": False}], ids=str)
+def test_a_keras_mask_does_what_it_does_in_multi_head_attention(pattern):
+    """Padding before, behind or around the tokens: the same logits for tokens, the same loss, the same step."""
+    ids = padded_ids()
+    theirs, ours = masked_models(**pattern)
+    real = ids > 0
+    np.testing.assert_allclose(ours(ids).numpy()[real], theirs(ids).numpy()[real], rtol=0, atol=1e-5)
+    losses = [model.evaluate(ids, ids, verbose=0) for model in (theirs, ours)]
+    assert abs(losses[0] - losses[1]) < 1e-5
+    for model in (theirs, ours):
+        model.train_on_batch(ids, ids)
+    weights = [model.layers[-2].weights for model in (theirs, ours)]
+    assert len(weights[0]) == 8
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(b, np.reshape(a, b.shape), rtol=0, atol=1e-5)
+
+
+def test_masks_segments_and_lengths_say_the_same_of_padding(tmp_path):
+    ids = padded_ids()
+    real, x = ids > 0, np.random.default_rng(1).standard_normal((6, 64, 16)).astype(np.float32)
+    layer = SparseSelfAttention(**PATTERN | {"local_attn_ctx": 8})
+    masked = layer(x, mask=tf.constant(real)).numpy()
+    np.testing.assert_array_equal(layer(x, segment_ids=np.where(real, 3, -1).astype(np.int32)), masked)
+    assert not np.array_equal(layer(x), masked)
+    lengths = np.array([64, 20, 63, 64, 50, 0], np.int32)
+    behind = np.arange(64) < lengths[:, None]
+    np.testing.assert_array_equal(layer(x, lengths=lengths), layer(x, mask=tf.constant(behind)))
+    packed = np.repeat(np.arange(4, dtype=np.int32), 16)[None].repeat(6, 0)
+    both = layer(x, segment_ids=packed, mask=tf.constant(real))
+    np.testing.assert_array_equal(layer(x, segment_ids=np.where(real, packed, -5)), both)
+
+
+def test_a_mask_is_passed_on_and_comes_along_beside_segments(tmp_path):
+    ids, documents = keras.Input((64,), dtype="int32"), keras.Input((64,), dtype="int32")
+    x = embedded(mask_zero=True)(ids)
+    layer = SparseSelfAttention(2, "local", 12, 8)
+    y = layer(x, segment_ids=documents)
+    model = keras.Model([ids, documents], SparseSelfAttention(2, "local", 12, 8)(y))
+    given = padded_ids(), np.repeat(np.arange(2, dtype=np.int32), 32)[None].repeat(6, 0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(given), model(given))
+    (spoilt,) = (layer.embeddings for layer in model.layers if hasattr(layer, "embeddings"))
+    before = model(given).numpy()
+    spoilt.assign(tf.tensor_scatter_nd_update(spoilt, [[0]], [np.full(16, 9, np.float32)]))
+    real = given[0] > 0
+    np.testing.assert_array_equal(model(given).numpy()[real], before[real])
+
+
+@pytest.mark.parametrize("mask", [np.ones([2, 64], np.float32), np.ones([2, 64, 1], bool)])
+def test_a_mask_that_is_none_is_refused_in_words(mask):
+    layer = SparseSelfAttention(2, blocksize=8)
+    with pytest.raises(
+        ValueError, match=r"mask is .* of shape .*; it has to be bool \[batch, time\] = \(2, 64\)"
+    ):
+        layer(np.ones([2, 64, 16], np.float32), mask=mask)
 
 
 @pytest.mark.parametrize("x", [keras.KerasTensor((None, 64, 16)), np.ones([2, 64, 16], np.float32)])
 def test_attention_mask_is_refused_in_words(x):
-    with pytest.raises(ValueError, match="attention_mask was given, which SparseSelfAttention does not take"):
+    with pytest.raises(
+        ValueError, match=r"attention_mask was given, .* does not take: .* Keras mask or lengths, packed"
+    ):
         SparseSelfAttention(2, blocksize=8)(x, attention_mask=np.ones([2, 64, 64], bool))
 
 

@@ -15,6 +15,7 @@ from sparse_attention.layers.written_out import dropout
 TIME, WIDTH = 64, 32
 PATTERN = dict(heads=2, attn_mode="fixed", local_attn_ctx=16, blocksize=8, num_verts=2, vertsize=1)
 MERGED = dict(heads=2, attn_mode="local+strided", local_attn_ctx=8, blocksize=8)
+SHARED = dict(PATTERN, heads=4, kv_heads=2)
 
 
 def made(dtype="float32", **arguments):
@@ -30,11 +31,11 @@ def rows(dtype="float32"):
     return tf.cast(tf.random.stateless_normal([3, TIME, WIDTH], [5, 6]), dtype)
 
 
-def plain(block, drop=lambda x, branch: x):
+def plain(block, drop=lambda x, branch: x, **given):
     """The block as its layers say it."""
 
     def call(x):
-        h = x + drop(block.attention(block.norm1(x)), 0)
+        h = x + drop(block.attention(block.norm1(x), **given), 0)
         return h + drop(block.contract(block.expand(block.norm2(h))), 1)
 
     return call
@@ -68,6 +69,15 @@ def test_gradients_are_those_of_the_layers(pattern, jit, recompute):
     block, x = made(recompute=recompute, **pattern), rows()
     for came, want in zip(results(block, block, x, jit), results(block, plain(block), x, jit), strict=True):
         assert error(came, want) < 5e-5
+
+
+@pytest.mark.parametrize("blocksparse", [True, False])
+def test_gradients_of_heads_that_share_keys(blocksparse):
+    block, x = made(**SHARED, blocksparse=blocksparse), rows()
+    assert block.attention.key.kernel.shape == (WIDTH, WIDTH // 2)
+    for came, want in zip(results(block, block, x), results(block, plain(block), x), strict=True):
+        assert error(came, want) < 5e-5
+    assert SparseTransformerBlock.from_config(block.get_config()).attention.kv_heads == 2
 
 
 @pytest.mark.parametrize(
@@ -199,6 +209,24 @@ def test_a_quantized_block_is_made_of_its_layers():
 def test_what_means_no_block_is_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
         SparseTransformerBlock(**{**PATTERN, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict(recompute="none"), dict(recompute="whole"), MERGED, dict(blocksparse=False)], ids=str
+)
+def test_padding_and_documents(arguments):
+    block, x = made(**arguments), rows()
+    given = dict(
+        mask=tf.constant(np.arange(TIME) % 50 > [[0], [9], [48]]),
+        segment_ids=np.repeat(np.arange(4, dtype=np.int32), TIME // 4)[None].repeat(3, 0),
+    )
+    want = results(block, plain(block, **given), x)
+    for came, wanted in zip(results(block, lambda x: block(x, **given), x), want, strict=True):
+        assert error(came, wanted) < 1e-5
+    assert error(results(block, block, x)[0], want[0]) > 1e-2
+    ids = keras.Input((TIME,), dtype="int32")
+    y = block(keras.layers.Embedding(10, WIDTH, mask_zero=True)(ids))
+    assert y._keras_mask is not None  # passed on
 
 
 def test_masks_are_refused():

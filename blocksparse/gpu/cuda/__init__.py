@@ -121,7 +121,7 @@ def macros(
         "SHARED",
         "WIDE",
     )
-    sizes |= dict(JOINED=int(constants.get("JOINED", False)))
+    sizes |= dict(JOINED=int(constants.get("JOINED", False)), GROUP=int(constants.get("GROUP", 1)))
     return sizes | {name: int(constants[name]) for name in wanted}
 
 

@@ -60,7 +60,7 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   sync();
   // The running maximum wants a positive scale, and -infinity times zero would be NaN.
   const i64 query_row = tile.batch * query_time * heads + tile.head,
-            key_row = tile.batch * key_time * heads + tile.head;
+            key_row = tile.batch * key_time * (heads / kGroup) + tile.head / kGroup;
   load_own<kHeadDim, kHeadPitch>(own, q + query_row * kHeadDim, tile, query_time, heads, scale_log2 < 0);
   scale_log2 = larger(scale_log2 < 0 ? -scale_log2 : scale_log2, 0x1p-126f);
   const int warp_row = warp_index() / kSlices * kWarpRows, slice = warp_index() % kSlices * (kValuePad / kSlices);
@@ -71,7 +71,7 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   sync();
   Rows<kHeadPad, kHeadPitch, HELD> queries;
   queries.set(own + warp_row * kHeadPitch);
-  const Stream stream = {k + key_row * kHeadDim, v + key_row * kValueDim, nullptr, nullptr, key_time, heads};
+  const Stream stream = {k + key_row * kHeadDim, v + key_row * kValueDim, nullptr, nullptr, key_time, heads / kGroup};
   walk<false>(tile, stream, stage, warp_row, [&](const Seen& seen) {
     float s[kScoreTiles][kPart];
     multiply_transposed(s, queries, stage.head);

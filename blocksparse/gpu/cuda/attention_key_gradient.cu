@@ -19,9 +19,9 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   Stored* own_value = own_key + kRows * kHeadPitch;
   clear_shared(memory);
   sync();
-  const i64 query_row = tile.batch * query_time * heads + tile.head,
+  const i64 query_row = (tile.batch * query_time * heads + tile.head) * kGroup,
             key_row = tile.batch * key_time * heads + tile.head;
-  const i64 statistics = (tile.batch * heads + tile.head) * query_time;
+  const i64 statistics = (tile.batch * heads + tile.head) * kGroup * query_time;
   load_own<kHeadDim, kHeadPitch>(own_key, k + key_row * kHeadDim, tile, key_time, heads, false);
   load_own<kValueDim, kValuePitch>(own_value, v + key_row * kValueDim, tile, key_time, heads, false);
   const int warp_row = warp_index() / kSlices * kWarpRows, slice = warp_index() % kSlices;

@@ -59,7 +59,7 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   Stored* own_gradient = own + kRows * kHeadPitch;
   clear_shared(memory);
   const i64 query_row = tile.batch * query_time * heads + tile.head,
-            key_row = tile.batch * key_time * heads + tile.head;
+            key_row = tile.batch * key_time * (heads / kGroup) + tile.head / kGroup;
   const i64 statistics = (tile.batch * heads + tile.head) * query_time;
   write_delta(delta + statistics, out + query_row * kValueDim, dout + query_row * kValueDim, dlse + statistics, tile,
               query_time, heads);
@@ -80,7 +80,7 @@ KERNEL BOUNDS(kThreads, BLOCKS)
   queries.set(own + warp_row * kHeadPitch), gradients.set(own_gradient + warp_row * kValuePitch);
   float result[kHeadTiles][kPart];
   bool silenced = false;
-  const Stream stream = {k + key_row * kHeadDim, v + key_row * kValueDim, nullptr, nullptr, key_time, heads};
+  const Stream stream = {k + key_row * kHeadDim, v + key_row * kValueDim, nullptr, nullptr, key_time, heads / kGroup};
   do {
     clear(result);
     walk<false>(tile, stream, stage, warp_row, [&](const Seen& seen) {

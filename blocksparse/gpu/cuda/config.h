@@ -20,6 +20,7 @@ constexpr int kSlices = SLICES;    // warps that share rows: each has a slice of
 constexpr int kWarps = WARPS, kThreads = 32 * WARPS;
 constexpr bool kPermuted = PERMUTED, kShared = SHARED, kWide = WIDE, kHeaviestFirst = HEAVIEST_FIRST;
 constexpr bool kJoined = JOINED;  // the results hold those of passes over other keys, and get those over all keys
+constexpr int kGroup = GROUP;     // so many query heads read one key head
 #undef M
 #undef N
 

@@ -23,11 +23,15 @@ struct Ahead {
   static constexpr int kMine = (kAll + kThreads - 1) / kThreads;
   Chunk chunk[kMine];
 
-  METHOD void ask(const Element* head, const int* rows, int heads) {
+  // kReaders: `head` is a key head's first reader of `heads` key heads', and row r is row r % time of reader r / time.
+  template <bool kReaders>
+  METHOD void ask(const Element* head, const int* rows, int time, int heads) {
     UNROLL for (int i = 0; i < kMine; ++i) {
       const int c = i * kThreads + thread_index();
       if (kAll % kThreads != 0 && c >= kAll) break;
-      chunk[i] = read(head + Offset(rows[c / kRowChunks]) * (heads * kDim) + c % kRowChunks * kPerChunk);
+      const int row = rows[c / kRowChunks], reader = kReaders ? row / time : 0;
+      const Offset at = Offset(row - reader * time) * (heads * kDim * (kReaders ? kGroup : 1)) + reader * kDim;
+      chunk[i] = read(head + at + c % kRowChunks * kPerChunk);
     }
   }
   METHOD void arrive(Stored* to) const {

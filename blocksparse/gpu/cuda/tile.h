@@ -67,11 +67,16 @@ DEVICE int own_row(const Tile& tile, int row, int time) {
   return gathered(tile.rows, tile.first_row + row, time, tile.stride);
 }
 
-// Row 0 past the last step.
+// Row 0 past the last step. kReaders: a key head's readers follow each other, `time` rows each.
+template <bool kReaders>
 DEVICE int column_row(const Tile& tile, int step, int n, int time) {
   if (step >= tile.steps) return 0;
   const int* granules = tile.columns + i64(step / kColumnParts) * (kPlanColumns / kGranule);
-  return gathered(granules, step % kColumnParts * kColumns + n, time, tile.stride);
+  n += step % kColumnParts * kColumns;
+  if (!kReaders) return gathered(granules, n, time, tile.stride);
+  const int number = granules[n / kGranule], own = time / kGranule, reader = number / own;
+  const int granule = number - reader * own;
+  return gathered(&granule, n % kGranule, time, tile.stride) + reader * time;
 }
 
 DEVICE int mask_number(const Tile& tile, int step) { return step < tile.steps ? tile.mask[step / kColumnParts] : 0; }

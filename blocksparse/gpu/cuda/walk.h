@@ -3,7 +3,8 @@
 
 #include "rows.h"
 
-// What passes: rows of q or k, rows of v or dout; where `statistics`, two numbers a row as well.
+// What passes: rows of q or k, rows of v or dout; where `statistics`, two numbers a row as well: then these are
+// queries, of all heads that read a key head.
 struct Stream {
   const Element *heads_of_dim, *heads_of_value;
   const float *lse, *delta;
@@ -33,8 +34,9 @@ struct Arrival {
   float lse, delta;
 
   METHOD void ask(const Stream& from, const int* rows) {
-    head.ask(from.heads_of_dim, rows, from.heads);
-    value.ask(from.heads_of_value, rows, from.heads);
+    constexpr bool kReaders = kStatistics && kGroup > 1;
+    head.template ask<kReaders>(from.heads_of_dim, rows, from.time, from.heads);
+    value.template ask<kReaders>(from.heads_of_value, rows, from.time, from.heads);
     if (kStatistics && thread_index() < kColumns) {
       lse = from.lse[rows[thread_index()]];
       delta = from.delta[rows[thread_index()]];
@@ -55,14 +57,15 @@ struct Arrival {
 // ahead.
 template <bool kStatistics, class Compute>
 DEVICE void walk(const Tile& tile, const Stream& from, const Stage& stage, int warp_row, Compute compute) {
+  constexpr bool kReaders = kStatistics && kGroup > 1;
   const int n = thread_index();
   int row = 0;
   sync();  // a walk before this one may still be multiplying
   if (tile.steps == 0) return;
   if (n < kColumns) {
-    stage.rows[n] = column_row(tile, 0, n, from.time);
-    stage.rows[kColumns + n] = column_row(tile, 1, n, from.time);
-    row = column_row(tile, 2, n, from.time);
+    stage.rows[n] = column_row<kReaders>(tile, 0, n, from.time);
+    stage.rows[kColumns + n] = column_row<kReaders>(tile, 1, n, from.time);
+    row = column_row<kReaders>(tile, 2, n, from.time);
   }
   sync();
   Arrival<kStatistics> arrival;
@@ -76,7 +79,7 @@ DEVICE void walk(const Tile& tile, const Stream& from, const Stage& stage, int w
     sync();
     const Seen seen = next;
     if (step + 1 < tile.steps) arrival.ask(from, stage.rows + (step + 1) % 2 * kColumns);
-    if (n < kColumns) row = column_row(tile, step + 3, n, from.time);
+    if (n < kColumns) row = column_row<kReaders>(tile, step + 3, n, from.time);
     next = seen_in(tile, step + 1, number, warp_row);
     number = mask_number(tile, step + 2);
     compute(seen);

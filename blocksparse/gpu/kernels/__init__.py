@@ -7,8 +7,8 @@ are queries and columns keys in all kernels but attention_key_gradient, where it
 Tensors, T being float16, bfloat16 or float32:
 
     q, dq            T [batch, query_time, heads * head_dim]
-    k, dk            T [batch, key_time, heads * head_dim]
-    v, dv            T [batch, key_time, heads * value_dim]
+    k, dk            T [batch, key_time, heads / GROUP * head_dim]
+    v, dv            T [batch, key_time, heads / GROUP * value_dim]
     out, dout        T [batch, query_time, heads * value_dim]
     lse, dlse        float32 [batch, heads, query_time]   the natural log-sum-exp of each query's scores; its gradient
     delta            float32 [batch, heads, query_time]   rowsum(out dout) - dlse, from the query pass to the key pass
@@ -28,7 +28,7 @@ plan: the arrays of the side whose rows are owned, int32, contiguous; blockspars
 
 scale and scale_log2: float32, the factor of the scores, and that times log2(e). sizes, all int32:
 
-    heads, query_time, key_time
+    heads, query_time, key_time      heads: of the rows that are owned, queries' or keys'
     tiles            most row tiles that a head has; heads with fewer have programs that end at once
     count            (warp roles, apart from sizes) tiles * heads * batch: row tiles in all
 
@@ -43,6 +43,12 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     JOINED           the results hold those of passes over other keys, and get those over the keys of all: out and lse
                      the softmax over both; dq, dk and dv the sum, which is the gradient when out, lse, dout and dlse
                      are those of all passes. A row's results are read and written by the program that owns it
+    GROUP            so many query heads read one key head: head h reads h // GROUP. Column tiles of queries then gather
+                     from all of a key head's readers: granule number c is granule c % n of reader c // n, n being
+                     query_time / g
+    SEGMENTS         positions have segment numbers: offset, columns, mask and masks are what cut.py has left for each
+                     batch row, and `full` is not read
+    KEEP             (cut.py) no column tile is left out
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 
@@ -67,10 +73,13 @@ from triton.compiler import ASTSource
 from .arguments import grouped, source_parts
 from .backward import attention_key_gradient, attention_query_gradient
 from .closed import attention_closed_forward, attention_whole_gradient
+from .cut import attention_cut_keys, attention_cut_queries
 from .forward import attention_forward
 
 __all__ = [
     "attention_closed_forward",
+    "attention_cut_keys",
+    "attention_cut_queries",
     "attention_forward",
     "attention_key_gradient",
     "attention_query_gradient",

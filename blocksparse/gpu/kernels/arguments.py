@@ -60,6 +60,9 @@ class Flags(NamedTuple):
     REGISTERS: int | None = None
     TURNS: int | None = None
     JOINED: bool = False
+    GROUP: int = 1
+    SEGMENTS: bool = False
+    KEEP: bool | None = None
 
 
 def flags_of(constexprs: dict) -> Flags:

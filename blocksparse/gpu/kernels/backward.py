@@ -15,6 +15,7 @@ from .primitives import (
     locate,
     mask_words,
     put_rows,
+    reader_rows,
     row_tile,
     visible,
 )
@@ -66,7 +67,7 @@ def attention_query_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
 
     query_row = batch * sizes.query_time * heads + head
     statistics = (batch * heads + head) * sizes.query_time + own
@@ -78,27 +79,38 @@ def attention_query_gradient(
     row_lse = tl.load(lse + statistics, mask=stored, other=0.0) * LOG2_E
 
     queries = load_rows(q + query_row * flags.QK.DIM, own, stored, heads, flags.QK)
-    k += (batch * sizes.key_time * heads + head) * flags.QK.DIM
-    v += (batch * sizes.key_time * heads + head) * flags.VO.DIM
+    key_heads = heads // flags.GROUP
+    k += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.QK.DIM
+    v += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.VO.DIM
 
     gradient = tl.zeros((flags.M, flags.QK.PAD), tl.float32)
     if flags.SPLIT:
         gradient = gather_query_gradient(
             queries, gradients, row_lse, row_delta, k, v, tiles, 0, tiles.unmasked,
-            gradient, scale_log2, heads, flags, False, False,
+            gradient, scale_log2, key_heads, flags, False, False,
         )  # fmt: skip
     gradient = gather_query_gradient(
         queries, gradients, row_lse, row_delta, k, v, tiles, tiles.unmasked if flags.SPLIT else 0, tiles.count,
-        gradient, scale_log2, heads, flags, True, False,
+        gradient, scale_log2, key_heads, flags, True, False,
     )  # fmt: skip
     # A NaN key in a tile makes dq NaN in all its rows, by 0 * NaN, also in those that do not see it. Asking for it in
     # the loop would cost every call; so a tile whose dq came out NaN is computed once more, with FINITE.
     if tl.max(tl.max((gradient != gradient).to(tl.int32), 1), 0) != 0:
         gradient = gather_query_gradient(
             queries, gradients, row_lse, row_delta, k, v, tiles, 0, tiles.count,
-            tl.zeros((flags.M, flags.QK.PAD), tl.float32), scale_log2, heads, flags, True, True,
+            tl.zeros((flags.M, flags.QK.PAD), tl.float32), scale_log2, key_heads, flags, True, True,
         )  # fmt: skip
     put_rows(dq + query_row * flags.QK.DIM, own, stored, gradient * scale, heads, flags.QK, flags.JOINED)
+
+
+@triton.jit
+def query_rows(tiles, j, last, heads, flags):
+    """reader_rows; where a key head has one reader one vector, which is both."""
+    if flags.GROUP == 1:
+        rows = gathered_rows(tiles.columns, j, last, tiles.time, tiles.stride, flags.N, flags)
+    else:
+        rows = reader_rows(tiles.columns, j, last, tiles.time, tiles.stride, heads, flags)
+    return rows
 
 
 @triton.jit
@@ -108,25 +120,29 @@ def gather_key_gradient(
 ):  # fmt: skip
     """(dk + ds^T q, dv + p^T dout) over tiles first .. last of queries; s, p, dp, ds stand as [keys, queries].
 
-    MASKED: whether any of the tiles has a mask. AHEAD: row numbers are loaded one tile ahead.
+    heads: of keys. MASKED: whether any of the tiles has a mask. AHEAD: row numbers are loaded one tile ahead.
     """
     if AHEAD:
-        ahead = gathered_rows(tiles.columns, first, last, tiles.time, tiles.stride, flags.N, flags)
+        ahead = query_rows(tiles, first, last, heads, flags)
     if MASKED:
         wanted = (first >= tiles.unmasked) & (first < last)
         low, high = mask_words(tiles.masks, tl.load(tiles.mask + first, mask=wanted, other=0), wanted, flags)
         number = tl.load(tiles.mask + first + 1, mask=first + 1 < last, other=0)
     for j in range(first, last):
         if AHEAD:
-            rows = ahead
-            ahead = gathered_rows(tiles.columns, j + 1, last, tiles.time, tiles.stride, flags.N, flags)
+            found = ahead
+            ahead = query_rows(tiles, j + 1, last, heads, flags)
         else:
-            rows = gathered_rows(tiles.columns, j, last, tiles.time, tiles.stride, flags.N, flags)
-        queries = gather(q, rows, heads, flags.QK)
+            found = query_rows(tiles, j, last, heads, flags)
+        if flags.GROUP == 1:
+            rows, places, row_heads = found, found, heads
+        else:
+            rows, places, row_heads = found[0], found[1], 1
+        queries = gather(q, rows, row_heads, flags.QK)
         s = tl.dot(k, queries.T, input_precision=flags.PRECISION) * scale_log2
-        s -= (tl.load(lse + rows) * LOG2_E)[None, :]
-        gradients = gather(dout, rows, heads, flags.VO)
-        dp = tl.dot(v, gradients.T, input_precision=flags.PRECISION) - tl.load(delta + rows)[None, :]
+        s -= (tl.load(lse + places) * LOG2_E)[None, :]
+        gradients = gather(dout, rows, row_heads, flags.VO)
+        dp = tl.dot(v, gradients.T, input_precision=flags.PRECISION) - tl.load(delta + places)[None, :]
         if MASKED:
             seen = visible(low, high, flags)
             low, high = mask_words(tiles.masks, number, (j + 1 >= tiles.unmasked) & (j + 1 < last), flags)
@@ -152,15 +168,16 @@ def attention_key_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.key_time, sizes.query_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.key_time, sizes.query_time, flags)
 
     key_row = batch * sizes.key_time * heads + head
     keys = load_rows(k + key_row * flags.QK.DIM, own, stored, heads, flags.QK)
     values = load_rows(v + key_row * flags.VO.DIM, own, stored, heads, flags.VO)
-    q += (batch * sizes.query_time * heads + head) * flags.QK.DIM
-    dout += (batch * sizes.query_time * heads + head) * flags.VO.DIM
-    lse += (batch * heads + head) * sizes.query_time
-    delta += (batch * heads + head) * sizes.query_time
+    first_reader = (batch * sizes.query_time * heads + head) * flags.GROUP
+    q += first_reader * flags.QK.DIM
+    dout += first_reader * flags.VO.DIM
+    lse += (batch * heads + head) * flags.GROUP * sizes.query_time
+    delta += (batch * heads + head) * flags.GROUP * sizes.query_time
 
     # Row numbers that are loaded ahead keep one more tile of q and dout in shared memory. At head_dim 128 and with long
     # rows that leaves one program on a multiprocessor in place of two (benchmarks/LOG.md, section 12).

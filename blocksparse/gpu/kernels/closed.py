@@ -29,15 +29,16 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head
-    k += (batch * sizes.key_time * heads + head) * flags.QK.DIM
-    v += (batch * sizes.key_time * heads + head) * flags.VO.DIM
+    key_heads = heads // flags.GROUP
+    k += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.QK.DIM
+    v += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.VO.DIM
     queries = ask_rows(q + query_row * flags.QK.DIM, own, stored, heads, flags.QK)
-    keys = ask_rows(k, seen, real, heads, flags.QK)
-    values = ask_rows(v, seen, real, heads, flags.VO)
+    keys = ask_rows(k, seen, real, key_heads, flags.QK)
+    values = ask_rows(v, seen, real, key_heads, flags.VO)
     low, high = mask_words(
         tiles.masks, tl.load(tiles.mask, mask=tiles.count > 0, other=0),
         (0 >= tiles.unmasked) & (tiles.count > 0), flags,
@@ -59,8 +60,8 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
         sees = visible(low, high, flags)
         if not flags.SINGLE:  # the next column tile is on its way while this one is computed
             seen, real = next_seen, next_real
-            keys = ask_rows(k, seen, real, heads, flags.QK)
-            values = ask_rows(v, seen, real, heads, flags.VO)
+            keys = ask_rows(k, seen, real, key_heads, flags.QK)
+            values = ask_rows(v, seen, real, key_heads, flags.VO)
             low, high = mask_words(
                 tiles.masks, number, (j + 1 >= tiles.unmasked) & (j + 1 < tiles.count), flags
             )
@@ -97,7 +98,7 @@ def attention_whole_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head

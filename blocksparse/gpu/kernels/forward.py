@@ -59,7 +59,7 @@ def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.cons
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
 
     queries = load_rows(
         q + (batch * sizes.query_time * heads + head) * flags.QK.DIM, own, stored, heads, flags.QK
@@ -68,19 +68,20 @@ def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.cons
     # queries; and never 0, since a masked score is -inf, and -inf times 0 would be NaN.
     queries = tl.where(scale_log2 < 0, -queries, queries)
     scale_log2 = tl.maximum(tl.abs(scale_log2), 2.0**-126)
-    k += (batch * sizes.key_time * heads + head) * flags.QK.DIM
-    v += (batch * sizes.key_time * heads + head) * flags.VO.DIM
+    key_heads = heads // flags.GROUP
+    k += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.QK.DIM
+    v += (batch * sizes.key_time * key_heads + head // flags.GROUP) * flags.VO.DIM
 
     m = tl.full((flags.M,), -float("inf"), tl.float32)
     l = tl.zeros((flags.M,), tl.float32)
     acc = tl.zeros((flags.M, flags.VO.PAD), tl.float32)
     if flags.SPLIT:
         m, l, acc = absorb(
-            queries, k, v, tiles, 0, tiles.unmasked, m, l, acc, scale_log2, heads, flags, False
+            queries, k, v, tiles, 0, tiles.unmasked, m, l, acc, scale_log2, key_heads, flags, False
         )
     m, l, acc = absorb(
         queries, k, v, tiles, tiles.unmasked if flags.SPLIT else 0, tiles.count,
-        m, l, acc, scale_log2, heads, flags, True,
+        m, l, acc, scale_log2, key_heads, flags, True,
     )  # fmt: skip
 
     out += (batch * sizes.query_time * heads + head) * flags.VO.DIM

@@ -72,6 +72,31 @@ def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
 
 
 @triton.jit
+def reader_rows(granules, j, last, time, stride, heads, flags):
+    """Queries of a key head's column tile j: (their rows in [time, heads * GROUP], their places in [GROUP, time])."""
+    n = tl.arange(0, flags.N)
+    step = stride if flags.PERMUTED else 1
+    own = time // flags.GRANULE
+    if flags.N // flags.GRANULE <= 4:  # as in gathered_rows; numbers are divided one by one, not in a vector
+        rows, places = n * 0, n * 0
+        for run in tl.static_range(flags.N // flags.GRANULE):
+            number = tl.load(granules + j * (flags.N // flags.GRANULE) + run, mask=j < last, other=0)
+            reader = number // own
+            first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
+            rows = tl.where(n >= run * flags.GRANULE, first * (heads * flags.GROUP) + reader, rows)
+            places = tl.where(n >= run * flags.GRANULE, first + reader * time, places)
+    else:
+        number = tl.load(
+            granules + j * (flags.N // flags.GRANULE) + n // flags.GRANULE, mask=n * 0 + j < last, other=0
+        )
+        reader = number // own
+        first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
+        rows, places = first * (heads * flags.GROUP) + reader, first + reader * time
+    within = n % flags.GRANULE * step
+    return rows + within * (heads * flags.GROUP), places + within
+
+
+@triton.jit
 def column_rows(tiles, j, flags):
     """(rows of column tile j, which of them are no padding: none from the last tile on).
 
@@ -91,16 +116,28 @@ def column_rows(tiles, j, flags):
 
 
 @triton.jit
-def row_tile(plan, head, tile, own_time, time, flags):
+def row_tile(plan, sizes, batch, head, tile, own_time, time, flags):
     """(its ColumnTiles, its own rows, which of those are stored)"""
     stride = tl.load(plan.residues + head) if flags.PERMUTED else 1
-    first = tile if flags.SINGLE else tl.load(plan.offset + tile)
-    count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
-    unmasked = tl.load(plan.full + tile)
+    if flags.SEGMENTS:
+        span = cut_span(plan, sizes, batch, head, tile, flags)
+        first, count, unmasked = tl.load(span), tl.load(span + 1), tl.load(span + 2)
+    else:
+        first = tile if flags.SINGLE else tl.load(plan.offset + tile)
+        count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
+        unmasked = tl.load(plan.full + tile)
     stored = tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
     own = gathered_rows(plan.rows, tile, tile + 1, own_time, stride, flags.M, flags)
     columns = plan.columns + first * (flags.N // flags.GRANULE)
     return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, time, stride), own, stored
+
+
+@triton.jit
+def cut_span(plan, sizes, batch, head, tile, flags):
+    """Where cut.py has left the row tile's three numbers, in the place of the plan's offsets."""
+    batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
+    span = tile * batches + batch.to(tl.int32)
+    return plan.offset + 3 * (span * sizes.heads + head if flags.PERMUTED else span)
 
 
 @triton.jit

@@ -27,28 +27,37 @@ class AttentionGpu : public tensorflow::OpKernel {
  public:
   explicit AttentionGpu(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("heads", &heads_));
+    OP_REQUIRES_OK(context, context->GetAttr("kv_heads", &kv_heads_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
     if (!backward) OP_REQUIRES_OK(context, context->GetAttr("hides", &hides_));
+    OP_REQUIRES_OK(context, context->GetAttr("segment_sides", &segment_sides_));
+    OP_REQUIRES_OK(context, expect_sides(segment_sides_));
   }
 
   void Compute(OpKernelContext* context) override {
     const Tensor &q = context->input(0), &k = context->input(1), &v = context->input(2);
     constexpr int first_plan = backward ? 7 : 3;
+    const int first_segments = context->num_inputs() - segment_sides_;
     void* stream = context->op_device_context()->stream()->platform_specific_handle().stream;
     std::vector<std::shared_ptr<const DevicePlan>> passes;
     Arguments arguments;  // all passes have the same, save for the plan
-    for (int input = first_plan; input < context->num_inputs(); ++input) {
+    for (int input = first_plan; input < first_segments; ++input) {
       const Tensor& plan = context->input(input);
       OP_REQUIRES(context, plan.dims() == 1, absl::InvalidArgumentError("plan has to be a vector"));
       auto device_plan = PlanCache::global().get(context, plan, stream);
       OP_REQUIRES_OK(context, device_plan.status());
       passes.push_back(*device_plan);
       arguments = Arguments{(*device_plan)->plan};
-      OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, scale_));
+      OP_REQUIRES_OK(context, arguments.fit(q.shape(), k.shape(), v.shape(), heads_, kv_heads_, scale_));
     }
     Call call{backward, dtype_name<T>(), arguments.shape};
-    OP_REQUIRES(context, !hides_, absl::UnimplementedError(kCannotHide));
+    OP_REQUIRES(context, !hides_ || segment_sides_ != 0, absl::UnimplementedError(kCannotHide));
     call.q = q.data(), call.k = k.data(), call.v = v.data();
+    if (segment_sides_ != 0) {
+      const Tensor &query = context->input(first_segments), &key = context->input(first_segments + 1);
+      OP_REQUIRES_OK(context, arguments.check_segments(query.shape(), key.shape()));
+      call.query_segments = query.flat<int32_t>().data(), call.key_segments = key.flat<int32_t>().data();
+    }
     if constexpr (backward) {
       const auto shape = [context](int input) { return context->input(input).shape(); };
       OP_REQUIRES_OK(context, arguments.check_gradient(shape(3), shape(4), shape(5), shape(6)));
@@ -91,7 +100,7 @@ class AttentionGpu : public tensorflow::OpKernel {
     return status;
   }
 
-  int heads_;
+  int heads_, kv_heads_, segment_sides_;
   float scale_;
   bool hides_ = false;
 };

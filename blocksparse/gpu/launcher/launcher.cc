@@ -27,23 +27,28 @@ struct Device {
   int capability, multiprocessors;
 };
 
+int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] == 0 ? kHeads : kKeyHeads]; }
+
 Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
   Symbols symbols = {call.shape.batch,   call.shape.heads, call.shape.head_dim, call.shape.value_dim,
                      header[kQueryTime], header[kKeyTime], header[kDistinct]};
   std::copy_n(header + kByQuery, side::kCount, symbols.begin() + kQuerySymbols);
   std::copy_n(header + kByKey, side::kCount, symbols.begin() + kKeySymbols);
-  symbols.back() = device.multiprocessors;
+  symbols[kSymbolCount - 2] = key_heads_of(header);
+  symbols[kSymbolCount - 1] = device.multiprocessors;
   return symbols;
 }
 
 std::vector<const void*> pointers_of(const Call& call) {
   std::vector<const void*> pointers = {nullptr,   call.q,    call.k,  call.v,  call.out, call.lse,
                                        call.dout, call.dlse, call.dq, call.dk, call.dv};
+  pointers.insert(pointers.end(), {call.query_segments, call.key_segments});
   const auto add = [&](int word) { pointers.push_back(static_cast<const int32_t*>(call.plan) + call.header[word]); };
   for (int word : {kHeadIndex, kResidues}) add(word);
   for (int word : kQueryStarts) add(word);
   for (int word : kKeyStarts) add(word);
+  for (int word : {kKeyIndex, kKeyResidues}) add(word);  // of a plan with fewer key heads than heads, else never read
   return pointers;
 }
 
@@ -63,10 +68,12 @@ std::string key_of(const Call& call, bool backward, int capability) {
   std::string tiles = absl::StrCat("-m", q[0], "-n", q[1], "-g", q[2]);
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
   const Shape& shape = call.shape;
+  const int32_t group = shape.heads / key_heads_of(call.header);
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
-                      call.onto ? "-j1" : "", "-sm", capability);
+                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "",
+                      call.query_segments != nullptr ? "-i1" : "", "-sm", capability);
 }
 
 namespace {

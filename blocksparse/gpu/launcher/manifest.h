@@ -47,13 +47,19 @@ constexpr absl::string_view kSymbols[] = {
     "k.distinct_masks",
     "k.most_tiles",
     "k.most_columns",
+    "kv_heads",
     "multiprocessors",
 };
 constexpr absl::string_view kPointers[] = {
-    "null",     "q",      "k",         "v",          "out",      "lse",          "dout",   "dlse",
-    "dq",       "dk",     "dv",        "head_index", "residues", "q.head_tiles", "q.rows", "q.row_count",
-    "q.offset", "q.full", "q.columns", "q.mask",     "q.masks",  "k.head_tiles", "k.rows", "k.row_count",
-    "k.offset", "k.full", "k.columns", "k.mask",     "k.masks",
+    "null",         "q",           "k",        "v",
+    "out",          "lse",         "dout",     "dlse",
+    "dq",           "dk",          "dv",       "query_segments",
+    "key_segments", "head_index",  "residues", "q.head_tiles",
+    "q.rows",       "q.row_count", "q.offset", "q.full",
+    "q.columns",    "q.mask",      "q.masks",  "k.head_tiles",
+    "k.rows",       "k.row_count", "k.offset", "k.full",
+    "k.columns",    "k.mask",      "k.masks",  "key_index",
+    "key_residues",
 };
 constexpr int kSymbolCount = std::size(kSymbols);
 constexpr int kQuerySymbols = 7, kKeySymbols = 15;  // where q.*, k.* begin: a plan's side, word for word

@@ -16,6 +16,8 @@ struct Rows {
   int64_t whole_run() const { return whole * bytes; }
 };
 
+constexpr unsigned char kNobody = 0x80;  // four of them are a segment number that no position has
+
 class Padding {
  public:
   Padding(const Driver& driver, Handle stream, const Allocate& allocate)
@@ -23,7 +25,7 @@ class Padding {
 
   // `tensor` becomes a copy. read: with the tensor's content, and zeros behind it. written: what the kernels leave in
   // the copy goes back.
-  void replace(const void** tensor, const Rows& rows, bool read, bool written) {
+  void replace(const void** tensor, const Rows& rows, bool read, bool written, unsigned char fill = 0) {
     if (rows.time == rows.whole || !status.ok()) return;
     void* copy = allocate_(rows.count * rows.whole_run());
     if (copy == nullptr) {
@@ -32,7 +34,7 @@ class Padding {
     }
     if (read) {
       move(*tensor, rows.run(), copy, rows.whole_run(), rows);
-      clear(copy, rows);
+      clear(copy, rows, fill);
     }
     if (written) back_.push_back({copy, *tensor, rows});
     *tensor = copy;
@@ -65,9 +67,9 @@ class Padding {
     status = driver_.check(driver_.copy_rows(&copy, stream_), "copying rows");
   }
 
-  void clear(void* copy, const Rows& rows) {
+  void clear(void* copy, const Rows& rows, unsigned char fill) {
     if (!status.ok()) return;
-    status = driver_.check(driver_.set_rows(address(copy) + rows.run(), rows.whole_run(), 0,
+    status = driver_.check(driver_.set_rows(address(copy) + rows.run(), rows.whole_run(), fill,
                                             rows.whole_run() - rows.run(), rows.count, stream_),
                            "clearing rows");
   }
@@ -89,12 +91,13 @@ bool fills_plan(const Call& call) {
 absl::Status run_padded(const Driver& driver, const Call& call, Handle stream, const Allocate& allocate,
                         const std::function<absl::Status(const Call&)>& run) {
   const Shape& shape = call.shape;
-  const int64_t number = element_bytes(call.dtype) * shape.heads;
+  const int64_t number = element_bytes(call.dtype);
+  const int64_t key_heads = call.header[kKeyHeads] == 0 ? shape.heads : call.header[kKeyHeads];
   const auto queries = [&](int64_t width) {
-    return Rows{shape.batch, number * width, shape.query_time, call.header[kQueryTime]};
+    return Rows{shape.batch, number * shape.heads * width, shape.query_time, call.header[kQueryTime]};
   };
   const auto keys = [&](int64_t width) {
-    return Rows{shape.batch, number * width, shape.key_time, call.header[kKeyTime]};
+    return Rows{shape.batch, number * key_heads * width, shape.key_time, call.header[kKeyTime]};
   };
   const Rows sums = {shape.batch * shape.heads, sizeof(float), shape.query_time, call.header[kQueryTime]};
   Call whole = call;
@@ -102,6 +105,13 @@ absl::Status run_padded(const Driver& driver, const Call& call, Handle stream, c
   padding.replace(&whole.q, queries(shape.head_dim), true, false);
   padding.replace(&whole.k, keys(shape.head_dim), true, false);
   padding.replace(&whole.v, keys(shape.value_dim), true, false);
+  const auto segments = [](const int32_t** numbers) { return reinterpret_cast<const void**>(numbers); };
+  if (call.query_segments != nullptr) {
+    const Rows query = {shape.batch, sizeof(int32_t), shape.query_time, call.header[kQueryTime]};
+    const Rows key = {shape.batch, sizeof(int32_t), shape.key_time, call.header[kKeyTime]};
+    padding.replace(segments(&whole.query_segments), query, true, false, kNobody);
+    padding.replace(segments(&whole.key_segments), key, true, false, kNobody);
+  }
   const bool forward = !call.backward;
   padding.replace(&whole.out, queries(shape.value_dim), !forward || call.onto, forward);
   padding.replace(&whole.lse, sums, !forward || call.onto, forward);

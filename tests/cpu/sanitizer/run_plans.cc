@@ -1,6 +1,7 @@
 // Runs the CPU kernels on plans out of a file, under the compiler's sanitizers: run_plans FILE. FILE holds plans, each
 // as its number of int32 (int64) and the int32. Prints a line a plan: what is wrong with it, or "ran": alone, then
-// again onto its own results, as the second of two joined passes does; both also on tensors shorter than the plan.
+// again onto its own results, as the second of two joined passes does; all that without segments and with some, and on
+// tensors shorter than the plan.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -27,14 +28,22 @@ std::vector<float> numbers(int64_t count) {
   return values;
 }
 
-void run(const Plan& plan, int32_t query_time, int32_t key_time) {
+// Runs of equal numbers, in an order in which they come back.
+std::vector<int32_t> segments(int64_t time) {
+  std::vector<int32_t> found(time);
+  for (int64_t i = 0; i < time; ++i) found[i] = i / 24 * 5 % 7;
+  return found;
+}
+
+void run(const Plan& plan, int32_t query_time, int32_t key_time, const int32_t* query_segments,
+         const int32_t* key_segments) {
   const Shape shape = {1, plan.heads, 8, 24, 1.0f, query_time, key_time};
   const auto size = [&](int64_t time, int64_t width) { return time * plan.heads * width; };
   const auto q = numbers(size(query_time, shape.head_dim)), k = numbers(size(key_time, shape.head_dim));
   const auto v = numbers(size(key_time, shape.value_dim)), dout = numbers(size(query_time, shape.value_dim));
   const auto dlse = numbers(size(query_time, 1));
   std::vector<float> out(dout.size()), lse(dlse.size()), dq(q.size()), dk(k.size()), dv(v.size());
-  const Inputs<float> in = {q.data(), k.data(), v.data()};
+  const Inputs<float> in = {q.data(), k.data(), v.data(), query_segments, key_segments};
   for (const bool onto : {false, true}) attention_forward(shape, plan, in, out.data(), lse.data(), onto, kAlone);
   const Gradient<float> gradient = {out.data(), dout.data(), lse.data(), dlse.data(), dq.data(), dk.data(), dv.data()};
   for (const bool onto : {false, true}) {
@@ -55,7 +64,9 @@ int main(int, char** arguments) {
     const std::string error = read_plan(words.data(), count, &plan);
     for (const int32_t cut : {0, 5, 40}) {
       if (!error.empty()) break;
-      run(plan, std::max(1, plan.query_time - cut), std::max(1, plan.key_time - cut));
+      const int32_t query_time = std::max(1, plan.query_time - cut), key_time = std::max(1, plan.key_time - cut);
+      run(plan, query_time, key_time, nullptr, nullptr);
+      run(plan, query_time, key_time, segments(query_time).data(), segments(key_time).data());
     }
     std::puts(error.empty() ? "ran" : error.c_str());
     std::fflush(stdout);

@@ -255,11 +255,12 @@ def differentiate_again(
     dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
     queries, gradients = part_of(own.q, 0, PART, 1), part_of(own.dout, 0, PART, 1)
     count, full = work.column_tiles(shape)
+    key_head = work.head // shape.GROUP, walk.heads // shape.GROUP
     for j in range(count):
         x_rows = column_rows(walk, work, j, count, shape, x_layout)
         y_rows = column_rows(walk, work, j, count, shape, y_layout)
-        keys = loaded_rows(k, x_rows, walk.time, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        values = loaded_rows(v, y_rows, walk.time, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        keys = loaded_rows(k, x_rows, walk.time, *key_head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        values = loaded_rows(v, y_rows, walk.time, *key_head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         ring.x.index(0).store(keys)
         ring.x.index(1).store(gl.where(gl.maximum(keys, -keys) < float("inf"), keys, 0.0))
         ring.y.index(0).store(values)
@@ -295,10 +296,22 @@ def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, sc
         work = find_work(walk, number, shape)
         x_rows, y_rows = own_rows(walk, work, shape, x_layout), own_rows(walk, work, shape, y_layout)
         own.q.index(0).store(
-            loaded_rows(q, x_rows, walk.own_time, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+            loaded_rows(
+                q, x_rows, walk.own_time, work.head, walk.heads, work, shape, shape.HEAD_DIM, shape.HEAD_PAD
+            )
         )
         own.dout.index(0).store(
-            loaded_rows(dout, y_rows, walk.own_time, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+            loaded_rows(
+                dout,
+                y_rows,
+                walk.own_time,
+                work.head,
+                walk.heads,
+                work,
+                shape,
+                shape.VALUE_DIM,
+                shape.VALUE_PAD,
+            )
         )
         for part in gl.static_range(2):
             first = gl.max(poison.index(part).load(VECTOR), 0) if shape.JOINED else 1

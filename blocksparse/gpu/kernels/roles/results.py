@@ -26,7 +26,7 @@ def store_rows(
     """Writes 64 rows of one head, in whole rows."""
     rows, exist = part_rows(granules, walk, work, PART, shape, gl.SliceLayout(1, copied(PAD)))
     pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
-    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    where, inside = addresses(pointer, rows, walk.heads, shape, DIM, PAD, copied(PAD))
     gl.store(where, result, mask=exist[:, None] & inside)
 
 
@@ -37,7 +37,7 @@ def loaded_part(
     """64 rows of one head, as they are in memory."""
     rows, exist = part_rows(granules, walk, work, PART, shape, gl.SliceLayout(1, copied(PAD)))
     pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
-    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    where, inside = addresses(pointer, rows, walk.heads, shape, DIM, PAD, copied(PAD))
     return gl.load(where, mask=exist[:, None] & inside, other=0.0)
 
 
@@ -64,8 +64,8 @@ def added(
 
 
 @gluon.jit
-def loaded_rows(pointer, rows, time, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    """Rows of one head of a tensor with `time` rows, by their numbers."""
-    pointer = pointer + (work.batch * time * walk.heads + work.head) * DIM
-    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+def loaded_rows(pointer, rows, time, head, heads, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+    """Rows of head `head` of a tensor with `time` rows and `heads` heads, by their numbers."""
+    pointer = pointer + (work.batch * time * heads + head) * DIM
+    where, inside = addresses(pointer, rows, heads, shape, DIM, PAD, copied(PAD))
     return gl.load(where, mask=inside, other=0.0)

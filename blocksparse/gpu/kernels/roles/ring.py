@@ -184,6 +184,53 @@ def column_rows(walk, work, j, count, shape, layout: gl.constexpr):
 
 
 @gluon.jit
+def reader_rows(walk, work, j, count, shape, layout: gl.constexpr):
+    """primitives.reader_rows: of a key head's column tile j of queries, with several readers."""
+    n = gl.arange(0, shape.N, layout=layout)
+    place = j * shape.N
+    granules = walk.columns + work.start * (shape.TILE // shape.GRANULE) + place // shape.GRANULE
+    own = walk.time // shape.GRANULE
+    heads = walk.heads * shape.GROUP
+    rows, places = n * 0, n * 0
+    if shape.N // shape.GRANULE <= 4:
+        for run in gl.static_range(max(1, shape.N // shape.GRANULE)):
+            number = gl.load(granules + run, mask=j < count, other=0)
+            reader = number // own
+            first = tensor_rows(
+                (number - reader * own) * shape.GRANULE, walk.time, work.stride, shape.PERMUTED
+            )
+            rows = gl.where(n >= run * shape.GRANULE, first * heads + reader, rows)
+            places = gl.where(n >= run * shape.GRANULE, first + reader * walk.time, places)
+    else:
+        number = gl.load(granules + n // shape.GRANULE, mask=n * 0 + j < count, other=0)
+        reader = number // own
+        first = tensor_rows((number - reader * own) * shape.GRANULE, walk.time, work.stride, shape.PERMUTED)
+        rows, places = first * heads + reader, first + reader * walk.time
+    within = (place % shape.GRANULE + n) % shape.GRANULE
+    if shape.PERMUTED:
+        within *= work.stride
+    return rows + within * heads, places + within
+
+
+@gluon.jit
+def fetched_rows(walk, work, j, count, shape, layout: gl.constexpr, READERS: gl.constexpr):
+    """Rows of column tile j, as copy_rows takes them."""
+    if READERS == 1:
+        return column_rows(walk, work, j, count, shape, layout)
+    rows, _ = reader_rows(walk, work, j, count, shape, layout)
+    return rows
+
+
+@gluon.jit
+def fetched_places(walk, work, j, count, shape, layout: gl.constexpr, READERS: gl.constexpr):
+    """Where the statistics of column tile j's queries are."""
+    if READERS == 1:
+        return column_rows(walk, work, j, count, shape, layout)
+    _, places = reader_rows(walk, work, j, count, shape, layout)
+    return places
+
+
+@gluon.jit
 def mask_number(walk, work, j, count, shape):
     return gl.load(walk.mask + work.start + j * shape.N // shape.TILE, mask=j < count, other=0)
 
@@ -196,18 +243,18 @@ def mask_words(walk, number, j, shape):
 
 
 @gluon.jit
-def addresses(pointer, rows, walk, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
+def addresses(pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
     """(pointers [rows, PAD] into one head's rows, which of them are inside DIM)"""
     if shape.WIDE:
         rows = rows.to(gl.int64)
     column = gl.arange(0, PAD, layout=gl.SliceLayout(0, layout))[None, :]
-    return pointer + (rows[:, None] * (walk.heads * DIM) + column), column < DIM
+    return pointer + (rows[:, None] * (heads * DIM) + column), column < DIM
 
 
 @gluon.jit
-def copy_rows(shared, pointer, rows, walk, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+def copy_rows(shared, pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr):
     """Asks for rows of one head, zeros past DIM."""
-    where, inside = addresses(pointer, rows, walk, shape, DIM, PAD, copied(PAD))
+    where, inside = addresses(pointer, rows, heads, shape, DIM, PAD, copied(PAD))
     if DIM == PAD:
         async_copy.async_load(shared, where)
     else:
@@ -219,37 +266,44 @@ def copy_own(own, pointer, walk, work, shape, DIM: gl.constexpr, PAD: gl.constex
     """Asks for the row tile's rows of one tensor."""
     rows = own_rows(walk, work, shape, gl.SliceLayout(1, copied(PAD)))
     pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
-    copy_rows(own, pointer, rows, walk, shape, DIM, PAD)
+    copy_rows(own, pointer, rows, walk.heads, shape, DIM, PAD)
 
 
 @gluon.jit
 def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
     """Column tiles into the ring from `place` on, and into rings of their own what `statistics` names: pairs (ring,
-    pointer). Gives the place behind them.
+    pointer). Gives the place behind them. Where there are statistics the columns are queries, of all heads that read
+    the key head; else keys, of the one that the head reads.
     """
+    READERS: gl.constexpr = shape.GROUP if len(statistics) > 0 else 1
     x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     count, full = work.column_tiles(shape)
-    head = work.batch * walk.time * walk.heads + work.head
+    if len(statistics) > 0:
+        head = (work.batch * walk.time * walk.heads + work.head) * shape.GROUP
+        heads = walk.heads if READERS == 1 else 1
+    else:
+        heads = walk.heads // shape.GROUP
+        head = work.batch * walk.time * heads + work.head // shape.GROUP
     x += head * shape.HEAD_DIM
     y += head * shape.VALUE_DIM
     # Row and mask numbers are loaded a tile ahead: else every tile's copies would wait for the load of its numbers.
-    rows = column_rows(walk, work, 0, count, shape, x_layout)
+    rows = fetched_rows(walk, work, 0, count, shape, x_layout, READERS)
     number = mask_number(walk, work, 0, count, shape)
     if len(statistics) > 0:
-        sums = (work.batch * walk.heads + work.head) * walk.time
-        few = column_rows(walk, work, 0, count, shape, VECTOR)
+        sums = (work.batch * walk.heads + work.head) * READERS * walk.time
+        few = fetched_places(walk, work, 0, count, shape, VECTOR, READERS)
     for j in range(count):
         stage = (place + j) % shape.STAGES
         x_rows = rows
-        rows = column_rows(walk, work, j + 1, count, shape, x_layout)
+        rows = fetched_rows(walk, work, j + 1, count, shape, x_layout, READERS)
         words = mask_words(walk, number, j, shape)
         number = mask_number(walk, work, j + 1, count, shape)
         if len(statistics) > 0:
             places = sums + few
-            few = column_rows(walk, work, j + 1, count, shape, VECTOR)
+            few = fetched_places(walk, work, j + 1, count, shape, VECTOR, READERS)
         mbarrier.wait(ring.empty.index(stage), (place + j) // shape.STAGES & 1 ^ 1)
-        copy_rows(ring.x.index(stage), x, x_rows, walk, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        copy_rows(ring.x.index(stage), x, x_rows, heads, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         if j >= full:
             for word in gl.static_range(shape.N // 32):
                 async_copy.async_load(ring.words.index(stage * (shape.N // 32) + word), words + word)
@@ -257,7 +311,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
             async_copy.async_load(statistics[pair][0].index(stage), statistics[pair][1] + places)
         async_copy.mbarrier_arrive(ring.x_full.index(stage), increment_count=False)
         y_rows = gl.convert_layout(x_rows, y_layout)
-        copy_rows(ring.y.index(stage), y, y_rows, walk, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        copy_rows(ring.y.index(stage), y, y_rows, heads, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         async_copy.mbarrier_arrive(ring.y_full.index(stage), increment_count=False)
     return place + count
 

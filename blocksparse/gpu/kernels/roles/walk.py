@@ -26,6 +26,7 @@ class Shape:
     TURNS: gl.constexpr
     OVERLAP: gl.constexpr  # see overlaps
     JOINED: gl.constexpr
+    GROUP: gl.constexpr
 
 
 @gluon.constexpr_function
@@ -44,6 +45,7 @@ def make_shape(flags):
     return Shape(
         flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
         flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS), flags.JOINED,
+        flags.GROUP,
     )  # fmt: skip
 
 
@@ -83,6 +85,7 @@ class Walk:
     count: gl.tensor
     SHARED: gl.constexpr
     HEAVIEST_FIRST: gl.constexpr
+    SEGMENTS: gl.constexpr
 
 
 @gluon.jit
@@ -91,7 +94,7 @@ def make_walk(plan, sizes, count, own_time, time, flags):
     return Walk(
         plan.head_index, plan.residues, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full,
         plan.columns, plan.mask, plan.masks, sizes.heads, own_time, time, sizes.tiles, count, flags.SHARED,
-        flags.HEAVIEST_FIRST,
+        flags.HEAVIEST_FIRST, flags.SEGMENTS,
     )  # fmt: skip
 
 
@@ -137,9 +140,17 @@ def find_work(walk, number, shape):
         tile += gl.load(walk.head_tiles + plan)
         exists = tile < gl.load(walk.head_tiles + plan + 1)
         tile = gl.where(exists, tile, 0)
-    start = gl.load(walk.offset + tile)
-    end = gl.load(walk.offset + tile + 1)
-    full = gl.load(walk.full + tile)
+    if walk.SEGMENTS:  # primitives.cut_span
+        span = tile * batches + batch
+        if shape.PERMUTED:
+            span = span * walk.heads + head
+        start = gl.load(walk.offset + 3 * span)
+        end = start + gl.load(walk.offset + 3 * span + 1)
+        full = gl.load(walk.offset + 3 * span + 2)
+    else:
+        start = gl.load(walk.offset + tile)
+        end = gl.load(walk.offset + tile + 1)
+        full = gl.load(walk.full + tile)
     stored = gl.load(walk.row_count + tile)
     if not walk.SHARED:
         end = gl.where(exists, end, start)

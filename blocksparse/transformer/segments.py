@@ -1,0 +1,72 @@
+"""Segment numbers: which positions of a batch row may see each other at all, whatever the pattern."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from ..tensors import TensorLike, as_tensor
+
+Segments = tuple[tf.Tensor, tf.Tensor]  # int32 [batch, query_time], [batch, key_time]: what is equal may meet
+
+_PADDED_QUERY, _PADDED_KEY = -1, -2  # numbers that equal no other: padding sees nothing, and nothing sees it
+
+
+def segment_numbers(
+    segment_ids: TensorLike | tuple[TensorLike, TensorLike] | None,
+    lengths: TensorLike | None,
+    q: tf.Tensor,
+    k: tf.Tensor,
+) -> Segments | tuple[()]:
+    """The numbers of queries and of keys, or nothing where neither argument is given.
+
+    segment_ids: int32 [batch, time], or a tuple of two, the queries' and the keys'; negative: padding.
+    lengths: int32 [batch]; positions from there on are padding. q, k: [batch, time, width].
+    Raises ValueError, TypeError for what does not fit.
+    """
+    if segment_ids is None and lengths is None:
+        return ()
+    if segment_ids is None:
+        query = key = tf.zeros(tf.shape(q)[:2], tf.int32)
+    elif isinstance(segment_ids, tuple):
+        if len(segment_ids) != 2:
+            raise ValueError(
+                f"segment_ids is a tuple of {len(segment_ids)}; give one tensor [batch, time], or the pair (of the "
+                "queries, of the keys)"
+            )
+        query, key = (_numbers(f"segment_ids[{i}]", segment_ids[i], x) for i, x in enumerate((q, k)))
+    else:
+        _check_square("segment_ids", "is one tensor", q, k)
+        query = key = _numbers("segment_ids", segment_ids, q)
+    if lengths is not None:
+        _check_square("lengths", "is given", q, k)
+        lengths = _checked("lengths", lengths, q.shape[:1], "[batch]")
+        inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
+        query, key = (tf.where(inside, x, -1) for x in (query, key))
+    return tf.where(query < 0, _PADDED_QUERY, query), tf.where(key < 0, _PADDED_KEY, key)
+
+
+def equal_segments(segments: Segments) -> tf.Tensor:
+    """bool [batch, 1, query_time, key_time]: whether a query's number is a key's."""
+    query, key = segments
+    return tf.equal(query[:, None, :, None], key[:, None, None, :])
+
+
+def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:
+    return _checked(name, x, rows.shape[:2], "[batch, time]")
+
+
+def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.Tensor:
+    x = as_tensor(name, x)
+    if x.dtype.base_dtype != tf.int32:
+        raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
+    if not x.shape.is_compatible_with(wanted):
+        raise ValueError(f"{name} has shape {x.shape}; it has to be {axes} = {wanted}")
+    return tf.ensure_shape(x, wanted)
+
+
+def _check_square(name: str, what: str, q: tf.Tensor, k: tf.Tensor) -> None:
+    if not q.shape[1:2].is_compatible_with(k.shape[1:2]):
+        raise ValueError(
+            f"{name} {what}, but there are {q.shape[1]} queries and {k.shape[1]} keys: give segment_ids as a pair (of "
+            "the queries, of the keys)"
+        )
