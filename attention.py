@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from math import sqrt
 
 # As a command this is the first to import TensorFlow, whose log lines would stand above the table.
@@ -30,10 +29,9 @@ from blocksparse.plan.checks import (
     check_kv_heads,
     check_positive,
 )
-from blocksparse.plan.lengths import Whole, keys_there, ladder, whole
 from blocksparse.plan.modes import Mode, Sizes, as_modes, block_modes, check_causal, check_stride, head_modes
-from blocksparse.plan.patterns import nothing
 from blocksparse.tensors import TensorLike, do_not_convert
+from blocksparse.transformer.passes import passes, passes_up_to
 from blocksparse.transformer.predicate import assemble
 from blocksparse.transformer.segments import Segments, equal_segments, segment_numbers
 
@@ -171,9 +169,9 @@ def blocksparse_passes(
     check_block_size("blocksize", blocksize)
     if n_ctx is None:
         check_positive("max_time", max_time)
-        (first, order), *joined = _passes_up_to(max_time, heads, modes, blocksize)
+        (first, order), *joined = passes_up_to(max_time, heads, modes, blocksize)
     else:
-        (first, order), *joined = _passes(n_ctx, heads, modes, blocksize)
+        (first, order), *joined = passes(n_ctx, heads, modes, blocksize)
     return first, order, joined
 
 
@@ -268,44 +266,6 @@ def _dense(
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
     weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
     return tf.cast(merge_heads(product(weights, v)), dtype)
-
-
-@lru_cache(maxsize=64)
-def _passes(
-    n_ctx: int, heads: int, modes: tuple[Mode, ...], blocksize: int
-) -> list[tuple[BlocksparseTransformer, list]]:
-    """(object, order of each head) of each pass over n_ctx positions."""
-    return _objects(whole(modes, n_ctx, blocksize), heads, modes)
-
-
-@lru_cache(maxsize=64)
-def _passes_up_to(
-    max_time: int, heads: int, modes: tuple[Mode, ...], blocksize: int
-) -> list[tuple[BlocksparseTransformer, list]]:
-    """The same over any number of positions up to max_time."""
-    steps = [_objects(step, heads, modes) for step in ladder(modes, max_time, blocksize)]
-    return [
-        (
-            bst.among([step[number][0] for step in steps], max_time, any(mode.looks_ahead for mode in modes)),
-            order,
-        )
-        for number, (bst, order) in enumerate(steps[-1])
-    ]
-
-
-def _objects(plan: Whole, heads: int, modes: tuple[Mode, ...]) -> list[tuple[BlocksparseTransformer, list]]:
-    """(object, order of each head) of each pass; a head with fewer than others sees nothing in the rest."""
-    per_mode = [mode.passes(plan.rows, plan.sorted) for mode in modes]
-    found = []
-    for number in range(max(map(len, per_mode))):
-        patterns, orders = zip(*(own[number] if number < len(own) else (nothing, 1) for own in per_mode))
-        there = [
-            keys_there(plan.rows, order, plan.time) if mode.looks_ahead else None
-            for mode, order in zip(modes, orders, strict=True)
-        ]
-        bst = assemble(patterns, plan.rows, plan.rows, heads, plan.block_size, keys_there=there)
-        found.append((bst, [orders[head % len(orders)] for head in range(heads)]))
-    return found
 
 
 def _check_tensors(q, k, v, heads, kv_heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, int]:

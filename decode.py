@@ -17,7 +17,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from blocksparse.native.devices import in_xla
 from blocksparse.plan.caches import Cache
-from blocksparse.plan.checks import check_heads, check_kv_heads, check_positive
+from blocksparse.plan.checks import check_heads, check_kv_heads, check_looks_back, check_positive
 from blocksparse.plan.modes import TABLE, Mode, head_modes
 from blocksparse.plan.patterns import Pattern
 from blocksparse.tensors import TensorLike, do_not_convert
@@ -188,17 +188,13 @@ class DecodeStep(tf.Module):
         for argument, size in sizes.items():
             check_positive(argument, size)
         modes = head_modes(attn_mode, heads, local_attn_ctx, blocksize, num_verts, vertsize, causal)
-        if not causal:
-            raise ValueError(
-                "causal=False lets queries see keys ahead, which a DecodeStep has not got when it is asked: give "
-                "causal=True, or run blocksparse_attention_impl over all positions"
-            )
+        check_looks_back(causal)
         for argument in ("key_width", "value_width"):
             check_heads(heads, argument, sizes[argument])
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
         self.prefix = max(
             mode.prefix for mode in modes
-        )  # positions that see each other: never a step of their own
+        )  # these first positions see each other and are no steps
         self.kv_heads = check_kv_heads(kv_heads, heads)
         self.key_width, self.value_width = key_width, value_width
         self.caches: list[tf.Variable] = []
@@ -290,11 +286,10 @@ class DecodeStep(tf.Module):
                 f"{name} has shape {x.shape}; it has to be a scalar, or one number a row: [batch] = [{self.batch}]"
             )
         x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # last need not fit a smaller one
-        wanted = (
-            f"this DecodeStep has positions {first} to {last}: make one with a larger n_ctx"
-            if name == "position"
-            else f"k and v have {last} positions: give at most so many"
-        )
+        wanted = dict(
+            position=f"this DecodeStep has positions {first} to {last}: make one with a larger n_ctx",
+            lengths=f"k and v have {last} positions: give at most so many",
+        )[name]
         if first:
             wanted += f"; the first {first} see each other: prefill takes all of them at once"
         known = tf.get_static_value(x)

@@ -46,9 +46,8 @@ def attention(q, k, v, passes: Sequence[Tables], scale: float, segments: Sequenc
     def run(q, k, v):
         out, lse = join([forward(q, k, v, tables, scale, segments) for tables in passes])
         out = tf.cast(merge_heads(out), q.dtype)
-        return (out, lse), lambda dout, dlse: _gradient(
-            q, k, v, out, lse, dout, dlse, passes, scale, segments
-        )
+        given = q, k, v, out, lse
+        return (out, lse), lambda dout, dlse: _gradient(*given, dout, dlse, passes, scale, segments)
 
     there = There.of(q, k, passes[0])
     if there is None:

@@ -63,3 +63,12 @@ def nearest_multiple(number: int, unit: int) -> int:
 def nearest_divisor(number: int, wanted: int) -> int:
     """The divisor of number that is nearest to wanted."""
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def check_looks_back(causal: bool) -> None:
+    """Raises ValueError where queries look ahead, for what computes one position after the other."""
+    if not causal:
+        raise ValueError(
+            "causal=False lets queries see keys ahead, which a DecodeStep has not got when it is asked: give "
+            "causal=True, or run blocksparse_attention_impl over all positions"
+        )

@@ -19,10 +19,9 @@ from ..plan.plan import check_residues
 from ..tensors import TensorLike, as_bool, do_not_convert
 from . import oracles
 from .lookup import LookupTables
+from .operands import check_equal, described, float_tensor, scaled
 from .segments import segment_numbers
 from .steps import BlockProducts
-
-_DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 
 
 class BlocksparseTransformer(LookupTables):
@@ -110,7 +109,7 @@ class BlocksparseTransformer(LookupTables):
         kv_heads = check_kv_heads(kv_heads, self.heads)
         q, k, v = self._operands(q, k, v, kv_heads, any_time)
         scale = 1 / math.sqrt(q.shape.as_list()[2] // self.heads) if scale is None else scale
-        q, scale = _scaled(q, scale)
+        q, scale = scaled(q, scale)
         passes = [bst._as_pass(own, self) for bst, own in [(self, order), *joined]]
         segments = segment_numbers(segment_ids, lengths, q, k)
         return attend(tf.cast(q, k.dtype), k, v, passes, scale, with_lse, kv_heads, segments)
@@ -149,10 +148,10 @@ class BlocksparseTransformer(LookupTables):
             self._operand(name, x, self.ctx_blks_q, None, any_time)
             for name, x in (("out", out), ("dout", dout))
         )
-        _check_equal("width", 2, out=out, dout=dout, **(dict(v=v) if kv_heads == self.heads else {}))
+        check_equal("width", 2, out=out, dout=dout, **(dict(v=v) if kv_heads == self.heads else {}))
         if (wanted := v.shape[2] // kv_heads * self.heads) != out.shape[2]:
             raise ValueError(f"out has width {out.shape[2]}; of this v and kv_heads attention makes {wanted}")
-        _check_equal("batch", 0, q=q, out=out, dout=dout)
+        check_equal("batch", 0, q=q, out=out, dout=dout)
         lse = tf.convert_to_tensor(lse)
         wanted = (self.heads, q.shape[1])
         if lse.dtype != tf.float32 or lse.shape.rank != 3 or not lse.shape[1:].is_compatible_with(wanted):
@@ -190,8 +189,8 @@ class BlocksparseTransformer(LookupTables):
         """
         with tf.name_scope(name or "nt_op"):
             a, b = self._operand("a", a, self.ctx_blks_q), self._operand("b", b, self.ctx_blks_k)
-            _check_equal("width", 2, a=a, b=b)
-            _check_equal("batch", 0, a=a, b=b)
+            check_equal("width", 2, a=a, b=b)
+            check_equal("batch", 0, a=a, b=b)
             return self._products.nt(a, b)
 
     @do_not_convert
@@ -237,7 +236,7 @@ class BlocksparseTransformer(LookupTables):
     def _softmax(self, x, scale, visible, dtype):
         x = self._matrix("x", x)
         dtype = tf.as_dtype(dtype or self.softmax_dtype or x.dtype)
-        x, scale = _scaled(x, scale)
+        x, scale = scaled(x, scale)
         return self._products.softmax(x, scale, visible, dtype)
 
     @cached_property
@@ -262,12 +261,12 @@ class BlocksparseTransformer(LookupTables):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         q = self._operand("q", q, self.ctx_blks_q, None, any_time)
         k, v = (self._operand(n, x, self.ctx_blks_k, kv_heads, any_time) for n, x in (("k", k), ("v", v)))
-        _check_equal("time", 1, k=k, v=v)
+        check_equal("time", 1, k=k, v=v)
         if kv_heads == self.heads:
-            _check_equal("width", 2, q=q, k=k)
+            check_equal("width", 2, q=q, k=k)
         else:
             check_key_width(self.heads, kv_heads, q.shape[2], k.shape[2])
-        _check_equal("batch", 0, q=q, k=k, v=v)
+        check_equal("batch", 0, q=q, k=k, v=v)
         if not q.dtype == k.dtype == v.dtype:
             raise TypeError(
                 f"q is {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}; cast them to one dtype"
@@ -278,7 +277,7 @@ class BlocksparseTransformer(LookupTables):
         self, name: str, x: TensorLike, blocks: int, heads: int | None = None, any_time: bool = False
     ) -> tf.Tensor:
         """x as a tensor [batch, time, heads * d]; the batch alone may be unknown, with any_time also the time."""
-        x, time, heads = _float_tensor(name, x), blocks * self.blk_size, heads or self.heads
+        x, time, heads = float_tensor(name, x), blocks * self.blk_size, heads or self.heads
         shape = x.shape.as_list() if x.shape.rank == 3 else [None] * 3
         fits = shape[1] == time or (any_time and x.shape.rank == 3 and (shape[1] or 0) <= time)
         if not fits or shape[2] is None:
@@ -292,7 +291,7 @@ class BlocksparseTransformer(LookupTables):
 
     def _matrix(self, name: str, x: TensorLike) -> tf.Tensor:
         """x as a block-sparse matrix."""
-        x, shape = _float_tensor(name, x), (self.heads, self.blocks, *self.blk_shape)
+        x, shape = float_tensor(name, x), (self.heads, self.blocks, *self.blk_shape)
         if not x.shape[1:].is_compatible_with(shape) or x.shape.rank is None:
             raise ValueError(
                 f"{name} has shape {x.shape}; it has to be [batch, {', '.join(map(str, shape))}]"
@@ -320,7 +319,7 @@ class BlocksparseTransformer(LookupTables):
         )
         if own != wanted:
             raise ValueError(
-                f"joined has an object of {_described(own)}; all passes need the first one's {_described(wanted)}"
+                f"joined has an object of {described(own)}; all passes need the first one's {described(wanted)}"
             )
         return self._attention, self._check_order(order)
 
@@ -340,36 +339,3 @@ class BlocksparseTransformer(LookupTables):
         if static is not None and not 0 <= static <= last:
             raise ValueError(f"autoregress_at_key={static} is no key; it has to be 0 to {last}")
         return tf.cast(key, tf.int32) if tf.is_tensor(key) else key
-
-
-def _scaled(x: tf.Tensor, scale: TensorLike) -> tuple[tf.Tensor, float]:
-    """x and a number whose product is scale * x: a scale that is no number is multiplied in, to get its gradient."""
-    if isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool):
-        return x, float(scale)
-    if not tf.is_tensor(scale) and not isinstance(scale, (tf.Variable, np.ndarray)):
-        raise TypeError(f"scale is {scale!r}; it has to be a number, or a scalar tensor or variable")
-    factor = tf.convert_to_tensor(scale)
-    if not factor.dtype.is_floating or factor.shape.rank not in (0, None):
-        came = f"{factor.dtype.name} of shape {factor.shape}"
-        raise ValueError(
-            f"scale is {came}; it has to be a number, or a scalar tensor or variable of a float dtype"
-        )
-    return tf.cast(x, tf.float32) * tf.reshape(tf.cast(factor, tf.float32), []), 1.0
-
-
-def _float_tensor(name: str, x: TensorLike) -> tf.Tensor:
-    x = tf.convert_to_tensor(x)
-    if x.dtype.base_dtype not in _DTYPES:
-        raise TypeError(f"{name} is {x.dtype.name}; cast it to float16, bfloat16 or float32")
-    return x
-
-
-def _check_equal(what: str, axis: int, **tensors: tf.Tensor) -> None:
-    sizes = {name: x.shape.as_list()[axis] for name, x in tensors.items()}
-    if len({size for size in sizes.values() if size is not None}) > 1:
-        came = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise ValueError(f"{came} as its {what}; give all of them the same")
-
-
-def _described(sizes: tuple[int, int, int]) -> str:
-    return "{} heads, {} queries and {} keys".format(*sizes)

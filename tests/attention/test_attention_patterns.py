@@ -135,7 +135,7 @@ def test_heads_cycle_through_modes_and_summary_groups():
 PLAN = """
 import time
 from peak import peak
-from sparse_attention.attention import _passes
+from blocksparse.transformer.passes import passes
 from blocksparse.plan.modes import head_modes
 from blocksparse.plan import make_plan
 base = peak()
@@ -144,7 +144,7 @@ for n, heads, mode, sizes in (
     (1_048_576, 4, "local+strided", dict(local_attn_ctx=1024)),
 ):
     start = time.process_time()
-    for bst, order in _passes(n, heads, head_modes(mode, heads, blocksize=32, **sizes), 32):
+    for bst, order in passes(n, heads, head_modes(mode, heads, blocksize=32, **sizes), 32):
         make_plan(bst.active, order, heads)
     print(time.process_time() - start, (peak() - base) / 2**30)
 """
