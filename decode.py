@@ -72,9 +72,7 @@ class Group:
         self.heads, self.keys, self.batch = heads, keys, batch
         self.factors = _factors(modes, n_ctx)
         self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
-        self.runs: list[
-            list[Factor]
-        ] = []  # what is read at once: caches that are read whole lie side by side
+        self.runs: list[list[Factor]] = []  # read at once: caches that are read whole lie side by side
         for factor in self.factors:
             if self.runs and factor.cache.runs == self.runs[-1][-1].cache.runs == 1:
                 self.runs[-1].append(factor)
@@ -192,9 +190,7 @@ class DecodeStep(tf.Module):
         for argument in ("key_width", "value_width"):
             check_heads(heads, argument, sizes[argument])
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
-        self.prefix = max(
-            mode.prefix for mode in modes
-        )  # these first positions see each other and are no steps
+        self.prefix = max(mode.prefix for mode in modes)  # so many first positions are no steps
         self.kv_heads = check_kv_heads(kv_heads, heads)
         self.key_width, self.value_width = key_width, value_width
         self.caches: list[tf.Variable] = []

@@ -86,6 +86,7 @@ PATTERNS = {
 }
 TIMES = (1, 8, 37, 64, 150)
 UNKNOWN = [tf.TensorSpec([None, None, HEADS * DIM])] * 4
+IDS = tf.TensorSpec([None, None], tf.int32)
 
 
 def of_unknown_time(pattern, **options):
@@ -104,6 +105,31 @@ def test_one_graph_of_unknown_time_runs_with_every_length(name, kernels, monkeyp
         inputs = draw(time)
         check(step(*inputs), truth(inputs, dict(blocksize=8) | PATTERNS[name]))
     assert step.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize(
+    "name, kernels", [("merged", "auto"), ("both ways", "auto"), ("merged", "reference")]
+)
+def test_unknown_times_with_segments_and_shared_key_heads(name, kernels, monkeypatch):
+    monkeypatch.setenv("BLOCKSPARSE_KERNELS", kernels)
+    pattern = dict(blocksize=8) | PATTERNS[name]
+    step = tf.function(
+        lambda q, k, v, g, ids: run(q, k, v, g, kv_heads=1, segment_ids=ids, **pattern, max_time=150),
+        input_signature=[*UNKNOWN[:1], *[tf.TensorSpec([None, None, DIM])] * 2, UNKNOWN[0], IDS],
+    )
+    for time in (5, 101):
+        q, k, v, gradient = draw(time)
+        ids = np.sort(np.random.default_rng(time).integers(-1, 2, (2, time)).astype(np.int32))
+        masks = get_attn_mask(time, **pattern)[0].numpy() > 0
+        visible = (
+            masks[np.arange(HEADS) % len(masks)]
+            & (ids[:, None, :, None] == ids[:, None, None])
+            & (ids >= 0)[:, None, None]
+        )
+        found = step(q, k[..., :DIM], v[..., :DIM], gradient, ids)
+        shared = [tf.tile(x[..., :DIM], [1, 1, HEADS]).numpy() for x in (k, v)]
+        out, _, dq, dk, dv = oracle.attention(q.numpy(), *shared, visible, DIM**-0.5, gradient.numpy())
+        check(found, [out, dq, *(x.reshape(2, time, HEADS, DIM).sum(2) for x in (dk, dv))])
 
 
 @pytest.mark.parametrize("name", ["fixed", "merged", "both ways"])
