@@ -57,6 +57,8 @@ def committed():
     yield from keys("f16", (64, 64), 32, "short", 90, permuted=True, closed=1, joined=True)
     yield from keys("f16", (128, 128), 32, "short", 90, permuted=True, closed=2, joined=True)
     yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, joined=True)
+    yield from keys("f16", (64, 64), 32, "long", 90, segments=True)
+    yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, segments=True)
     for capability in (80, 89, 120):
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
