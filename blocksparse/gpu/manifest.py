@@ -64,6 +64,12 @@ class Launch:
     options: dict[str, Any]
     grid: tuple[str, str, str]
     args: tuple[str, ...]  # one for each argument of the signature
+    name: str = ""  # of this launch among those of its key, where several are of one function
+
+    @property
+    def file(self) -> str:
+        """What the compiled kernel is called, less its suffix."""
+        return self.name or self.function
 
 
 def launches(key: Key | str, **how) -> list[Launch]:
