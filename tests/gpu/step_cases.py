@@ -62,7 +62,9 @@ def model_of(key, layers=1, steps=2, temperature=0.0, seed=0):
         | norm("qkv")
         | norm("expand")
         | {
-            f"cache{number}": normal(key.batch, group.slots, group.members, key.key + key.value)
+            f"cache{number}": np.resize(
+                normal(997), (key.batch, group.slots, group.members, key.key + key.value)
+            )
             for number, group in enumerate(key.groups)
         }
         for _ in range(layers)

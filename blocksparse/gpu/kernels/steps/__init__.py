@@ -43,7 +43,7 @@ from .draws import step_draw
 from .maps import step_map
 from .reads import step_attention
 
-__all__ = ["source", "step_attention", "step_draw", "step_map"]
+__all__ = ["step_attention", "step_draw", "step_map"]
 
 
 def source(launch) -> ASTSource:
