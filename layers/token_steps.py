@@ -27,8 +27,8 @@ class TokenSteps:
         a bias; table [count, width], the tokens' part of the first stream; ragged, whether rows are at positions of
         their own; cut, whether draws are cut by top_k or top_p. The weights are those of now.
     Call: first [batch, width], of the compute dtype, the first stream at the first position; streams [steps + 1, rows,
-        width], float32, the positions' part of it, from the first position on; tables; integers, int32: seed, number of
-        the first draw, top_k; reals, float32: temperature, top_p. rows: batch if ragged, else 1. Returns int32 [steps,
+        width], float32, the positions' part of it, from the first position on; tables; integers, uint32: seed, number
+        of the first draw, top_k; reals, float32: temperature, top_p. rows: batch if ragged, else 1. Returns int32 [steps,
         batch].
     Raises: ValueError where `why_not` has a reason; InvalidArgumentError for shapes that do not fit.
     """
@@ -49,19 +49,27 @@ class TokenSteps:
         self.distinct, layers = _distinct(decoders)
         key = _key(blocks, decoders, logits, self.distinct, ragged, cut)
         self._dtype = blocks[0].compute_dtype
-        starts = [sum(len(each.groups) for each in self.distinct[:index]) for index in range(len(self.distinct))]
-        numbers = [[starts[kind] + group for group in range(len(self.distinct[kind].groups))] for kind in layers]
+        starts = [
+            sum(len(each.groups) for each in self.distinct[:index]) for index in range(len(self.distinct))
+        ]
+        numbers = [
+            [starts[kind] + group for group in range(len(self.distinct[kind].groups))] for kind in layers
+        ]
         self._attributes = dict(
             key=str(key).rpartition("-sm")[0],
             groups=[group for layer in numbers for group in layer],
             of_layer=list(map(len, numbers)),
         )
         with tf.init_scope():
-            self._norms = [_norm(each) for block in blocks for each in (block.norm1, block.norm2)] + [_norm(norm)]
+            self._norms = [_norm(each) for block in blocks for each in (block.norm1, block.norm2)] + [
+                _norm(norm)
+            ]
             self._maps = [part for block in blocks for part in _maps(block, self._dtype)]
             self._maps.append(_transposed(self._dtype, logits))
             self._table = tf.cast(tf.convert_to_tensor(table), tf.float32)
-            self._members = [tf.constant(group.heads) for each in self.distinct for group in each.groups]
+            self._members = [
+                tf.constant(group.heads, tf.uint32) for each in self.distinct for group in each.groups
+            ]
 
     def tables(self, positions: tf.Tensor) -> list[Tables]:
         """Those of every cache for int32 positions [steps, rows]."""
@@ -69,9 +77,7 @@ class TokenSteps:
 
     def __call__(self, first, streams, found: list[Tables], integers, reals) -> tf.Tensor:
         operands = [
-            each
-            for members, own in zip(self._members, found, strict=True)
-            for each in (tf.identity(members), *own)
+            each for members, own in zip(self._members, found, strict=True) for each in (members, *own)
         ]
         caches = [cache.handle for decoder in self.decoders for cache in decoder.caches]
         return devices.gpu_library().ops.blocksparse_steps(

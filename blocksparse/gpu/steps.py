@@ -15,7 +15,9 @@ from typing import Any
 
 from .manifest import ELEMENT, Launch
 
-PROGRAMS = 128  # so many at least, where the work can be cut: about one for each multiprocessor of a large GPU
+PROGRAMS = (
+    128  # so many at least, where the work can be cut: about one for each multiprocessor of a large GPU
+)
 _HELD = 8192  # weights that a program holds in registers before it waits for its row
 _DEEPEST = 8192  # a row that one program reads whole
 _TEXT = re.compile(
@@ -146,10 +148,14 @@ def _cut(key: StepKey, depth: int, columns: int) -> tuple[dict[str, int], dict[s
 
 def _attention(key: StepKey, number: int) -> Launch:
     group = key.groups[number]
-    pointers = "qkv cache done members words begins places own parts sums".split()
-    types = dict.fromkeys("done members words begins places own".split(), "i32") | dict(parts="fp32", sums="fp32")
+    pointers = "qkv cache done members words begins places ends parts sums".split()
+    types = dict.fromkeys("done members words begins places ends".split(), "i32") | dict(
+        parts="fp32", sums="fp32"
+    )
     constants = dict[str, Any](BATCH=key.batch, HEADS=key.heads, KEY=key.key, VALUE=key.value)
-    constants |= dict(KEY_PAD=_power(key.key), VALUE_PAD=_power(key.value), MEMBERS=group.members, SLOTS=group.slots)
+    constants |= dict(
+        KEY_PAD=_power(key.key), VALUE_PAD=_power(key.value), MEMBERS=group.members, SLOTS=group.slots
+    )
     tile = max(16, min(128, 8192 // _power(max(key.key, key.value))) // (2 if key.dtype == "f32" else 1))
     constants |= dict(WORDS=group.words, PLACES=group.places, RAGGED=key.ragged, PARTS=key.parts, TILE=tile)
     grid = key.batch * group.members, key.parts
@@ -165,7 +171,9 @@ def _draw(key: StepKey) -> Launch:
     constants = dict(BATCH=key.batch, COUNT=key.count, COUNT_PAD=_power(key.count), WIDTH=key.width)
     constants |= dict(WIDTH_PAD=_power(key.width), RAGGED=key.ragged, CUT=key.cut)
     options = dict(num_warps=8 if key.cut else 4, num_stages=1)
-    return _launch(key, "step_draw", "draw", {name: name for name in pointers}, types, constants, options, (key.batch, 1))
+    return _launch(
+        key, "step_draw", "draw", {name: name for name in pointers}, types, constants, options, (key.batch, 1)
+    )
 
 
 def _launch(key, function, name, pointers, types, constants, options, grid) -> Launch:

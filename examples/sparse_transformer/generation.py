@@ -10,7 +10,7 @@ import soundfile
 import tensorflow as tf
 from PIL import Image
 
-from . import stepping
+from . import gpu_sampling, stepping
 from .config import Config
 from .files import replacing
 from .formats import audio
@@ -67,6 +67,21 @@ def make_chunk(
         return _loop(model, decoders, token, position, size, draw)
 
     return chunk
+
+
+def fastest_chunk(
+    model: SparseTransformer,
+    count: int,
+    decoders,
+    size: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    ragged: bool = False,
+):
+    """make_chunk's function, of a GPU's own kernels where there are such; ragged: position is [count]."""
+    if gpu_sampling.serves(model, decoders):
+        return gpu_sampling.make_chunk(model, count, decoders, size, top_k, top_p, ragged)
+    return make_chunk(model, count, decoders, size, top_k, top_p)
 
 
 def _loop(model, decoders, token, position, size: int, draw):
@@ -126,8 +141,8 @@ def stream(
     count, time = prompt.shape
     decoders = model.decoders(count)
     size = min(CHUNK, length)
-    chunk = make_chunk(model, count, decoders, size, top_k, top_p)
     alike = lengths is None or len(set(lengths)) == 1
+    chunk = fastest_chunk(model, count, decoders, size, top_k, top_p, ragged=not alike)
     given = np.full(count, time) if lengths is None else np.asarray(lengths)
     position = np.int32(given[0]) if alike else given.astype(np.int32)
     rows = np.concatenate(

@@ -1,4 +1,4 @@
-"""Decoding steps of small random models as arrays, and what they mean in NumPy. Imports neither Triton nor TensorFlow."""
+"""Decoding steps of small random models as arrays, and their meaning in NumPy. Imports no Triton, no TensorFlow."""
 
 from dataclasses import dataclass
 
@@ -99,12 +99,16 @@ def tables(rng, group, steps, rows):
     seen = (rng.random((steps, rows, group.members, group.words, 32)) < 0.4) & (slots < group.slots)
     seen &= (slots[..., None] != places[:, :, :, None, None, :]).all(-1)
     words = (seen.astype(np.int64) << np.arange(32)).sum(-1).astype(np.uint32).view(np.int32)
+    words[..., 1:] *= (
+        rng.random((steps, rows, group.members, 1)) < 0.8
+    )  # else nothing behind the first is seen
     own = rng.random((steps, rows, group.members)) < 0.7
+    last = np.where(words == 0, 0, np.arange(1, group.words + 1)).max(-1)
     return dict(
         words=words,
         begins=begins.reshape(steps, rows, -1).astype(np.int32),
         places=places.astype(np.int32),
-        own=own.astype(np.int32),
+        ends=np.stack([own, last], -1).astype(np.int32),
     )
 
 
@@ -135,7 +139,10 @@ def expected(model):
     for step in range(model.steps):
         for layer in model.layers:
             _block(model, layer, step)
-        given = _normal(rest["x"], rest["logits.norm"], key).astype(np.float64) @ rest["logits.weight"].astype(np.float64).T
+        given = (
+            _normal(rest["x"], rest["logits.norm"], key).astype(np.float64)
+            @ rest["logits.weight"].astype(np.float64).T
+        )
         logits.append(given.astype(TYPES[key.dtype]).astype(np.float32))
         token = logits[-1].argmax(-1)
         rest["tokens"][step] = token
@@ -180,7 +187,7 @@ def _attend(model, layer, step, qkv):
                 slots = (group["begins"][at][:, None] + np.arange(32))[seen.astype(bool)]
                 rows = cache[row, slots, member]
                 new = np.concatenate([k[row, head], v[row, head]])
-                if group["own"][at][member]:
+                if group["ends"][at][member][0]:
                     rows = np.concatenate([rows, new[None]])
                 for place in group["places"][at][member]:
                     if place >= 0:
@@ -190,5 +197,3 @@ def _attend(model, layer, step, qkv):
                     weight = np.exp(score - score.max())
                     out[row, head] = weight @ rows[:, key.key :] / weight.sum()
     return out.reshape(key.batch, -1)
-
-

@@ -1,6 +1,6 @@
 """Runs the kernels of decoding steps in Triton's interpreter and prints one JSON line a case. Imports no TensorFlow.
 
-    python step_interpreter.py [NAME ...]
+python step_interpreter.py [NAME ...]
 """
 
 import json
@@ -85,7 +85,9 @@ def frequencies(cut):
     for _ in range(draws):
         launch(how, model.rest | dict(logits=logits))
     counts = np.bincount(model.rest["tokens"][:, 0], minlength=key.count)
-    top_k, top_p = (int(model.rest["integers"][2]), float(model.rest["reals"][1])) if cut else (key.count, 1.0)
+    top_k, top_p = (
+        (int(model.rest["integers"][2]), float(model.rest["reals"][1])) if cut else (key.count, 1.0)
+    )
     return dict(logits=logits[0].tolist(), counts=counts.tolist(), top_k=top_k, top_p=top_p, temperature=0.7)
 
 

@@ -15,11 +15,12 @@ N_CTX, KEY, VALUE = 128, 4, 8
 def followed(step, q, k, v, positions):
     """Attention of every step of positions [steps, rows], from the tables alone. q, k, v [rows, n_ctx, heads, dim]."""
     compute = tf.function(
-        lambda: [step_tables.tables(group, tf.constant(positions), N_CTX) for group in step.groups], jit_compile=True
+        lambda: [step_tables.tables(group, tf.constant(positions), N_CTX) for group in step.groups],
+        jit_compile=True,
     )
     out = np.zeros((*positions.shape, *v.shape[2:]))
     for group, tables in zip(step.groups, compute(), strict=True):
-        words, begins, places, own = (table.numpy() for table in tables)
+        words, begins, places, ends = (table.numpy().view(np.int32) for table in tables)
         assert words.shape[-1] == step_tables.word_count(group)
         cache = np.full((step.batch, group.slots, len(group.heads), KEY + VALUE), np.nan)
         seen = (words.view(np.uint32)[..., None] >> np.arange(32, dtype=np.uint32)) & 1
@@ -27,11 +28,17 @@ def followed(step, q, k, v, positions):
             row, position = at[1], positions[at]
             for member, head in enumerate(group.heads):
                 if position >= N_CTX:
-                    assert not seen[at][member].any() and (places[at][member] < 0).all() and not own[at][member]
+                    assert (
+                        not seen[at][member].any()
+                        and (places[at][member] < 0).all()
+                        and not ends[at][member].any()
+                    )
                     continue
+                used = np.flatnonzero(words[at][member])
+                assert ends[at][member][1] == (used[-1] + 1 if len(used) else 0)
                 new = np.concatenate([k[row, position, head], v[row, position, head]])
                 slots = (begins[at][:, None] + np.arange(32))[seen[at][member].astype(bool)]
-                keys = np.concatenate([cache[row, slots, member], new[None][: own[at][member]]])
+                keys = np.concatenate([cache[row, slots, member], new[None][: ends[at][member][0]]])
                 score = keys[:, :KEY] @ q[row, position, head] * KEY**-0.5
                 weight = np.exp(score - score.max(initial=0))
                 if len(keys):

@@ -26,17 +26,18 @@ using tensorflow::Var;
 // steps tokens of every row. `key`: steps.py's, less -sm. norms, maps: those of the launches in order, layer by layer,
 // each map weight [out, in] and bias; then those of the logits, which have no bias. caches: the variables of each
 // layer, in turn; groups: which of the key's each is; of_layer: how many a layer has. tables: members, words, begins,
-// places and own of each group (kernels/steps describes them).
+// places and ends of each group (kernels/steps describes them). int32 would pass through the host: they are bits of
+// uint32.
 REGISTER_OP("BlocksparseSteps")
     .Input("x: T")
-    .Input("integers: int32")
+    .Input("integers: uint32")
     .Input("reals: float")
     .Input("table: float")
     .Input("streams: float")
     .Input("norms: N * float")
     .Input("maps: M * T")
     .Input("caches: C * resource")
-    .Input("tables: G * int32")
+    .Input("tables: G * uint32")
     .Output("tokens: int32")
     .Attr("T: {half, bfloat16, float}")
     .Attr("N: int >= 3")
@@ -51,6 +52,9 @@ REGISTER_OP("BlocksparseSteps")
       context->set_output(0, context->Matrix(context->UnknownDim(), context->Dim(context->input(0), 0)));
       return absl::OkStatus();
     });
+
+constexpr int kTogether = 4;  // steps of a graph: between two graphs the GPU waits for microseconds
+constexpr int kEarly = 90;    // the compute capability from which a kernel may start before the one ahead has ended
 
 absl::Status check_size(const Tensor& tensor, int64_t wanted, absl::string_view what) {
   if (tensor.NumElements() == wanted) return absl::OkStatus();
@@ -189,7 +193,7 @@ class StepsGpu : public tensorflow::OpKernel {
       const StepGroup& group = shape_.groups[i];
       const int64_t rows = steps_ * shape_.rows(), members = rows * group.members;
       const int64_t sizes[] = {group.members, members * group.words, rows * group.words, members * group.places,
-                               members};
+                               2 * members};
       for (int j = 0; j < 5; ++j) status.Update(check_size(tables[5 * i + j], sizes[j], "a table"));
     }
     return status;
@@ -215,10 +219,11 @@ class StepsGpu : public tensorflow::OpKernel {
     if (status.ok()) status = share(context, copier, &arrays);
     if (status.ok()) status = collect(context, copier, &caches, &arrays);
     if (!status.ok()) return status;
-    absl::StatusOr<std::vector<Node>> nodes = step_nodes(**kernels, arrays);
+    const int together = steps_ % kTogether == 0 ? kTogether : 1;
+    auto nodes = step_nodes(**kernels, arrays, together, device->capability >= kEarly);
     if (!nodes.ok()) return nodes.status();
-    status = graph_.make(**driver, *nodes, device->capability >= 90);
-    for (int64_t step = 0; step < steps_ && status.ok(); ++step) {
+    status = graph_.make(**driver, *nodes);
+    for (int64_t step = 0; step < steps_ && status.ok(); step += together) {
       status = (*driver)->check(graph_.run(stream), "cuGraphLaunch");
     }
     if (status.ok()) status = copier.copy(tokens->data(), held_.at("tokens").data(), tokens->TotalBytes());
@@ -266,7 +271,7 @@ class StepsGpu : public tensorflow::OpKernel {
     if (!status.ok()) return status;
     OpInputList tables;
     status = context->input_list("tables", &tables);
-    const char* const names[] = {"members", "words", "begins", "places", "own"};
+    const char* const names[] = {"members", "words", "begins", "places", "ends"};
     arrays->groups.resize(shape_.groups.size());
     for (int i = 0; i < tables.size() && status.ok(); ++i) {
       const void** data = &arrays->groups[i / 5][names[i % 5]];

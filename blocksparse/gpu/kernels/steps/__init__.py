@@ -31,7 +31,8 @@ The heads that share a cache, MEMBERS of them, have one launch of step_attention
                      key's
     begins           int32 [steps, R, WORDS]
     places           int32 [steps, R, MEMBERS, PLACES]   slots that take the new key, -1 for none
-    own              int32 [steps, R, MEMBERS]   whether the new query sees the new key
+    ends             int32 [steps, R, MEMBERS, 2]   whether the new query sees the new key; how many words there are up
+                     to the last one with a bit
 
 Cuts, fixed at compile time: ROWS, COLUMNS, DEPTH of a product's tile, ROWS = 1 without tensor cores; PARTS programs
 share a head's keys, TILE slots at a time; PDL, see dependent.py.

@@ -28,7 +28,9 @@ def step_draw(
     temperature = tl.load(reals)
     scaled = given / tl.maximum(temperature, 1e-6)
     if CUT:
-        scaled = _likeliest(scaled, logits + row * COUNT, temperature, tl.load(integers + 2), tl.load(reals + 1), COUNT)
+        scaled = _likeliest(
+            scaled, logits + row * COUNT, temperature, tl.load(integers + 2), tl.load(reals + 1), COUNT
+        )
     number = tl.load(integers + 1) + step
     zero = tl.zeros([COUNT_PAD], tl.int32)
     bits, _, _, _ = philox(tl.load(integers), row * COUNT_PAD + n, zero + number, zero, zero)
@@ -59,7 +61,9 @@ def _likeliest(scaled, logits, temperature, top_k, top_p, COUNT: tl.constexpr, T
     above = tl.zeros(scaled.shape, tl.float32)  # the chance of those larger, times the sum of all
     for first in tl.static_range(0, COUNT, TILE):
         other = first + tl.arange(0, TILE)
-        given = tl.load(logits + other, mask=other < COUNT, other=float("-inf")) / tl.maximum(temperature, 1e-6)
+        given = tl.load(logits + other, mask=other < COUNT, other=float("-inf")) / tl.maximum(
+            temperature, 1e-6
+        )
         is_larger = given[None, :] > scaled[:, None]
         is_before = is_larger | ((given[None, :] == scaled[:, None]) & (other[None, :] < n[:, None]))
         larger += tl.sum(is_larger.to(tl.int32), 1)

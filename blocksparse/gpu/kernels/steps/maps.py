@@ -15,7 +15,7 @@ def step_map(
 ):  # fmt: skip
     """out = x W^T + bias, for COLUMNS outputs and ROWS rows of the batch.
 
-    x [BATCH, IN] is of the weights' dtype; normalised first where NORM; where PARTS > 0, it is what step_attention left.
+    x [BATCH, IN] is of the weights' dtype; normalised first where NORM; PARTS > 0: it is what step_attention left.
     The weights do not depend on the kernels before, so one row loads its share of them before it waits for those.
     """
     begin(PDL)
@@ -32,8 +32,11 @@ def step_map(
         row = tl.program_id(1)
         given = _read(x, sums, row, k, k < IN, IN, VALUE, PARTS)
         if NORM:
-            given = tl.where(k < IN, given - tl.sum(given, 0) / IN, 0.0)
-            given = given * tl.rsqrt(tl.sum(given * given, 0) / IN + epsilon) * gamma + beta
+            given = tl.where(k < IN, given - tl.load(x + row * IN).to(tl.float32), 0.0)
+            total, squares = tl.reduce((given, given * given), 0, _both)
+            mean = total / IN
+            variance = tl.maximum(squares / IN - mean * mean, 0.0)
+            given = (given - mean) * tl.rsqrt(variance + epsilon) * gamma + beta
         given = given.to(weight.dtype.element_ty).to(tl.float32)
         total = tl.sum(held.to(tl.float32) * given[None, :], 1)
         at = row * OUT + column
@@ -64,6 +67,11 @@ def step_map(
         total += tl.load(out + at, mask=stored, other=0.0).to(tl.float32)
     rounded = total.to(weight.dtype.element_ty)  # logits are float32, of a product in the weights' dtype
     tl.store(out + at, rounded.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _both(total, squares, more, more_squares):
+    return total + more, squares + more_squares
 
 
 @triton.jit
