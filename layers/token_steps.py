@@ -27,9 +27,9 @@ class TokenSteps:
         a bias; table [count, width], the tokens' part of the first stream; ragged, whether rows are at positions of
         their own; cut, whether draws are cut by top_k or top_p. The weights are those of now.
     Call: first [batch, width], of the compute dtype, the first stream at the first position; streams [steps + 1, rows,
-        width], float32, the positions' part of it, from the first position on; tables; integers, uint32: seed, number
-        of the first draw, top_k; reals, float32: temperature, top_p. rows: batch if ragged, else 1. Returns int32 [steps,
-        batch].
+        width], float32, the positions' part of it, from the first position on; tables; integers, uint32: seed,
+        number of the first draw, top_k; reals, float32: temperature, top_p. rows: batch if ragged, else 1. Returns
+        int32 [steps, batch].
     Raises: ValueError where `why_not` has a reason; InvalidArgumentError for shapes that do not fit.
     """
 

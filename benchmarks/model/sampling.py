@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -25,7 +26,10 @@ from benchmarks.common.processes import alone  # isort: skip
 from sparse_transformer import config  # isort: skip
 
 
-def measure(settings: config.Config, batch: int, at: int, tokens: int, repeats: int, kernels: bool) -> dict:
+def measure(
+    settings: config.Config, batch: int, at: list[int], tokens: int, repeats: int, kernels: bool
+) -> list:
+    """A record for each first position."""
     import numpy as np
     import tensorflow as tf
     from sparse_transformer import generation, gpu_sampling, stepping
@@ -41,10 +45,10 @@ def measure(settings: config.Config, batch: int, at: int, tokens: int, repeats: 
     full_context = tf.zeros([batch, settings.n_ctx], tf.int32)
     full = tf.function(lambda tokens: model(tokens)[:, -1])
 
-    def sample():
+    def sample(first):
         token = tf.zeros(batch, tf.int32)
         for done in range(0, tokens, size):
-            position = tf.constant(at + done)
+            position = tf.constant(first + done)
             token = chunk(token, position, position, tf.constant(1.0), tf.constant(0))[:, -1]
         return np.asarray(token)
 
@@ -56,29 +60,35 @@ def measure(settings: config.Config, batch: int, at: int, tokens: int, repeats: 
     def forward():
         full(full_context).numpy()
 
-    (compiled,) = timing.wall(sample, 1, warm_up=0)
+    (compiled,) = timing.wall(lambda: sample(0), 1, warm_up=0)
     forward()
     prefill()
     with alone():
-        loop = timing.median(timing.wall(sample, repeats, warm_up=1)) / tokens
+        loops = [
+            timing.median(timing.wall(partial(sample, first), repeats, warm_up=1)) / tokens for first in at
+        ]
         whole = timing.median(timing.wall(forward, repeats, warm_up=0))
         filling = timing.median(timing.wall(prefill, repeats, warm_up=0))
-    return {
-        "config": settings.name,
-        "positions": settings.n_ctx,
-        "batch": batch,
-        "at": at,
-        "way": "gpu" if gpu_sampling.serves(model, decoders) else "xla",
-        **machine.record(),
-        "tokens": tokens,
-        "compile_seconds": round(compiled, 1),
-        "tokens_per_second": round(batch / loop, 1),
-        "tokens_per_second_full_forward": round(batch / whole, 3),
-        "ratio": round(whole / loop, 1),
-        "us_per_step": round(loop * 1e6, 1),
-        "prefill_ms": round(filling * 1e3, 2),
-        **({"kernels_per_step": kernels_per_step(model, batch, tokens, decoders)} if kernels else {}),
-    }
+    counted = {"kernels_per_step": kernels_per_step(model, batch, tokens, decoders)} if kernels else {}
+    return [
+        {
+            "config": settings.name,
+            "positions": settings.n_ctx,
+            "batch": batch,
+            "at": first,
+            "way": "gpu" if gpu_sampling.serves(model, decoders) else "xla",
+            **machine.record(),
+            "tokens": tokens,
+            "compile_seconds": round(compiled, 1),
+            "tokens_per_second": round(batch / loop, 1),
+            "tokens_per_second_full_forward": round(batch / whole, 3),
+            "ratio": round(whole / loop, 1),
+            "us_per_step": round(loop * 1e6, 1),
+            "prefill_ms": round(filling * 1e3, 2),
+            **counted,
+        }
+        for first, loop in zip(at, loops, strict=True)
+    ]
 
 
 FREE = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast"}  # instructions that launch nothing
@@ -139,9 +149,9 @@ def main() -> None:
     args = parser.parse_args()
     settings = config.load(args.config).override(args.override)
     records = [
-        measure(settings, batch, at, args.tokens, args.repeats, args.kernels)
+        record
         for batch in args.batch
-        for at in args.at
+        for record in measure(settings, batch, args.at, args.tokens, args.repeats, args.kernels)
     ]
     print(table(records))
     text = json.dumps(records if len(records) > 1 else records[0], indent=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +79,27 @@ def fastest_chunk(
     top_p: float | None = None,
     ragged: bool = False,
 ):
-    """make_chunk's function, of a GPU's own kernels where there are such; ragged: position is [count]."""
-    if gpu_sampling.serves(model, decoders):
-        return gpu_sampling.make_chunk(model, count, decoders, size, top_k, top_p, ragged)
-    return make_chunk(model, count, decoders, size, top_k, top_p)
+    """make_chunk's function, of a GPU's own kernels where there are such; ragged: position is [count].
+
+    Where those turn out not to compile for the card, a warning says so and XLA takes over.
+    """
+    if not gpu_sampling.serves(model, decoders):
+        return make_chunk(model, count, decoders, size, top_k, top_p)
+    ways = [gpu_sampling.make_chunk(model, count, decoders, size, top_k, top_p, ragged)]
+
+    def chunk(*arguments):
+        try:
+            return ways[-1](*arguments)
+        except (tf.errors.InternalError, tf.errors.NotFoundError, tf.errors.UnavailableError) as error:
+            if len(ways) > 1:
+                raise
+            warnings.warn(
+                f"sampling goes on in XLA's loop, slower: {error.message}", RuntimeWarning, stacklevel=3
+            )
+            ways.append(make_chunk(model, count, decoders, size, top_k, top_p))
+            return ways[-1](*arguments)
+
+    return chunk
 
 
 def _loop(model, decoders, token, position, size: int, draw):
