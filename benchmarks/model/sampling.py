@@ -27,9 +27,9 @@ from sparse_transformer import config  # isort: skip
 
 
 def measure(
-    settings: config.Config, batch: int, at: list[int], tokens: int, repeats: int, kernels: bool
+    settings: config.Config, batch: int, at: list[int], tokens: int, repeats: int, kernels: bool, full: bool
 ) -> list:
-    """A record for each first position."""
+    """A record for each first position; full: with a prompt that fills the context and the full forward pass."""
     import numpy as np
     import tensorflow as tf
     from sparse_transformer import generation, gpu_sampling, stepping
@@ -61,14 +61,14 @@ def measure(
         full(full_context).numpy()
 
     (compiled,) = timing.wall(lambda: sample(0), 1, warm_up=0)
-    forward()
-    prefill()
+    beside = [forward, prefill] if full else []
+    for each in beside:
+        each()
     with alone():
         loops = [
             timing.median(timing.wall(partial(sample, first), repeats, warm_up=1)) / tokens for first in at
         ]
-        whole = timing.median(timing.wall(forward, repeats, warm_up=0))
-        filling = timing.median(timing.wall(prefill, repeats, warm_up=0))
+        seconds = [timing.median(timing.wall(each, repeats, warm_up=0)) for each in beside]
     counted = {"kernels_per_step": kernels_per_step(model, batch, tokens, decoders)} if kernels else {}
     return [
         {
@@ -81,14 +81,20 @@ def measure(
             "tokens": tokens,
             "compile_seconds": round(compiled, 1),
             "tokens_per_second": round(batch / loop, 1),
-            "tokens_per_second_full_forward": round(batch / whole, 3),
-            "ratio": round(whole / loop, 1),
             "us_per_step": round(loop * 1e6, 1),
-            "prefill_ms": round(filling * 1e3, 2),
+            **(_beside(batch, loop, *seconds) if full else {}),
             **counted,
         }
         for first, loop in zip(at, loops, strict=True)
     ]
+
+
+def _beside(batch: int, loop: float, whole: float, filling: float) -> dict:
+    return {
+        "tokens_per_second_full_forward": round(batch / whole, 3),
+        "ratio": round(whole / loop, 1),
+        "prefill_ms": round(filling * 1e3, 2),
+    }
 
 
 FREE = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast"}  # instructions that launch nothing
@@ -145,13 +151,16 @@ def main() -> None:
     parser.add_argument(
         "--kernels", action="store_true", help="count those of a step, which compiles once more"
     )
+    parser.add_argument("--steps-only", action="store_true", help="no prompt and no full forward pass")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     settings = config.load(args.config).override(args.override)
     records = [
         record
         for batch in args.batch
-        for record in measure(settings, batch, args.at, args.tokens, args.repeats, args.kernels)
+        for record in measure(
+            settings, batch, args.at, args.tokens, args.repeats, args.kernels, not args.steps_only
+        )
     ]
     print(table(records))
     text = json.dumps(records if len(records) > 1 else records[0], indent=1)

@@ -1,10 +1,10 @@
 """A decoding step of a residual transformer on a GPU: what decides its machine code, in one word, and its launches.
 
-    step-<dtype>-b<batch>-w<width>-h<heads>-k<key>-v<value>-f<hidden>-n<count>-r<0|1>-c<0|1>
+    step-<dtype>-b<batch>-w<width>-h<heads>-k<key>-v<value>-f<hidden>-n<count>-r<0|1>-c<0|1>-e<0|1>
         [-g<members>.<slots>.<words>.<places>]...-sm<capability>
 
 The names are those of kernels/steps, where each argument is described; r: rows are at positions of their own, c: draws
-are cut by top_k or top_p. Imports neither Triton nor TensorFlow.
+are cut by top_k or top_p, e: kernels start early (kernels/steps/dependent.py). Imports neither Triton nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HELD = 8192  # weights that a program holds in registers before it waits for it
 _DEEPEST = 8192  # a row that one program reads whole
 _TEXT = re.compile(
     r"step-(?P<dtype>f16|bf16|f32)-b(?P<batch>\d+)-w(?P<width>\d+)-h(?P<heads>\d+)-k(?P<key>\d+)-v(?P<value>\d+)"
-    r"-f(?P<hidden>\d+)-n(?P<count>\d+)-r(?P<ragged>[01])-c(?P<cut>[01])(?P<groups>(?:-g\d+\.\d+\.\d+\.\d+)+)-sm(?P<capability>\d+)"
+    r"-f(?P<hidden>\d+)-n(?P<count>\d+)-r(?P<ragged>[01])-c(?P<cut>[01])-e(?P<early>[01])(?P<groups>(?:-g\d+\.\d+\.\d+\.\d+)+)-sm(?P<capability>\d+)"
 )
 
 
@@ -56,13 +56,30 @@ class StepKey:
     def __str__(self) -> str:
         groups = "".join(f"-g{g.members}.{g.slots}.{g.words}.{g.places}" for g in self.groups)
         sizes = f"b{self.batch}-w{self.width}-h{self.heads}-k{self.key}-v{self.value}-f{self.hidden}-n{self.count}"
-        return f"step-{self.dtype}-{sizes}-r{self.ragged:d}-c{self.cut:d}{groups}-sm{self.capability}"
+        return f"step-{self.dtype}-{sizes}-r{self.ragged:d}-c{self.cut:d}-e{self.early:d}{groups}-sm{self.capability}"
+
+    @property
+    def early(self) -> bool:
+        """One row's kernels wait longer than they run. Those of many rows fill the GPU: where some wait, others have
+        less room (benchmarks/LOG.md, section 20).
+        """
+        return self.batch == 1
 
     @property
     def parts(self) -> int:
-        """Programs that share the keys of a head."""
-        pairs = self.batch * min(group.members for group in self.groups)
-        return min(8, _power(-(-PROGRAMS // pairs)))
+        """Programs that share the keys of a head: one a tile, up to as many as fill the GPU twice."""
+        tiles = max(-(-group.words * 32 // self.tile) for group in self.groups)
+        return min(tiles, -(-2 * PROGRAMS // self._pairs)) if self._pairs < PROGRAMS else 1
+
+    @property
+    def tile(self) -> int:
+        """Slots that a program of attention reads at a time: in registers, before it waits for the new query."""
+        numbers = 4096 if self.dtype == "f32" else 8192
+        return max(16, min(128, numbers // _power(max(self.key, self.value))))
+
+    @property
+    def _pairs(self) -> int:
+        return self.batch * min(group.members for group in self.groups)
 
 
 def parse(text: str) -> StepKey:
@@ -70,12 +87,18 @@ def parse(text: str) -> StepKey:
     found = _TEXT.fullmatch(text)
     if not found:
         raise ValueError(
-            f"key={text!r} names no step; wanted e.g. step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c0-g8.3201.100.2-sm90"
+            f"key={text!r} names no step; wanted e.g. "
+            "step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c0-e1-g8.3201.100.2-sm90"
         )
     groups = [Group(*map(int, group.split("."))) for group in found["groups"].split("-g")[1:]]
     sizes = {name: int(found[name]) for name in "batch width heads key value hidden count capability".split()}
     flags = dict(ragged=found["ragged"] == "1", cut=found["cut"] == "1")
-    return StepKey(dtype=found["dtype"], groups=tuple(groups), **sizes, **flags)
+    key = StepKey(dtype=found["dtype"], groups=tuple(groups), **sizes, **flags)
+    if str(key) != text:
+        raise ValueError(
+            f"key={text!r} says that its kernels start early, or not, against what steps.py does"
+        )
+    return key
 
 
 def reason_against(key: StepKey) -> str | None:
@@ -141,9 +164,10 @@ def _cut(key: StepKey, depth: int, columns: int) -> tuple[dict[str, int], dict[s
         deep = _power(depth)
         wide = max(1, min(_HELD // deep, _power(columns // PROGRAMS + 1) // 2))
         return dict(ROWS=1, COLUMNS=wide, DEPTH=deep), dict(num_warps=4, num_stages=1)
-    rows = min(64, max(16, _power(key.batch)))
+    rows = min(32, max(16, _power(key.batch)))
     deep = 32 if key.dtype == "f32" else 128
-    return dict(ROWS=rows, COLUMNS=16, DEPTH=deep), dict(num_warps=4, num_stages=3)
+    wide = 32 if columns >= 8 * PROGRAMS else 16
+    return dict(ROWS=rows, COLUMNS=wide, DEPTH=deep), dict(num_warps=4, num_stages=3)
 
 
 def _attention(key: StepKey, number: int) -> Launch:
@@ -156,8 +180,9 @@ def _attention(key: StepKey, number: int) -> Launch:
     constants |= dict(
         KEY_PAD=_power(key.key), VALUE_PAD=_power(key.value), MEMBERS=group.members, SLOTS=group.slots
     )
-    tile = max(16, min(128, 8192 // _power(max(key.key, key.value))) // (2 if key.dtype == "f32" else 1))
-    constants |= dict(WORDS=group.words, PLACES=group.places, RAGGED=key.ragged, PARTS=key.parts, TILE=tile)
+    constants |= dict(
+        WORDS=group.words, PLACES=group.places, RAGGED=key.ragged, PARTS=key.parts, TILE=key.tile
+    )
     grid = key.batch * group.members, key.parts
     options = dict(num_warps=4, num_stages=1)
     names = {name: name for name in pointers}
@@ -177,7 +202,7 @@ def _draw(key: StepKey) -> Launch:
 
 
 def _launch(key, function, name, pointers, types, constants, options, grid) -> Launch:
-    constants = constants | dict(PDL=key.capability >= 90)
+    constants = constants | dict(PDL=int(key.early and key.capability >= 90))
     signature = {argument: "*" + (types.get(argument) or ELEMENT[key.dtype]) for argument in pointers}
     return Launch(
         function=function,

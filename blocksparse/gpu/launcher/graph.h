@@ -11,12 +11,11 @@ namespace blocksparse::gpu {
 struct Node {
   Handle function;
   unsigned grid_x, grid_y, threads, shared;
-  bool early;  // may start while the one before still runs: its code waits for that one where it has to
   std::vector<const void*> pointers;
 
   bool operator==(const Node& other) const {
     return function == other.function && grid_x == other.grid_x && grid_y == other.grid_y && threads == other.threads &&
-           shared == other.shared && early == other.early && pointers == other.pointers;
+           shared == other.shared && pointers == other.pointers;
   }
 };
 
@@ -74,7 +73,8 @@ inline absl::StatusOr<const GraphDriver*> get_graph_driver() {
   return driver;
 }
 
-// The graph of the last nodes it was given.
+// The graph of the last nodes it was given. With `early`, a kernel may start while the one before still runs: its code
+// waits for that one where it has to.
 class Graph {
  public:
   Graph() = default;
@@ -82,7 +82,7 @@ class Graph {
   Graph& operator=(const Graph&) = delete;
   ~Graph() { clear(); }
 
-  absl::Status make(const Driver& driver, const std::vector<Node>& nodes) {
+  absl::Status make(const Driver& driver, const std::vector<Node>& nodes, bool early) {
     absl::StatusOr<const GraphDriver*> found = get_graph_driver();
     if (!found.ok()) return found.status();
     if (executable_ != nullptr && nodes == nodes_) return absl::OkStatus();
@@ -93,7 +93,7 @@ class Graph {
     if (!status.ok()) return status;
     status = driver.check(functions_->begin_capture(stream, GraphDriver::kRelaxed), "cuStreamBeginCapture");
     if (status.ok()) {
-      for (const Node& node : nodes) status.Update(driver.check(launch(node, stream), "cuLaunchKernelEx"));
+      for (const Node& node : nodes) status.Update(driver.check(launch(node, stream, early), "cuLaunchKernelEx"));
       status.Update(driver.check(functions_->end_capture(stream, &graph), "cuStreamEndCapture"));
     }
     if (status.ok()) status = driver.check(functions_->instantiate(&executable_, graph, 0), "cuGraphInstantiate");
@@ -107,14 +107,14 @@ class Graph {
   Result run(Handle stream) const { return functions_->run(executable_, stream); }
 
  private:
-  Result launch(const Node& node, Handle stream) const {
+  Result launch(const Node& node, Handle stream, bool early) const {
     std::vector<const void*> arguments = node.pointers;
     arguments.resize(arguments.size() + 2);  // Triton's kernels end in two scratch pointers, unused here
     std::vector<void*> parameters;
     for (const void*& argument : arguments) parameters.push_back(&argument);
     GraphDriver::Attribute attribute{GraphDriver::kProgrammaticSerialization, 0, {1}};
     const GraphDriver::Config config = {
-        {node.grid_x, node.grid_y, 1}, {node.threads, 1, 1}, node.shared, stream, &attribute, node.early ? 1u : 0u};
+        {node.grid_x, node.grid_y, 1}, {node.threads, 1, 1}, node.shared, stream, &attribute, early ? 1u : 0u};
     return functions_->launch(&config, node.function, parameters.data(), nullptr);
   }
 

@@ -21,14 +21,14 @@ struct StepGroup {
 
 struct StepShape {
   int64_t batch, width, heads, key, value, hidden, count;
-  bool ragged;
+  bool ragged, early;
   std::vector<StepGroup> groups;
 
   int64_t qkv() const { return heads * (2 * key + value); }
   int64_t rows() const { return ragged ? batch : 1; }
   int64_t cache(const StepGroup& group) const { return batch * group.slots * group.members * (key + value); }
 
-  // step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c0-g8.3201.100.2: no -sm, which is the device's to say.
+  // step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c0-e1-g8.3201.100.2: no -sm, which is the device's to say.
   static absl::Status parse(absl::string_view text, StepShape* out) {
     *out = StepShape{};
     std::map<char, int64_t> found;
@@ -47,12 +47,13 @@ struct StepShape {
         good = good && numbers.size() == 1 && found.emplace(word[0], numbers[0]).second;
       }
     }
-    for (char name : {'b', 'w', 'h', 'k', 'v', 'f', 'n', 'r', 'c'}) good = good && found.count(name) == 1;
+    for (char name : {'b', 'w', 'h', 'k', 'v', 'f', 'n', 'r', 'c', 'e'}) good = good && found.count(name) == 1;
     if (!good || out->groups.empty()) {
       return absl::InvalidArgumentError(absl::StrCat("'", text, "' names no step of decoding"));
     }
     out->batch = found['b'], out->width = found['w'], out->heads = found['h'], out->key = found['k'];
     out->value = found['v'], out->hidden = found['f'], out->count = found['n'], out->ragged = found['r'] != 0;
+    out->early = found['e'] != 0;
     return absl::OkStatus();
   }
 };

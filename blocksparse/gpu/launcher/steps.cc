@@ -7,16 +7,9 @@ namespace {
 
 class Builder {
  public:
-  Builder(const Kernels& kernels, const StepArrays& arrays, bool early)
-      : kernels_(kernels), arrays_(arrays), early_(early) {}
+  Builder(const Kernels& kernels, const StepArrays& arrays) : kernels_(kernels), arrays_(arrays) {}
 
-  absl::StatusOr<std::vector<Node>> nodes() const {
-    if (!status_.ok()) return status_;
-    return nodes_;
-  }
-
-  void step() {
-    const size_t first = nodes_.size();
+  absl::StatusOr<std::vector<Node>> build() {
     for (const StepLayer& layer : arrays_.layers) {
       add("qkv", {&layer.qkv});
       for (const auto& [group, cache] : layer.caches) {
@@ -29,7 +22,8 @@ class Builder {
     }
     add("logits", {&arrays_.logits});
     add("draw", {});
-    if (first < nodes_.size()) nodes_[first].early = false;
+    if (!status_.ok()) return status_;
+    return nodes_;
   }
 
  private:
@@ -51,7 +45,6 @@ class Builder {
               static_cast<unsigned>(grid[1]),
               static_cast<unsigned>(launch.warps * 32),
               static_cast<unsigned>(launch.shared),
-              early_,
               {}};
     for (const Argument& argument : launch.arguments) node.pointers.push_back(pointer(argument.pointer, own));
     nodes_.push_back(std::move(node));
@@ -70,17 +63,14 @@ class Builder {
 
   const Kernels& kernels_;
   const StepArrays& arrays_;
-  const bool early_;
   std::vector<Node> nodes_;
   absl::Status status_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::vector<Node>> step_nodes(const Kernels& kernels, const StepArrays& arrays, int steps, bool early) {
-  Builder builder(kernels, arrays, early);
-  for (int step = 0; step < steps; ++step) builder.step();
-  return builder.nodes();
+absl::StatusOr<std::vector<Node>> step_nodes(const Kernels& kernels, const StepArrays& arrays) {
+  return Builder(kernels, arrays).build();
 }
 
 }  // namespace blocksparse::gpu

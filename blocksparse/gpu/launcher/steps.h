@@ -26,8 +26,7 @@ struct StepArrays {
   Named logits;  // norm, weight
 };
 
-// The nodes of `steps` steps. Fails where the kernels lack a launch. With `early`, kernels start while those before
-// still run, but for the first of a step: what it and those behind it read before they wait is from the step before.
-absl::StatusOr<std::vector<Node>> step_nodes(const Kernels& kernels, const StepArrays& arrays, int steps, bool early);
+// The nodes of one step. Fails where the kernels lack a launch.
+absl::StatusOr<std::vector<Node>> step_nodes(const Kernels& kernels, const StepArrays& arrays);
 
 }  // namespace blocksparse::gpu

@@ -53,8 +53,7 @@ REGISTER_OP("BlocksparseSteps")
       return absl::OkStatus();
     });
 
-constexpr int kTogether = 4;  // steps of a graph: between two graphs the GPU waits for microseconds
-constexpr int kEarly = 90;    // the compute capability from which a kernel may start before the one ahead has ended
+constexpr int kEarly = 90;  // the compute capability from which a kernel may start before the one ahead has ended
 
 absl::Status check_size(const Tensor& tensor, int64_t wanted, absl::string_view what) {
   if (tensor.NumElements() == wanted) return absl::OkStatus();
@@ -219,11 +218,10 @@ class StepsGpu : public tensorflow::OpKernel {
     if (status.ok()) status = share(context, copier, &arrays);
     if (status.ok()) status = collect(context, copier, &caches, &arrays);
     if (!status.ok()) return status;
-    const int together = steps_ % kTogether == 0 ? kTogether : 1;
-    auto nodes = step_nodes(**kernels, arrays, together, device->capability >= kEarly);
+    auto nodes = step_nodes(**kernels, arrays);
     if (!nodes.ok()) return nodes.status();
-    status = graph_.make(**driver, *nodes);
-    for (int64_t step = 0; step < steps_ && status.ok(); step += together) {
+    status = graph_.make(**driver, *nodes, shape_.early && device->capability >= kEarly);
+    for (int64_t step = 0; step < steps_ && status.ok(); ++step) {
       status = (*driver)->check(graph_.run(stream), "cuGraphLaunch");
     }
     if (status.ok()) status = copier.copy(tokens->data(), held_.at("tokens").data(), tokens->TotalBytes());
