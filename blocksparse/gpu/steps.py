@@ -91,9 +91,11 @@ def parse(text: str) -> StepKey:
             "step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c0-e1-g8.3201.100.2-sm90"
         )
     groups = [Group(*map(int, group.split("."))) for group in found["groups"].split("-g")[1:]]
-    sizes = {name: int(found[name]) for name in "batch width heads key value hidden count capability".split()}
-    flags = dict(ragged=found["ragged"] == "1", cut=found["cut"] == "1")
-    key = StepKey(dtype=found["dtype"], groups=tuple(groups), **sizes, **flags)
+    numbers = "batch width heads key value hidden count capability".split()
+    given = dict[str, Any](
+        dtype=found["dtype"], groups=tuple(groups), **{name: int(found[name]) for name in numbers}
+    )
+    key = StepKey(ragged=found["ragged"] == "1", cut=found["cut"] == "1", **given)
     if str(key) != text:
         raise ValueError(
             f"key={text!r} says that its kernels start early, or not, against what steps.py does"
@@ -152,7 +154,7 @@ def _map(key: StepKey, name: str, given: str, out: str, depth: int, columns: int
     types = dict(x="fp32" if given == "parts" else None, sums="fp32", norm="fp32")
     types |= dict(out="fp32" if out == "logits" else None)
     pointers = dict(x=given, sums="sums", norm="norm", weight="weight", bias="bias", out=out)
-    constants = dict(BATCH=key.batch, IN=depth, OUT=columns, VALUE=key.value) | flags | cut
+    constants = dict[str, Any](BATCH=key.batch, IN=depth, OUT=columns, VALUE=key.value) | flags | cut
     constants |= dict(PRECISION="ieee")
     grid = -(-columns // cut["COLUMNS"]), -(-key.batch // cut["ROWS"])
     return _launch(key, "step_map", name, pointers, types, constants, options, grid)
