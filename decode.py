@@ -69,7 +69,7 @@ class Group:
     """
 
     def __init__(self, heads: list[int], keys: list[int], modes: list[Mode], batch: int, n_ctx: int):
-        self.heads, self.keys, self.batch = heads, keys, batch
+        self.heads, self.keys, self.modes, self.batch = heads, keys, modes, batch
         self.factors = _factors(modes, n_ctx)
         self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
         self.runs: list[
@@ -202,11 +202,6 @@ class DecodeStep(tf.Module):
             self.caches.append(tf.Variable(zeros, trainable=False, name="cache"))
 
     @property
-    def modes(self) -> tuple[Mode, ...]:
-        """What the heads do, cycled over them: decoders of equal modes and sizes see and write the same slots."""
-        return self._groups.modes
-
-    @property
     def groups(self) -> list[Group]:
         """Which heads share a cache, and what it holds."""
         return self._groups.groups
@@ -306,7 +301,6 @@ class _Groups:
     """The heads of a pattern, grouped by the names of their modes and by how many of them share a cache."""
 
     def __init__(self, modes: Sequence[Mode], heads: int, kv_heads: int, batch: int, n_ctx: int):
-        self.modes = tuple(modes)
         readers: dict[tuple[int, Mode], list[int]] = {}  # of one cache: the heads with this key head and mode
         for head in range(heads):
             readers.setdefault((head * kv_heads // heads, modes[head % len(modes)]), []).append(head)

@@ -106,6 +106,8 @@ def why_not(
         return f"the compute dtype is {blocks[0].compute_dtype}"
     if logits.use_bias:
         return "the logits have a bias"
+    if decoders[0].kv_heads != decoders[0].heads:
+        return "heads share keys and values"
     distinct, _ = _distinct(decoders)
     return reason_against(_key(blocks, decoders, logits, distinct, False, False))
 
@@ -138,10 +140,15 @@ def _distinct(decoders: Sequence[DecodeStep]) -> tuple[list[DecodeStep], list[in
     found: list[DecodeStep] = []
     kinds = []
     for decoder in decoders:
-        alike = [index for index, other in enumerate(found) if other.modes == decoder.modes]
+        alike = [index for index, other in enumerate(found) if _pattern(other) == _pattern(decoder)]
         kinds.append(alike[0] if alike else len(found))
         found += [] if alike else [decoder]
     return found, kinds
+
+
+def _pattern(decoder: DecodeStep) -> list[tuple]:
+    """What decides which slots the heads see and write, n_ctx aside."""
+    return [(group.heads, group.modes) for group in decoder.groups]
 
 
 def _norm(layer: keras.layers.LayerNormalization) -> tf.Tensor:

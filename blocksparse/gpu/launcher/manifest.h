@@ -61,7 +61,7 @@ constexpr absl::string_view kPointers[] = {
     "k.columns",    "k.mask",      "k.masks",  "key_index",
     "key_residues", "norm",        "weight",   "bias",
     "cache",        "members",     "words",    "begins",
-    "places",       "ends",         "integers", "reals",
+    "places",       "ends",        "integers", "reals",
     "table",        "streams",     "tokens",
 };
 constexpr int kSymbolCount = std::size(kSymbols);
