@@ -22,7 +22,7 @@ CASES = {
     "one row, value wider": key_of(key=8, value=24, heads=4, groups=(Group(4, 150, 5, 1),)),
     "three rows": key_of(batch=3),
     "three rows at positions of their own, float16": key_of(batch=3, dtype="f16", ragged=True),
-    "seventy rows": key_of(batch=70, width=16, heads=1, hidden=16, groups=(Group(1, 33, 1, 1),)),
+    "thirty-three rows": key_of(batch=33, width=16, heads=1, hidden=16, groups=(Group(1, 33, 1, 1),)),
     "two caches": key_of(heads=3, groups=(Group(2, 81, 3, 2), Group(1, 65, 2, 1))),
     "cut draws": key_of(batch=2, cut=True),
 }

@@ -78,7 +78,7 @@ def compare(key):
 def frequencies(cut):
     """How often each token was drawn over many draws of one row of logits, at temperature 0.7."""
     key = cases.key_of(cut=cut, count=12)
-    draws = 400
+    draws = 150
     model = cases.model_of(key, layers=0, steps=draws, temperature=0.7)
     (how,) = (each for each in steps.launches(key) if each.name == "draw")
     logits = np.random.default_rng(3).normal(size=(1, key.count), scale=1.5).astype(np.float32)

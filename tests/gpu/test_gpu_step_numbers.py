@@ -15,7 +15,7 @@ from blocksparse.gpu.steps import Group, StepKey
 SCRIPT = Path(__file__).with_name("step_interpreter.py")
 has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 CASES = """one row|one row, float16|one row, value wider|three rows|three rows at positions of their own, float16
-seventy rows|two caches|cut draws"""
+thirty-three rows|two caches|cut draws"""
 KEY = "step-f16-b1-w512-h8-k64-v64-f2048-n256-r0-c1-e1-g6.3201.100.2-g2.129.4.1-sm90"
 
 

@@ -12,12 +12,13 @@ from sparse_attention.layers import step_tables
 N_CTX, KEY, VALUE = 128, 4, 8
 
 
-def followed(step, q, k, v, positions):
+def followed(step, q, k, v, positions, jit=False):
     """Attention of every step of positions [steps, rows], from the tables alone. q, k, v [rows, n_ctx, heads, dim]."""
-    compute = tf.function(
-        lambda: [step_tables.tables(group, tf.constant(positions), N_CTX) for group in step.groups],
-        jit_compile=True,
-    )
+
+    def compute():
+        return [step_tables.tables(group, tf.constant(positions), N_CTX) for group in step.groups]
+
+    compute = tf.function(compute, jit_compile=True) if jit else compute
     out = np.zeros((*positions.shape, *v.shape[2:]))
     for group, tables in zip(step.groups, compute(), strict=True):
         words, begins, places, ends = (table.numpy().view(np.int32) for table in tables)
@@ -72,6 +73,6 @@ def test_rows_at_positions_of_their_own_and_beyond_the_last():
     step = DecodeStep(2, N_CTX, heads * KEY, heads * VALUE, **how)
     late = np.maximum(np.arange(N_CTX + 5) - 5, 0)  # the second row is five positions behind
     positions = np.stack([np.arange(N_CTX + 5), late], axis=1).astype(np.int32)
-    found = followed(step, q, k, v, positions)
+    found = followed(step, q, k, v, positions, jit=True)
     np.testing.assert_allclose(found[:N_CTX, 0], want[0], atol=2e-6)
     np.testing.assert_allclose(found[5:, 1], want[1], atol=2e-6)
