@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from blocksparse.fused.op import kernel_name
 
-from . import checkpoint, origin, runs
+from . import checkpoint, device, origin, runs
 from .batches import pipeline
 from .config import Config, load, names
 from .data import Source
@@ -75,6 +75,7 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     print(_description(job, trainer, start), flush=True)
     writer = _Writer(job, trainer, start)
     _steps(job, trainer, writer, start)
+    device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
     watchdog.close()
