@@ -18,7 +18,7 @@ def section(places: Places) -> list[str]:
     )
     lines += picture(places, "images.png", "From nothing")
     lines += [f"### Sound, of `{shown['sound']}`", ""]
-    seconds = places.scale.sound_length / 12_000
+    seconds = places.scale.drawn["sound"] / 12_000
     if (places.out / "sound0.wav").exists():
         return [*lines, f"[{seconds:.1f} seconds of sound](sound0.wav)"]
     return [*lines, "Not drawn yet."]

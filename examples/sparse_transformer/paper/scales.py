@@ -40,7 +40,7 @@ class Scale:
     context_tokens: int
     shown: dict[str, str]
     looked_at: tuple[str, ...]  # models of images, for Figure 2
-    sound_length: int  # samples that are drawn
+    drawn: dict[str, int]  # of text and of sound, how many tokens a sample has
 
     def of_kind(self, kind: str) -> list[Training]:
         return [training for training in self.trainings if training.kind == kind]
@@ -104,7 +104,7 @@ LAPTOP = Scale(
     context_tokens=32_768,
     shown={"text": "text", "images": "image", "sound": "sound/65536_1"},
     looked_at=("images/dense_1", "image"),
-    sound_length=24_000,
+    drawn={"text": 500, "sound": 24_000},
 )
 
 CARD = Scale(
@@ -144,7 +144,7 @@ CARD = Scale(
     context_tokens=262_144,
     shown={"text": "text/fixed_1", "images": "images/strided_1", "sound": "sound/65536_1"},
     looked_at=("images/dense_1", "images/strided_1"),
-    sound_length=36_000,
+    drawn={"text": 500, "sound": 36_000},
 )
 
 FULL = Scale(
@@ -169,7 +169,7 @@ FULL = Scale(
     context_tokens=1_000_000,
     shown={"text": "text/fixed_1", "images": "images/strided_1", "sound": "sound/65536_1"},
     looked_at=("images/dense_1",),
-    sound_length=65_536,
+    drawn={"text": 2000, "sound": 65_536},
 )
 
 SCALES = {scale.name: scale for scale in (LAPTOP, CARD, FULL)}

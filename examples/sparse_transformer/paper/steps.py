@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .scales import Scale, Training
 
-PROMPTS = ("Sparse \\Sparse\\, a. ", 'Attention \\At*ten"tion\\, n. ', 'Ocean \\O"cean\\, n. ')
+PROMPTS = ("Sparse \\Sparse\\, a. ", 'Ocean \\O"cean\\, n. ')
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,23 @@ def _samples(places: Places) -> list[Step]:
     steps = []
     for number, prompt in enumerate(PROMPTS, 1):
         path = out / f"text{number}"
-        words = ("sample.py", text, "--prompt", prompt, "--length", "500", "--out", str(path))
+        words = (
+            "sample.py",
+            text,
+            "--prompt",
+            prompt,
+            "--length",
+            str(scale.drawn["text"]),
+            "--out",
+            str(path),
+        )
         steps.append(Step(f"text {number}", path.with_suffix(".txt"), (words,)))
     completed, grid = out / "completed.png", out / "images"
     words = ("complete.py", images, *places.data_of("images"), "--count", "16", "--out", str(completed))
     steps.append(Step("images completed", completed, (words,)))
     words = ("sample.py", images, "--count", "64", "--out", str(grid))
     steps.append(Step("images from nothing", grid.with_suffix(".png"), (words,)))
-    words = ("sample.py", sound, "--length", str(scale.sound_length), "--out", str(out / "sound"))
+    words = ("sample.py", sound, "--length", str(scale.drawn["sound"]), "--out", str(out / "sound"))
     return [*steps, Step("sound", out / "sound0.wav", (words,))]
 
 
