@@ -176,7 +176,7 @@ def test_the_page_of_nothing_says_so(tmp_path):
     places = Places(SCALES["card"], tmp_path, tmp_path)
     text = page.text(places, plan(places, []))
     assert "**Not complete: 0 of " in text and "Empty: nothing has been trained yet." in text
-    assert text.count("Empty: ") == 5 and "| strided | not trained yet | 0 | 2.80 |" in text
+    assert text.count("Empty: ") == 6 and "| strided | not trained yet | 0 | 2.80 |" in text
 
 
 # What the tables say of results.

@@ -19,9 +19,11 @@ def section(places: Places, steps: list[Step]) -> list[str]:
     if missing:
         lines += ["", f"Not trained: {missing} of the {len(places.scale.trainings)} runs of this scale."]
     lines += ["", *_places(folders), "## Commands", ""]
-    lines += ["In their order; `make paper` runs those whose result is not there.", "", "```console"]
-    lines += [f"$ python examples/{shlex.join(words)}" for step in steps for words in step.commands]
-    return [*lines, "```"]
+    done = [step for step in steps if step.makes.exists()]
+    if not done:
+        return [*lines, "Empty: none has run yet."]
+    commands = [f"$ python examples/{shlex.join(words)}" for step in done for words in step.commands]
+    return [*lines, "What made this page, in its order:", "", "```console", *commands, "```"]
 
 
 def _row(folder: Path, out: Path) -> list[str]:
