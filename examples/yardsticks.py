@@ -31,7 +31,7 @@ def main() -> None:
         path = origin.path_of(folder, args.data)
         origin.check(folder, settings, path)
         if settings.data in IMAGES:
-            rows = compressors.images(data.load(settings, path, "test"), settings.grid)
+            rows = compressors.images(data.load(settings, path, "test"), settings.grid, settings.data)
         else:
             splits = data.load_splits(settings, path, ("train", "test"))
             rows = compressors.stream(splits["train"], splits["test"], Path(path or "").name)

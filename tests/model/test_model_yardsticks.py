@@ -70,11 +70,15 @@ def test_a_tool_that_fails_says_so(path):
         compressors.stream(*SPLITS, "x")
 
 
-def test_images_are_files_of_their_own_and_one_picture(path):
+def test_images_are_files_of_their_own_and_one_picture(path, monkeypatch):
+    monkeypatch.setattr(compressors.importlib.util, "find_spec", lambda name: None)  # no plugin of Pillow's
     grey = np.zeros((30, 1, 8, 8), np.uint8)
     grey[:, :, 2] = np.arange(30)[:, None, None]
-    rows = by_name(compressors.images(data.Images([grey], np.arange(30)), (8, 8, 1)))
-    assert rows["PNG, a file each"]["note"] == "25 images, with headers"
+    source = data.Images([grey], np.arange(30))
+    rows = by_name(compressors.images(source, (8, 8, 1), "fashion"))
+    assert rows["JPEG XL, lossless, a file each"]["note"] == "recorded, 1,000 images: no tool for it is here"
+    assert not any("JPEG" in row["name"] for row in compressors.images(source, (8, 8, 1), "cifar10"))
+    assert rows["PNG, a file each"]["note"] == "25 images"
     assert rows["PNG, one picture of all"]["bits"] < rows["PNG, a file each"]["bits"] / 5
     assert rows["WebP, lossless, one picture of all"]["bits"] < rows["WebP, lossless, a file each"]["bits"]
 
