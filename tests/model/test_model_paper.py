@@ -68,6 +68,7 @@ TINY = replace(
         Training("sound", "256", 1, SOUND[0], SOUND[1:]),
     ),
     windows="8",
+    scored=None,
     contexts=(0, 32),
     context_tokens=512,
     shown={"text": "text/fixed_1", "images": "images/strided_1", "sound": "sound/256_1"},

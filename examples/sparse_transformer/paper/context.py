@@ -14,8 +14,8 @@ def section(places: Places) -> list[str]:
     if not files:
         return [*lines, "Empty: no model of text has been scored at several contexts yet."]
     scores = [{row["min_context"]: row["bits"] for row in read(path)} for path in files]
-    shown = places.scale.shown["text"]
-    model = "the runs of `fixed`" if "/" in shown else f"the committed model `{shown}`"
+    scored = places.scale.scored
+    model = "the runs of `fixed`" if scored is None else f"the committed model `{scored}`"
     lines += [f"Of {model}, over the first {places.scale.context_tokens:,} bytes of the test split.", ""]
     rows, before = [], None
     for context in places.scale.contexts:

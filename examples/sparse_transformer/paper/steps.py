@@ -60,11 +60,11 @@ def _training(places: Places, training: Training, changes: list[str]) -> Step:
 
 
 def _contexts(places: Places) -> list[Step]:
-    """Table 3's scores: of the `fixed` runs of text, or of the committed model where that is what is shown."""
+    """Table 3's scores: of the `fixed` runs of text, or of the scale's committed model."""
     scale = places.scale
     models = [f"text/fixed_{each.seed}" for each in scale.of_kind("text") if each.pattern == "fixed"]
-    if "/" not in scale.shown["text"]:
-        models = [scale.shown["text"]]
+    if scale.scored is not None:
+        models = [scale.scored]
     contexts = [str(context) for context in scale.contexts]
     tokens = ["--tokens", str(scale.context_tokens), "--limit", "all", "--batch", "16"]
     steps = []
