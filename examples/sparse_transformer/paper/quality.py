@@ -67,16 +67,18 @@ def _verdict(kind: str, results: dict[str, Mean | None]) -> list[str]:
     here = sorted(found, key=lambda pattern: found[pattern].value)
     paper = list(ORDERS[kind])
     same = "the paper's too" if here == paper else f"the paper's is {', '.join(paper)}"
-    steps = [
-        f"{worse} less {better}: {_gap(found[worse], found[better])} "
+    gaps = [
+        f"{worse} less {better} {_gap(found[worse], found[better])} "
         f"(paper {PAPER[kind][worse] - PAPER[kind][better]:.2f})"
         for better, worse in pairwise(paper)
     ]
-    return [f"Best first: {', '.join(here)}; {same}. Gaps: {'; '.join(steps)}."]
+    single = any(each.error is None for each in found.values())
+    note = ", of one seed, so that their errors are not known" if single else ""
+    return [f"Best first: {', '.join(here)}; {same}. Gaps{note}: {'; '.join(gaps)}."]
 
 
 def _gap(worse: Mean, better: Mean) -> str:
     gap = f"{worse.value - better.value:.4f}"
     if worse.error is None or better.error is None:
-        return f"{gap}, of one seed, so that nothing is known of its error"
+        return gap
     return f"{gap} +- {(worse.error**2 + better.error**2) ** 0.5:.4f}"
