@@ -57,8 +57,8 @@ def _rows(kind: str, names: dict[str, tuple[str, ...]], seeds: tuple[int, ...]) 
 
 
 DICTIONARY, GARMENTS = "gcide/gcide.dict.dz", "fashion"
-_MERGED = "layer_modes=('local+strided',)"
-_FIXED_ON_IMAGES = ("layer_modes=('fixed',)", "local_attn_ctx=112", "vertsize=1")
+_MERGED = "layer_modes=local+strided"
+_FIXED_ON_IMAGES = ("layer_modes=fixed", "local_attn_ctx=112", "vertsize=1")
 _SMALL_IMAGES = (
     "layers=2", "width=64", "heads=2", "dropout=0", "batch=8", "steps=300", "warmup=50", "average=0.99",
     "precision=float32", "xla=False", "checkpoint_every=100",
@@ -79,7 +79,7 @@ LAPTOP = Scale(
         *_rows(
             "text",
             {
-                "dense": ("enwik8_small", "layer_modes=('all',)", "steps=700"),
+                "dense": ("enwik8_small", "layer_modes=all", "steps=700"),
                 "fixed": ("enwik8_small", "steps=700"),
                 "strided": ("enwik8_small", _MERGED, "steps=700"),
             },
@@ -88,7 +88,7 @@ LAPTOP = Scale(
         *_rows(
             "images",
             {
-                "dense": ("fashion", *_SMALL_IMAGES, "layer_modes=('all',)"),
+                "dense": ("fashion", *_SMALL_IMAGES, "layer_modes=all"),
                 "fixed": ("fashion", *_SMALL_IMAGES, *_FIXED_ON_IMAGES, "num_verts=2"),
                 "strided": ("fashion", *_SMALL_IMAGES),
             },
@@ -118,7 +118,7 @@ CARD = Scale(
         *_rows(
             "text",
             {
-                "dense": ("gcide_pocket", "layer_modes=('all',)"),
+                "dense": ("gcide_pocket", "layer_modes=all"),
                 "fixed": ("gcide_pocket",),
                 "strided": ("gcide_pocket", _MERGED),
             },
@@ -127,7 +127,7 @@ CARD = Scale(
         *_rows(
             "images",
             {
-                "dense": ("fashion_pocket", "layer_modes=('all',)"),
+                "dense": ("fashion_pocket", "layer_modes=all"),
                 "fixed": ("fashion_pocket", *_FIXED_ON_IMAGES, "num_verts=4"),
                 "strided": ("fashion_pocket",),
             },
