@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from blocksparse.fused.op import kernel_name
-from blocksparse.native.machine import processor
+from blocksparse.native.machine import peak_memory, processor
 
 from .runs import write_json
 
@@ -18,12 +18,11 @@ NAME = "device.json"
 
 def write(folder: Path, parameters: int, blocksparse: bool) -> None:
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else None
     write_json(
         folder / NAME,
         {
-            "device": f"{len(gpus)} x {name}" if gpus else f"{processor()}, {cores} cores",
+            "device": f"{len(gpus)} x {name}" if gpus else f"{processor()}, {cores()} cores",
             "kernel": kernel_name() if blocksparse else "dense",
             "parameters": parameters,
             "peak_bytes": peak(bool(gpus)),
@@ -35,10 +34,9 @@ def write(folder: Path, parameters: int, blocksparse: bool) -> None:
 
 def peak(gpu: bool) -> int:
     """Bytes: of the first GPU what TensorFlow has taken for tensors at most, of a CPU all of this process."""
-    if gpu:
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    # Not getrusage's ru_maxrss: a child's begins at what its parent held.
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return 0
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpu else peak_memory()
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import time
@@ -204,11 +203,14 @@ def _description(job: Job, trainer: Trainer, start: int) -> str:
     """What runs, before it does."""
     settings = job.settings
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs" if gpus else f"CPU, {cores} cores"
+    where = (
+        f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs"
+        if gpus
+        else f"CPU, {device.cores()} cores"
+    )
     kernel = kernel_name() if settings.blocksparse else "dense"
     lines = [
-        f"{settings.name}: {trainer.model.count_params():,} parameters on {device}; attention kernel: {kernel}",
+        f"{settings.name}: {trainer.model.count_params():,} parameters on {where}; attention kernel: {kernel}",
         f"data: {job.origin}",
         f"run: {job.folder}, steps {start} to {settings.steps} of {settings.batch} x {settings.n_ctx:,} tokens",
     ]
