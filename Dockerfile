@@ -1,5 +1,6 @@
 # docker build -t sparse_attention . && docker run --rm --gpus all sparse_attention
-# docker run --gpus all -v "$PWD/runs:/sparse_attention/runs" sparse_attention make paper SCALE=card
+# docker run --gpus all --name paper sparse_attention make paper SCALE=card    # docker start -a paper: goes on
+# docker cp paper:/sparse_attention/runs .
 #
 # `--gpus` needs the NVIDIA container toolkit (and the driver, 525 or newer; for a V100 580 at most, the last that knows
 # it) on the host; CUDA itself, and with it NVRTC 12, which compiles for a V100 or T4, comes with the wheels. Without a GPU
