@@ -211,6 +211,15 @@ def test_tables_have_means_errors_ratios_and_the_order(tmp_path):
     assert "| text | fixed | 2,048 | 0.2000 | 2.00 | 2.38 |" in speed.section(places)
 
 
+def test_the_papers_own_configurations_have_their_recorded_steps(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    text = page.text(places, plan(places, []))
+    for name in ("enwik8_dense", "enwik8", "enwik8_strided", "cifar10_dense", "cifar10"):
+        assert f"| {name} | " in text
+    assert all(f"| {n:,} | NVIDIA H" in text for n in (65_536, 262_144, 1_048_576))
+    assert "| 64x64x3 image | 154 GB / 154.6 GB / does not fit | 2.4 GB / 2.4 GB / not measured |" in text
+
+
 def test_another_order_and_a_single_seed_are_said_plainly(tmp_path):
     places = Places(SCALES["laptop"], tmp_path, tmp_path)
     for training in places.scale.of_kind("images"):

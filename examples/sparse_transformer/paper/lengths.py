@@ -50,13 +50,12 @@ def _full() -> list[str]:
     rows = [
         [
             f"{of[name]['positions']:,}",
+            of[name]["device"],
             f"{of[name]['parameters'] / 1e6:.1f}M",
             f"{of[name]['seconds']:.2f}",
             f"{of[name]['peak_gb']:.1f}",
         ]
         for name in names
     ]
-    lines = [
-        "The paper's sizes, one window a step on one H100 (benchmarks/results/model_step.json); timed, not trained:"
-    ]
-    return [*lines, "", *table(["length", "parameters", "s a step", "peak memory, GB"], rows)]
+    lines = ["The paper's sizes, one window a step, timed by `benchmarks/model/step.py`, not trained:"]
+    return [*lines, "", *table(["length", "device", "parameters", "s a step", "peak memory, GB"], rows)]

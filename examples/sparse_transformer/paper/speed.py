@@ -57,23 +57,23 @@ def _row(places: Places, kind: str, pattern: str, found: dict, paper: dict) -> l
 
 def _full() -> list[str]:
     """The paper's own configurations, timed once; a sequence's time, as their batches differ."""
-    of = recorded_steps()
-    if not of:
-        return ["The full configurations' steps are not here: benchmarks/results/model_step.json is missing."]
-    lines = [
-        "The paper's own configurations, a step of which was timed on one H100 (benchmarks/results/model_step.json):"
-    ]
     rows = []
+    found = recorded_steps()
     for kind, names in FULL.items():
-        each = {pattern: of[name]["seconds"] / of[name]["batch"] for pattern, name in names.items()}
-        for pattern, name in names.items():
-            row = [name, f"{of[name]['positions']:,}", of[name]["batch"], f"{of[name]['seconds']:.2f}"]
-            paper = PAPER[kind]["dense"] / PAPER[kind][pattern]
-            rows.append([*row, f"{each['dense'] / each[pattern]:.2f}", f"{paper:.2f}"])
+        here = {pattern: found[name] for pattern, name in names.items() if name in found}
+        for pattern, row in here.items():
+            ratio = ""
+            if "dense" in here:
+                dense = here["dense"]["seconds"] / here["dense"]["batch"]
+                ratio = f"{dense * row['batch'] / row['seconds']:.2f}"
+            paper = f"{PAPER[kind]['dense'] / PAPER[kind][pattern]:.2f}"
+            size = [row["config"], f"{row['positions']:,}", row["batch"], row["device"]]
+            rows.append([*size, f"{row['seconds']:.3f}", ratio, paper])
+    if not rows:
+        return ["Empty: benchmarks/results/model_step.json holds no step of the paper's own configurations."]
+    head = ["configuration", "positions", "batch", "device", "s a step", "dense over it, a sequence", "paper"]
     return [
-        *lines,
+        "A step of the paper's own configurations, timed by `benchmarks/model/step.py`, not trained:",
         "",
-        *table(
-            ["configuration", "positions", "batch", "s a step", "dense over it, a sequence", "paper"], rows
-        ),
+        *table(head, rows),
     ]
