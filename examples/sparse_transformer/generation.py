@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import tensorflow as tf
-from PIL import Image
 
 from . import gpu_sampling, stepping
 from .config import Config
 from .files import replacing
 from .formats import audio
+from .formats.images import picture_of
 from .model import SparseTransformer
 
 CHUNK = 64  # positions a call of the compiled loop: tokens come while one waits, and the calls cost next to nothing
@@ -223,7 +223,7 @@ def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
         return paths
     path = out.with_suffix(".png")
     with replacing(path) as file:
-        Image.fromarray(image_grid(tokens, config.grid)).save(file, "PNG")
+        picture_of(image_grid(tokens, config.grid)).save(file, "PNG")
     return [path]
 
 
