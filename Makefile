@@ -1,5 +1,6 @@
 # make demo    see it work: the table of attention.py, small models trained on real bytes, what larger ones write and draw
-# make paper SCALE=laptop    the paper's Table 2 in small, on real data: runs/paper/laptop/report.md; card wants a GPU
+# make paper SCALE=laptop    the paper made again: runs/paper/laptop/report.html; laptop: two cores, half an hour; card: one
+#                  GPU, two hours; full: the paper's own configurations, for who has the cards and the data
 # make test    the test suite
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
@@ -41,8 +42,10 @@ demo: .venv/examples.installed
 
 SCALE ?= laptop
 paper: .venv/examples.installed
+ifneq ($(SCALE),full)
 	$(RUN) examples/fetch.py gcide --out data/gcide
 	$(RUN) examples/fetch.py fashion --out data/fashion
+endif
 	$(RUN) examples/paper.py $(SCALE)
 
 test: .venv/test.installed

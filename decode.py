@@ -69,7 +69,7 @@ class Group:
     """
 
     def __init__(self, heads: list[int], keys: list[int], modes: list[Mode], batch: int, n_ctx: int):
-        self.heads, self.keys, self.batch = heads, keys, batch
+        self.heads, self.keys, self.modes, self.batch = heads, keys, modes, batch
         self.factors = _factors(modes, n_ctx)
         self.slots = sum(factor.cache.capacity for factor in self.factors) + 1
         self.runs: list[list[Factor]] = []  # read at once: caches that are read whole lie side by side

@@ -31,7 +31,7 @@ class BuildPy(build_py):
 
 
 LINUX = "platform_system == 'Linux' and platform_machine == 'x86_64'"
-examples = ["matplotlib", "pillow", "scikit-learn", "soundfile", "tqdm"]
+examples = ["markdown", "matplotlib", "pillow", "scikit-learn", "soundfile", "tqdm"]
 triton = f"triton>=3.6,<3.10; {LINUX}"
 nvrtc = f"nvidia-cuda-nvrtc-cu12>=12,<13; {LINUX}"  # 13 does not know compute capability 7.0
 

@@ -4,7 +4,8 @@
 
 RUN lines are executed as they stand, with image paths moved under the stage's folder and what pip has downloaded
 before; those that need root are skipped. Stages run side by side, as under BuildKit. The final command runs without a
-compiler, and fails where the ops built before are not used. `--cpu` leaves out CUDA's wheels (gigabytes).
+compiler, and fails where the ops built before are not used; `make paper`, a container's other command, has to find all
+installed. `--cpu` leaves out CUDA's wheels (gigabytes) and the examples', as `make paper` is planned here, not run.
 """
 
 import json
@@ -61,11 +62,12 @@ def build(stage: Stage, lines: list[str], others: dict[str, Future], cpu: bool) 
             stage.copy(Path(origin.inside(source)) if origin else ROOT, target)
         elif word == "RUN" and not rest.startswith(NEEDS_ROOT):
             command = stage.inside(rest).replace("--no-cache-dir ", "")
-            stage.run(command.replace(".[gpu]", ".") if cpu else command)
+            stage.run(command.replace(".[gpu,examples]", ".") if cpu else command)
         elif word == "CMD":
             stage.env["CXX"] = "not-in-this-image"
             stage.env["PYTHONWARNINGS"] = "error:blocksparse runs in plain TensorFlow:RuntimeWarning"
             stage.run(" ".join(json.loads(rest)))
+            stage.run("plan=$(make --dry-run paper); ! echo \"$plan\" | grep 'pip install\\|-m venv'")
         elif word not in ("RUN", "USER"):
             sys.exit(f"Dockerfile: {word} is not followed here")
     return stage
@@ -84,6 +86,7 @@ def follow(lines: list[str], folder: Path, cpu: bool) -> None:
 
 def main() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    text = text.replace("\\\n", " ")  # a line may go on in the next
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     follow(lines, Path(sys.argv[1]).resolve(), cpu="--cpu" in sys.argv)
 

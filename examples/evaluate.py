@@ -1,7 +1,7 @@
 """Bits per dim of a trained model on a split of its data (paper, Tables 1 and 3).
 
 python examples/evaluate.py runs/enwik8_small                # windows spread over the held-out data
-python examples/evaluate.py runs/enwik8 --split test --min-context 12160 --limit all
+python examples/evaluate.py runs/enwik8 --split test --min-context 6144 9216 12160 --tokens 1000000 --limit all
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=SPLITS, default="valid")
     parser.add_argument(
-        "--min-context", type=command.whole(0), default=0, help="tokens that every scored one sees at least"
+        "--min-context",
+        type=command.whole(0),
+        nargs="+",
+        default=[0],
+        help="tokens that every scored one sees at least; a score for each number given",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=command.whole(1),
+        metavar="N",
+        help="of a text or of sound: its split's first N alone",
     )
     parser.add_argument("--batch", type=command.whole(1), help="windows at once; the training's by default")
     parser.add_argument(
@@ -44,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--last-weights", action="store_true", help="the weights instead of their moving averages"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the score to as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the scores to as well")
     return parser.parse_args()
 
 
@@ -58,23 +68,22 @@ def main() -> None:
 
         path = origin.path_of(args.run, args.data)
         source = data.load(settings, path, args.split)
+        if args.tokens is not None:
+            source = data.beginning(source, args.tokens)
         found = origin.measure(settings, path) if args.data else origin.check(args.run, settings, path)
         command.import_tensorflow()
 
-        from sparse_transformer.evaluation import evaluate, load_model, usual_limit
+        from sparse_transformer.evaluation import Scorer, load_model, usual_limit
 
-        model = load_model(args.run, averaged=not args.last_weights)
-        score = evaluate(
-            model,
-            source,
-            min_context=args.min_context,
-            limit=usual_limit(settings.n_ctx) if args.limit == USUAL else args.limit,
-            batch=args.batch or settings.batch,
-            bar=True,
-        )
+        scorer = Scorer(settings.n_ctx, load_model(args.run, averaged=not args.last_weights))
+        limit = usual_limit(settings.n_ctx) if args.limit == USUAL else args.limit
+        scores = []
+        for context in args.min_context:
+            score = scorer(source, (), context, limit, args.batch or settings.batch, bar=True)
+            scores.append({"min_context": context, **asdict(score)})
+            print(f"{args.run}: {score} of {args.split}, minimum context {context}; data: {found}")
         if args.json:
-            runs.write_json(args.json, asdict(score))
-    print(f"{args.run}: {score} of {args.split}, minimum context {args.min_context}; data: {found}")
+            runs.write_json(args.json, scores)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,9 @@ import contextlib
 import os
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
+from blocksparse.native.machine import peak_memory as peak_memory
 from blocksparse.native.machine import processor as processor
-
-
-def peak_memory() -> int:
-    """Bytes, the most that this process has held. Not ru_maxrss: a child's begins at what its parent held."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def card() -> str:

@@ -1,11 +1,12 @@
 """Sampling at a full context: tokens per second of the compiled loop, against a full forward pass for each token.
 
     python benchmarks/model/sampling.py enwik8 --tokens 512          # a GPU's case: 94.95M parameters, 12,288 positions
-    python benchmarks/model/sampling.py enwik8 --batch 1 32 64 --kernels
+    python benchmarks/model/sampling.py enwik8 --batch 1 32 64 --at 0 6144 12032 --kernels
     python benchmarks/model/sampling.py imagenet64_small             # a CPU's: 12,288 positions, 4 layers of width 64
 
-The weights are random, which changes no time. The loop costs the same at every position: its first tokens are timed.
-A line a batch: tokens and microseconds a step, and milliseconds of a prompt that fills the context in one pass.
+The weights are random, which changes no time. A GPU's own kernels (way: gpu) read what a position sees, so that the
+position counts; the loop that XLA compiles (xla) costs the same at every one. A line a batch and position: tokens and
+microseconds a step, and milliseconds of a prompt that fills the context in one pass.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,23 +26,31 @@ from benchmarks.common.processes import alone  # isort: skip
 from sparse_transformer import config  # isort: skip
 
 
-def measure(settings: config.Config, batch: int, tokens: int, repeats: int, kernels: bool) -> dict:
+def measure(
+    settings: config.Config, batch: int, at: list[int], tokens: int, repeats: int, kernels: bool, full: bool
+) -> list:
+    """A record for each first position; full: with a prompt that fills the context and the full forward pass."""
+    import numpy as np
     import tensorflow as tf
-    from sparse_transformer import stepping
-    from sparse_transformer.generation import make_generator
+    from sparse_transformer import generation, gpu_sampling, stepping
     from sparse_transformer.model import SparseTransformer
 
     model = SparseTransformer(settings)
     decoders = model.decoders(batch)
-    generate = make_generator(model, batch, tokens, decoders)
+    size = min(generation.CHUNK, tokens)
+    chunk = generation.fastest_chunk(model, batch, decoders, size)
     fill = tf.function(
         lambda prompt: stepping.prefill(model, decoders, prompt, settings.n_ctx), autograph=False
     )
-    none, full_context = tf.zeros([batch, 0], tf.int32), tf.zeros([batch, settings.n_ctx], tf.int32)
+    full_context = tf.zeros([batch, settings.n_ctx], tf.int32)
     full = tf.function(lambda tokens: model(tokens)[:, -1])
 
-    def sample():
-        generate(none, tf.constant(1.0), tf.constant(0)).numpy()
+    def sample(first):
+        token = tf.zeros(batch, tf.int32)
+        for done in range(0, tokens, size):
+            position = tf.constant(first + done)
+            token = chunk(token, position, position, tf.constant(1.0), tf.constant(0))[:, -1]
+        return np.asarray(token)
 
     def prefill():
         fill(full_context)
@@ -50,35 +60,53 @@ def measure(settings: config.Config, batch: int, tokens: int, repeats: int, kern
     def forward():
         full(full_context).numpy()
 
-    (compiled,) = timing.wall(sample, 1, warm_up=0)
-    forward()
-    prefill()
+    (compiled,) = timing.wall(lambda: sample(0), 1, warm_up=0)
+    beside = [forward, prefill] if full else []
+    for each in beside:
+        each()
     with alone():
-        loop = timing.median(timing.wall(sample, repeats, warm_up=0)) / tokens
-        whole = timing.median(timing.wall(forward, repeats, warm_up=0))
-        filling = timing.median(timing.wall(prefill, repeats, warm_up=0))
-    arguments = none, tf.constant(1.0), tf.constant(0)
+        loops = [
+            timing.median(timing.wall(partial(sample, first), repeats, warm_up=1)) / tokens for first in at
+        ]
+        seconds = [timing.median(timing.wall(each, repeats, warm_up=0)) for each in beside]
+    counted = {"kernels_per_step": kernels_per_step(model, batch, tokens, decoders)} if kernels else {}
+    return [
+        {
+            "config": settings.name,
+            "positions": settings.n_ctx,
+            "batch": batch,
+            "at": first,
+            "way": "gpu" if gpu_sampling.serves(model, decoders) else "xla",
+            **machine.record(),
+            "tokens": tokens,
+            "compile_seconds": round(compiled, 1),
+            "tokens_per_second": round(batch / loop, 1),
+            "us_per_step": round(loop * 1e6, 1),
+            **(_beside(batch, loop, *seconds) if full else {}),
+            **counted,
+        }
+        for first, loop in zip(at, loops, strict=True)
+    ]
+
+
+def _beside(batch: int, loop: float, whole: float, filling: float) -> dict:
     return {
-        "config": settings.name,
-        "positions": settings.n_ctx,
-        "batch": batch,
-        **machine.record(),
-        "tokens": tokens,
-        "compile_seconds": round(compiled, 1),
-        "tokens_per_second": round(batch / loop, 1),
         "tokens_per_second_full_forward": round(batch / whole, 3),
         "ratio": round(whole / loop, 1),
-        "us_per_step": round(loop * 1e6, 1),
         "prefill_ms": round(filling * 1e3, 2),
-        **({"kernels_per_step": kernels_per_step(generate, arguments)} if kernels else {}),
     }
 
 
 FREE = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast"}  # instructions that launch nothing
 
 
-def kernels_per_step(generate, arguments) -> int:
-    """Instructions of the compiled loop's body that are launches: fusions, products, copies. Compiles once more."""
+def kernels_per_step(model, batch: int, tokens: int, decoders) -> int:
+    """Instructions of XLA's loop that are launches: fusions, products, copies. Compiles once more."""
+    import tensorflow as tf
+    from sparse_transformer.generation import make_generator
+
+    arguments = tf.zeros([batch, 0], tf.int32), tf.constant(1.0), tf.constant(0)
+    generate = make_generator(model, batch, tokens, decoders)
     text = generate.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
     bodies = set(re.findall(r"body=%?([\w.-]+)", text))
     found = re.finditer(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE)
@@ -93,6 +121,8 @@ OPERATION = re.compile(r".*? = (?:\(.*?\)|\S+) ([\w-]+)\(")
 def table(records: list[dict]) -> str:
     columns = [
         "batch",
+        "at",
+        "way",
         "tokens_per_second",
         "us_per_step",
         "prefill_ms",
@@ -113,15 +143,25 @@ def main() -> None:
     parser.add_argument("config", metavar="CONFIG", choices=config.names(), help=", ".join(config.names()))
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--at", type=int, nargs="+", default=[0], help="first position: later ones see more keys"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--kernels", action="store_true", help="count those of a step, which compiles once more"
     )
+    parser.add_argument("--steps-only", action="store_true", help="no prompt and no full forward pass")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args()
     settings = config.load(args.config).override(args.override)
-    records = [measure(settings, batch, args.tokens, args.repeats, args.kernels) for batch in args.batch]
+    records = [
+        record
+        for batch in args.batch
+        for record in measure(
+            settings, batch, args.at, args.tokens, args.repeats, args.kernels, not args.steps_only
+        )
+    ]
     print(table(records))
     text = json.dumps(records if len(records) > 1 else records[0], indent=1)
     if args.out:

@@ -19,7 +19,7 @@ from pathlib import Path
 # part of blocksparse it would import that package, which imports TensorFlow.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpu import compilers, cuda, manifest  # noqa: E402
+from gpu import compilers, cuda, manifest, steps  # noqa: E402
 from gpu.key import parse  # noqa: E402
 
 NO_COMPILER = 3  # launcher/compiler.cc knows this status
@@ -36,11 +36,11 @@ def main() -> int:
     parser.add_argument("keys", nargs="+", metavar="KEY")
     args = parser.parse_args()
     triton = not args.no_triton and compilers.has_triton()
-    for without in (compilers.missing(parse(key).capability, triton) for key in args.keys):
+    for without in (compilers.missing(capability_of(key), triton) for key in args.keys):
         if without:
             print(without, end="", file=sys.stderr)
             return NO_COMPILER
-    jobs = [(key, number, args.ptx) for key in args.keys for number in range(len(manifest.launches(key)))]
+    jobs = [(key, number, args.ptx) for key in args.keys for number in range(len(recipe(key).launches(key)))]
     with multiprocessing.get_context("fork").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
         results = dict(zip(jobs, pool.starmap(try_compile, jobs), strict=True))
     failures = [result for result in results.values() if isinstance(result, str)]
@@ -52,16 +52,25 @@ def main() -> int:
     return bool(failures)
 
 
+def recipe(key: str):
+    """What knows the launches and temps of a key: steps of decoding, else passes of attention."""
+    return steps if key.startswith("step-") else manifest
+
+
+def capability_of(key: str) -> int:
+    return (steps.parse if recipe(key) is steps else parse)(key).capability
+
+
 def try_compile(key: str, number: int, ptx: bool):
-    """(function, file name, code, symbol, warps, shared bytes) of one launch of `key`, or a sentence on what failed."""
-    launch = manifest.launches(key)[number]
-    capability = parse(key).capability
+    """(name, file name, code, symbol, warps, shared bytes) of one launch of `key`, or a sentence on what failed."""
+    launch = recipe(key).launches(key)[number]
+    capability = capability_of(key)
     try:
         if cuda.serves(capability):
-            return launch.function, *compile_cuda(launch, capability, ptx)
-        return launch.function, f"{launch.function}.cubin", *compile_triton(launch, capability)
+            return launch.name, *compile_cuda(launch, capability, ptx)
+        return launch.name, f"{launch.name}.cubin", *compile_triton(launch, capability)
     except Exception as error:  # Triton raises its own kinds, and LLVM's arrive as RuntimeError
-        return f"kernel {launch.function} of {key} ({launch.options}): {type(error).__name__}: {error}"
+        return f"kernel {launch.name} of {key} ({launch.options}): {type(error).__name__}: {error}"
 
 
 def compile_triton(launch, capability: int) -> tuple[bytes, str, int, int]:
@@ -99,10 +108,11 @@ def publish(out: Path, key: str, compiled: list) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=out))
     try:
         files = {}
-        for function, name, code, symbol, warps, shared in compiled:
+        for launch, name, code, symbol, warps, shared in compiled:
             (fresh / name).write_bytes(code)
-            files[function] = (name, code, symbol, warps, shared)
-        (fresh / "manifest").write_text(manifest.text(key, files))
+            files[launch] = (name, code, symbol, warps, shared)
+        launches, temps = recipe(key).launches(key), recipe(key).temps(key)
+        (fresh / "manifest").write_text(manifest.text(key, files, launches, temps))
         for path in [*fresh.iterdir(), fresh]:  # whatever the umask: what others may write is not loaded
             path.chmod(0o755 if path == fresh else 0o644)
         fresh.rename(out / key)

@@ -64,6 +64,7 @@ class Launch:
     options: dict[str, Any]
     grid: tuple[str, str, str]
     args: tuple[str, ...]  # one for each argument of the signature
+    name: str  # of this launch among those of its key, and of its file
 
 
 def launches(key: Key | str, **how) -> list[Launch]:
@@ -101,14 +102,22 @@ def _groups(key: Key, side: str) -> str:
     return heads if key.permuted else "1"
 
 
-def text(key: Key | str, files: dict[str, tuple[str, bytes, str, int, int]]) -> str:
-    """The manifest; files[function] = (file, its bytes, symbol, warps, shared bytes), as the compiler left them."""
+def text(
+    key: Key | str,
+    files: dict[str, tuple[str, bytes, str, int, int]],
+    steps: list[Launch] | None = None,
+    scratch: list[tuple[str, str]] | None = None,
+) -> str:
+    """The manifest; files[launch.name] = (file, its bytes, symbol, warps, shared bytes), as the compiler left them.
+
+    steps, scratch: launches and temps, those of a pass of attention where they are not given.
+    """
     lines = [f"blocksparse-manifest 2 {key}"]
     lines += [f"file {file} {len(code)} {file_digest(code)}" for file, code, *_ in files.values()]
-    lines += [f"temp {name} {size}" for name, size in temps(key)]
-    for launch in launches(key):
-        file, _, symbol, warps, shared = files[launch.function]
-        words = ["launch", launch.function, file, symbol, str(warps), str(shared), *launch.grid, *launch.args]
+    lines += [f"temp {name} {size}" for name, size in (temps(key) if scratch is None else scratch)]
+    for launch in launches(key) if steps is None else steps:
+        file, _, symbol, warps, shared = files[launch.name]
+        words = ["launch", launch.name, file, symbol, str(warps), str(shared), *launch.grid, *launch.args]
         lines.append(" ".join(words))
     return "\n".join(lines) + "\n"
 
@@ -140,15 +149,17 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
         grid = f"{count}*{max(1, m // shape.rows)}"
     elif how.programs:
         grid = f"min({how.programs}*multiprocessors,{count})"
+    name = function + ("_roles" if how.roles else "")
     return Launch(
-        function=function + ("_roles" if how.roles else ""),
+        function=name,
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         # Every pointer is 16-byte aligned: TensorFlow's buffers are, and rows are multiples of 16 bytes.
         attrs={(index,): [["tt.divisibility", 16]] for index in range(len(pointers))},
         options=options,
         grid=(grid, "1", "1"),
-        args=tuple(values.get(name, f"p:{name}") for name in signature),
+        args=tuple(values.get(argument, f"p:{argument}") for argument in signature),
+        name=name,
     )
 
 

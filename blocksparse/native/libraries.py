@@ -54,12 +54,20 @@ GPU = Library(
     "gpu",
     (
         Unit(
-            ("gpu/launcher/attention_gpu.cc", "gpu/launcher/plan_cache.cc", "gpu/launcher/timing.cc"), _SMALL
+            (
+                "gpu/launcher/attention_gpu.cc",
+                "gpu/launcher/steps_gpu.cc",
+                "gpu/launcher/plan_cache.cc",
+                "gpu/launcher/timing.cc",
+            ),
+            _SMALL,
         ),
         Unit(
             (
                 "gpu/launcher/launcher.cc",
                 "gpu/launcher/padding.cc",
+                "gpu/launcher/steps.cc",
+                "gpu/launcher/kernel_cache.cc",
                 "gpu/launcher/compiler.cc",
                 "gpu/launcher/exports.cc",
                 *_PLAN,

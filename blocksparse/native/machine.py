@@ -1,4 +1,4 @@
-"""This machine's processor, and times by its clock."""
+"""This machine's processor, what this process holds of its memory, and times by its clock."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def cpu_field(field: str) -> str:
 def processor() -> str:
     """The CPU's name; where the system does not tell it, its architecture."""
     return cpu_field("model name") or platform.machine()
+
+
+def peak_memory() -> int:
+    """Bytes, the most that this process has held. Not ru_maxrss: a child's begins at what its parent held."""
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def median(times: Sequence[float]) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .files import replacing
+from .formats.images import picture_of
 
 GAP, SCALE, WHITE, UNKNOWN = 4, 2, 255, 160
 
@@ -23,7 +23,7 @@ def picture(grid: tuple[int, ...], original: np.ndarray, tokens: np.ndarray, giv
     pixels = pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file:
-        Image.fromarray(pixels[..., 0] if grid[-1] == 1 else pixels).save(file, "PNG", optimize=True)
+        picture_of(pixels).save(file, "PNG", optimize=True)
 
 
 def _row(images: np.ndarray) -> np.ndarray:

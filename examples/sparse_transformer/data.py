@@ -179,6 +179,18 @@ def load_splits(config: Config, path: str | None, splits: tuple[str, ...] = SPLI
     return {split: found[split] for split in splits}
 
 
+def beginning(source: Source, tokens: int) -> Stream:
+    """The first tokens of a stream. Raises ValueError where there are no such, or not one context of them."""
+    if not isinstance(source, Stream):
+        raise ValueError(f"--tokens {tokens}: images are scored whole; take --limit")
+    if not source.n_ctx <= tokens <= len(source.tokens):
+        raise ValueError(
+            f"--tokens {tokens} has to lie between the model's context, {source.n_ctx:,}, and the split's "
+            f"{len(source.tokens):,} tokens"
+        )
+    return Stream(source.tokens[:tokens], source.n_ctx)
+
+
 def load(config: Config, path: str | None = None, split: str = "train") -> Source:
     """One split, as load_splits has it."""
     if split not in SPLITS:

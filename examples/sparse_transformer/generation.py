@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import tensorflow as tf
-from PIL import Image
 
-from . import stepping
+from . import gpu_sampling, stepping
 from .config import Config
 from .files import replacing
 from .formats import audio
+from .formats.images import picture_of
 from .model import SparseTransformer
 
 CHUNK = 64  # positions a call of the compiled loop: tokens come while one waits, and the calls cost next to nothing
@@ -65,6 +66,38 @@ def make_chunk(
             return drawn(logits, temperature, seed, tf.reshape(position + behind, [-1])[0], top_k, top_p)
 
         return _loop(model, decoders, token, position, size, draw)
+
+    return chunk
+
+
+def fastest_chunk(
+    model: SparseTransformer,
+    count: int,
+    decoders,
+    size: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    ragged: bool = False,
+):
+    """make_chunk's function, of a GPU's own kernels where there are such; ragged: position is [count].
+
+    Where those turn out not to compile for the card, a warning says so and XLA takes over.
+    """
+    if not gpu_sampling.serves(model, decoders):
+        return make_chunk(model, count, decoders, size, top_k, top_p)
+    ways = [gpu_sampling.make_chunk(model, count, decoders, size, top_k, top_p, ragged)]
+
+    def chunk(*arguments):
+        try:
+            return ways[-1](*arguments)
+        except (tf.errors.InternalError, tf.errors.NotFoundError, tf.errors.UnavailableError) as error:
+            if len(ways) > 1:
+                raise
+            warnings.warn(
+                f"sampling goes on in XLA's loop, slower: {error.message}", RuntimeWarning, stacklevel=3
+            )
+            ways.append(make_chunk(model, count, decoders, size, top_k, top_p))
+            return ways[-1](*arguments)
 
     return chunk
 
@@ -126,8 +159,8 @@ def stream(
     count, time = prompt.shape
     decoders = model.decoders(count)
     size = min(CHUNK, length)
-    chunk = make_chunk(model, count, decoders, size, top_k, top_p)
     alike = lengths is None or len(set(lengths)) == 1
+    chunk = fastest_chunk(model, count, decoders, size, top_k, top_p, ragged=not alike)
     given = np.full(count, time) if lengths is None else np.asarray(lengths)
     position = np.int32(given[0]) if alike else given.astype(np.int32)
     rows = np.concatenate(
@@ -190,7 +223,7 @@ def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
         return paths
     path = out.with_suffix(".png")
     with replacing(path) as file:
-        Image.fromarray(image_grid(tokens, config.grid)).save(file, "PNG")
+        picture_of(image_grid(tokens, config.grid)).save(file, "PNG")
     return [path]
 
 

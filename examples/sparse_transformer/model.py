@@ -78,13 +78,17 @@ class Embedding(keras.layers.Layer):
 
     def step(self, token, position):
         """Slot `position`, a scalar or [batch], whose previous token is `token` [batch]: [batch, width]."""
-        x = tf.gather(self.token, token)
         position = tf.reshape(position, [-1])
-        place = tf.maximum(position - 1, 0)
-        for size, table in zip(reversed(self.grid), reversed(self.position), strict=True):
-            x += tf.gather(table, place % size)
-            place //= size
+        x = tf.gather(self.token, token) + self.place(position)
         return tf.cast(tf.where(position[:, None] > 0, x, self.start), self.compute_dtype)
+
+    def place(self, position):
+        """What slots `position` [n], from 1 on, hold beside their previous tokens: float32 [n, width]."""
+        total, place = 0.0, tf.maximum(position - 1, 0)
+        for size, table in zip(reversed(self.grid), reversed(self.position), strict=True):
+            total += tf.gather(table, place % size)
+            place //= size
+        return total
 
 
 class ResidualBlock(SparseTransformerBlock):

@@ -18,6 +18,7 @@ import numpy as np
 from . import checkpoint, origin, runs
 from .config import IMAGES, Config
 from .files import replacing
+from .formats.images import picture_of
 from .formats.npz import read_npz
 from .runs import WEIGHTS
 
@@ -59,13 +60,11 @@ ROW = 8  # images of held_out.png beside each other
 def write_held_out(folder: Path, config: Config, tokens: np.ndarray) -> None:
     """tokens uint8 [windows, n_ctx], of images a multiple of ROW."""
     if config.data in IMAGES:
-        from PIL import Image
-
         side, _, channels = config.grid
         rows = tokens.reshape(-1, ROW, side, side, channels).transpose(0, 2, 1, 3, 4)
         picture = rows.reshape(-1, ROW * side, channels)
         with replacing(folder / "held_out.png") as file:
-            Image.fromarray(picture[..., 0] if channels == 1 else picture).save(file, "PNG", optimize=True)
+            picture_of(picture).save(file, "PNG", optimize=True)
     else:
         with replacing(folder / "held_out.txt") as file:
             file.write(tokens.tobytes())

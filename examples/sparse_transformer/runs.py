@@ -4,6 +4,7 @@ config.json      the configuration
 data.json        the data set it learns: where it lies, its size, a digest
 checkpoint.npz   the step, and every variable (checkpoint.py)
 metrics.csv      a row for each step (log.py), and TensorBoard's events
+device.json      where it was trained, and how much memory that took (device.py)
 lock             held while a training writes here (files.py)
 
 A trained model that is committed, in ../pretrained, has config.json, data.json, weights.npz and card.json
@@ -53,7 +54,7 @@ def read_json(path: Path, wanted: str):
         raise ValueError(f"{path} is damaged ({error}); wanted: {wanted}") from error
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
     with replacing(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 

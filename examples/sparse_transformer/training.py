@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from blocksparse.fused.op import kernel_name
 
-from . import checkpoint, origin, runs
+from . import checkpoint, device, origin, runs
 from .batches import pipeline
 from .config import Config, load, names
 from .data import Source
@@ -75,6 +74,7 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     print(_description(job, trainer, start), flush=True)
     writer = _Writer(job, trainer, start)
     _steps(job, trainer, writer, start)
+    device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
     watchdog.close()
@@ -203,11 +203,14 @@ def _description(job: Job, trainer: Trainer, start: int) -> str:
     """What runs, before it does."""
     settings = job.settings
     gpus = tf.config.list_physical_devices("GPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs" if gpus else f"CPU, {cores} cores"
+    where = (
+        f"{trainer.strategy.num_replicas_in_sync} of {len(gpus)} GPUs"
+        if gpus
+        else f"CPU, {device.cores()} cores"
+    )
     kernel = kernel_name() if settings.blocksparse else "dense"
     lines = [
-        f"{settings.name}: {trainer.model.count_params():,} parameters on {device}; attention kernel: {kernel}",
+        f"{settings.name}: {trainer.model.count_params():,} parameters on {where}; attention kernel: {kernel}",
         f"data: {job.origin}",
         f"run: {job.folder}, steps {start} to {settings.steps} of {settings.batch} x {settings.n_ctx:,} tokens",
     ]

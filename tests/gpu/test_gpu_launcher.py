@@ -96,6 +96,17 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
     assert by_name.get("delta") == ([str(4 * 3 * 8 * 7)] if "attention_key_gradient" in by_name else None)
 
 
+@pytest.mark.parametrize("key", [key for key in KEYS if "-i1" not in key])
+def test_without_segments_nothing_of_them_is_compiled_or_launched(key):
+    cut = key.replace("-sm", "-i1-sm")
+    assert len(manifest.launches(cut)) > len(manifest.launches(key)) and len(manifest.temps(cut)) > len(
+        manifest.temps(key)
+    )
+    for launch in manifest.launches(key):
+        assert "SEGMENTS" not in launch.constexprs and "cut" not in launch.function
+        assert not [word for word in launch.args if "cut" in word or "segments" in word]
+
+
 @pytest.mark.parametrize(
     "text, wrong",
     [

@@ -73,6 +73,25 @@ def test_min_context_out_of_range(min_context):
         mean_bits(SparseTransformer(TEXT), data.load(TEXT), min_context)
 
 
+@pytest.mark.parametrize("tokens", [63, 401])
+def test_the_beginning_of_a_split_has_a_context_and_is_there(tokens):
+    source = data.Stream(np.zeros(400, np.uint8), 64)
+    assert len(data.beginning(source, 64).tokens) == 64
+    with pytest.raises(
+        ValueError, match=rf"--tokens {tokens} has to lie between .* 64, and the split's 400 tokens"
+    ):
+        data.beginning(source, tokens)
+    with pytest.raises(ValueError, match=r"--tokens 64: images are scored whole; take --limit"):
+        data.beginning(data.Images([np.zeros((1, 3, 8, 8), np.uint8)], np.arange(1)), 64)
+
+
+def test_grey_images_are_written(tmp_path):
+    grey = np.arange(3 * 784, dtype=np.int32).reshape(3, 784) % 256
+    (path,) = write(config.load("fashion"), grey, tmp_path / "s")
+    with Image.open(path) as image:
+        assert image.mode == "L" and image.size == (58, 58)
+
+
 def test_samples_are_written_in_their_kind(tmp_path):
     text = np.frombuffer(b"abcdef", np.uint8).reshape(2, 3)
     (path,) = write(TEXT, text, tmp_path / "s")
@@ -127,8 +146,8 @@ def test_figure_3_says_what_its_colours_are():
 def test_an_image_that_shows_something_is_drawn():
     flat = np.full((20, 3, 32, 32), 90, np.uint8)
     flat[19, :, :16] = 200  # the last of those that are spread over the split
-    tokens = pictures.vivid(data.Images([flat], np.arange(20)))
-    assert set(tokens) == {90, 200}
+    first, second = pictures.vivid(data.Images([flat], np.arange(20)), 2)
+    assert set(first) == {90, 200} and set(second) == {90}
 
 
 def test_attention_maps_are_the_layers_own_weights():

@@ -44,6 +44,22 @@ def test_prompts_of_different_lengths_share_a_batch(layer_modes):
         np.testing.assert_array_equal(row[length:], mode[length:])
 
 
+def test_xla_takes_over_where_a_card_has_no_kernels(monkeypatch):
+    def make_chunk(*_, **__):
+        def chunk(*_):
+            raise tf.errors.InternalError(None, None, "compiling step-f16 failed")
+
+        return chunk
+
+    model = small()
+    want = sample(model, np.arange(10), 2, 128, 1.0, 7)
+    monkeypatch.setattr(generation.gpu_sampling, "serves", lambda *_: True)
+    monkeypatch.setattr(generation.gpu_sampling, "make_chunk", make_chunk)
+    with pytest.warns(RuntimeWarning, match="goes on in XLA's loop, slower: compiling step-f16 failed"):
+        found = sample(model, np.arange(10), 2, 128, 1.0, 7)
+    np.testing.assert_array_equal(found, want)
+
+
 def test_a_seed_draws_again_and_rows_differ():
     model = small()
     none = np.zeros(0, np.int32)

@@ -70,6 +70,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from . import steps
 from .arguments import grouped, source_parts
 from .backward import attention_key_gradient, attention_query_gradient
 from .closed import attention_closed_forward, attention_whole_gradient
@@ -101,6 +102,8 @@ def warps(kernel) -> int:
 
 
 def _source(launch):
+    if launch.function in steps.__all__:
+        return steps.source(launch)
     if launch.function in __all__:
         function = globals()[launch.function]
         return ASTSource(function, *source_parts(function.arg_names, launch))

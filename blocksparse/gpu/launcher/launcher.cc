@@ -1,20 +1,14 @@
 #include "launcher.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <fstream>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../../cpu/blake2b.h"
 #include "../../cpu/plan_words.h"
-#include "absl/strings/escaping.h"
-#include "compiler.h"
+#include "absl/strings/str_cat.h"
 #include "driver.h"
+#include "kernel_cache.h"
 #include "manifest.h"
 #include "padding.h"
 
@@ -22,10 +16,6 @@ namespace blocksparse::gpu {
 namespace {
 
 using Symbols = std::array<int64_t, kSymbolCount>;
-
-struct Device {
-  int capability, multiprocessors;
-};
 
 int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] == 0 ? kHeads : kKeyHeads]; }
 
@@ -49,6 +39,7 @@ std::vector<const void*> pointers_of(const Call& call) {
   for (int word : kQueryStarts) add(word);
   for (int word : kKeyStarts) add(word);
   for (int word : {kKeyIndex, kKeyResidues}) add(word);  // of a plan with fewer key heads than heads, else never read
+  pointers.resize(kPointerCount);                        // a pass has none of a step's
   return pointers;
 }
 
@@ -77,126 +68,6 @@ std::string key_of(const Call& call, bool backward, int capability) {
 }
 
 namespace {
-
-// BLOCKSPARSE_CAPABILITY=70 or 75 lets a newer GPU run an older one's kernels, which are compiled to PTX then.
-int capability_of(int major, int minor) {
-  const int own = major * 10 + minor;
-  const char* wanted = std::getenv("BLOCKSPARSE_CAPABILITY");
-  return wanted == nullptr || *wanted == 0 ? own : std::min(own, std::atoi(wanted));
-}
-
-struct Kernels {
-  Manifest manifest;
-  std::vector<Handle> functions;  // one a launch of the manifest
-};
-
-// The first `most` bytes of a file.
-absl::StatusOr<std::string> read_file(const std::string& path, int64_t most) {
-  std::ifstream file(path, std::ios::binary);
-  std::string content(most, 0);
-  file.read(&content[0], most);
-  if (!file.is_open() || file.bad()) return absl::DataLossError(absl::StrCat("cannot read ", path));
-  content.resize(file.gcount());
-  return content;
-}
-
-// A cubin that is the one its manifest was written for: the driver may crash on half of one.
-absl::StatusOr<std::string> read_cubin(const std::string& path, const File& wanted) {
-  absl::StatusOr<std::string> cubin = read_file(path, wanted.bytes + 1);
-  if (!cubin.ok()) return cubin;
-  const Blake2b::Digest digest = Blake2b::of(cubin->data(), cubin->size());
-  const absl::string_view bytes(reinterpret_cast<const char*>(digest.data()), digest.size());
-  if (static_cast<int64_t>(cubin->size()) == wanted.bytes && absl::BytesToHexString(bytes) == wanted.digest) {
-    return cubin;
-  }
-  return absl::DataLossError(absl::StrCat(path,
-                                          " is damaged: it is not the file that its manifest tells of; "
-                                          "remove its folder, and it is compiled again"));
-}
-
-absl::StatusOr<Handle> load_function(const Driver& driver, const std::string& folder, const Manifest& manifest,
-                                     const Launch& launch) {
-  absl::StatusOr<std::string> cubin =
-      read_cubin(absl::StrCat(folder, "/", launch.file), manifest.files.at(launch.file));
-  if (!cubin.ok()) return cubin.status();
-  Handle module, function;  // stays loaded as long as its context
-  absl::Status status =
-      driver.check(driver.load_module(&module, cubin->data()), absl::StrCat("loading ", folder, "/", launch.file));
-  if (!status.ok()) return status;
-  status = driver.check(driver.module_function(&function, module, launch.function.c_str()), launch.function);
-  if (!status.ok()) return status;
-  status = driver.check(driver.function_attribute(function, kDynamicSharedLimit, launch.shared),
-                        absl::StrCat(launch.shared, " bytes of shared memory for ", launch.name,
-                                     " (a graph made on a machine with another GPU can have larger tiles)"));
-  if (!status.ok()) return status;
-  return function;
-}
-
-absl::StatusOr<std::shared_ptr<const Kernels>> load_kernels(const Driver& driver, const std::string& key) {
-  absl::StatusOr<std::string> folder = Compiler::global().folder(key);
-  if (!folder.ok()) return folder.status();
-  absl::StatusOr<std::string> text = read_file(*folder + "/manifest", kMostManifestBytes + 1);
-  if (!text.ok()) return text.status();
-  auto kernels = std::make_shared<Kernels>();
-  absl::Status status = ManifestParser::parse(*text, &kernels->manifest);
-  if (status.ok() && kernels->manifest.key != key) {
-    status = absl::InvalidArgumentError(absl::StrCat("it is for ", kernels->manifest.key));
-  }
-  if (!status.ok()) return absl::DataLossError(absl::StrCat(*folder, "/manifest: ", status.message()));
-  for (const Launch& launch : kernels->manifest.launches) {
-    absl::StatusOr<Handle> function = load_function(driver, *folder, kernels->manifest, launch);
-    if (!function.ok()) return function.status();
-    kernels->functions.push_back(*function);
-  }
-  return kernels;
-}
-
-class KernelCache {
- public:
-  static KernelCache& global() {
-    static auto* cache = new KernelCache;  // never destroyed: the driver may be gone when static objects go
-    return *cache;
-  }
-
-  absl::StatusOr<Device> device(const Driver& driver, Handle context) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    auto [entry, fresh] = devices_.try_emplace(context);
-    if (fresh) {
-      int device, major, minor, multiprocessors;
-      absl::Status status = driver.check(driver.context_device(&device), "cuCtxGetDevice");
-      status.Update(driver.check(driver.device_attribute(&major, kCapabilityMajor, device), "cuDeviceGetAttribute"));
-      status.Update(driver.check(driver.device_attribute(&minor, kCapabilityMinor, device), "cuDeviceGetAttribute"));
-      status.Update(
-          driver.check(driver.device_attribute(&multiprocessors, kMultiprocessors, device), "cuDeviceGetAttribute"));
-      if (!status.ok()) {
-        devices_.erase(entry);
-        return status;
-      }
-      entry->second = {capability_of(major, minor), multiprocessors};
-    }
-    return entry->second;
-  }
-
-  // A key compiles while the lock is not held, so that other threads go on; the compiler joins equal requests.
-  absl::StatusOr<std::shared_ptr<const Kernels>> get(const Driver& driver, Handle context, const std::string& key,
-                                                     const std::string& soon) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      auto found = kernels_.find({context, key});
-      if (found != kernels_.end()) return found->second;
-    }
-    if (!soon.empty()) Compiler::global().request(soon);
-    absl::StatusOr<std::shared_ptr<const Kernels>> kernels = load_kernels(driver, key);
-    if (!kernels.ok()) return kernels.status();
-    std::lock_guard<std::mutex> lock(mutex_);
-    return kernels_.try_emplace({context, key}, *kernels).first->second;
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<Handle, Device> devices_;
-  std::map<std::pair<Handle, std::string>, std::shared_ptr<const Kernels>> kernels_;
-};
 
 absl::Status launch_one(const Driver& driver, const Launch& launch, Handle function, const Symbols& symbols,
                         const std::vector<const void*>& pointers, float scale, Handle stream) {

@@ -59,7 +59,10 @@ constexpr absl::string_view kPointers[] = {
     "q.columns",    "q.mask",      "q.masks",  "k.head_tiles",
     "k.rows",       "k.row_count", "k.offset", "k.full",
     "k.columns",    "k.mask",      "k.masks",  "key_index",
-    "key_residues",
+    "key_residues", "norm",        "weight",   "bias",
+    "cache",        "members",     "words",    "begins",
+    "places",       "ends",        "integers", "reals",
+    "table",        "streams",     "tokens",
 };
 constexpr int kSymbolCount = std::size(kSymbols);
 constexpr int kQuerySymbols = 7, kKeySymbols = 15;  // where q.*, k.* begin: a plan's side, word for word

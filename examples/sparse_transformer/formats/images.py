@@ -166,3 +166,10 @@ def read_picture(path: Path, height: int, width: int) -> np.ndarray:
         problem = f"not a PNG or JPEG file that can be read ({error})"
         raise DataError(path, problem, PICTURES) from error
     return np.asarray(scaled)
+
+
+def picture_of(pixels: np.ndarray):
+    """uint8 [height, width, channels] -> Pillow's picture, a grey one where there is one channel."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

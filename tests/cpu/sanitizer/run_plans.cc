@@ -39,8 +39,9 @@ void run(const Plan& plan, int32_t query_time, int32_t key_time, const int32_t* 
          const int32_t* key_segments) {
   const Shape shape = {1, plan.heads, 8, 24, 1.0f, query_time, key_time};
   const auto size = [&](int64_t time, int64_t width) { return time * plan.heads * width; };
-  const auto q = numbers(size(query_time, shape.head_dim)), k = numbers(size(key_time, shape.head_dim));
-  const auto v = numbers(size(key_time, shape.value_dim)), dout = numbers(size(query_time, shape.value_dim));
+  const auto key_size = [&](int64_t width) { return int64_t{key_time} * plan.key_heads * width; };
+  const auto q = numbers(size(query_time, shape.head_dim)), k = numbers(key_size(shape.head_dim));
+  const auto v = numbers(key_size(shape.value_dim)), dout = numbers(size(query_time, shape.value_dim));
   const auto dlse = numbers(size(query_time, 1));
   std::vector<float> out(dout.size()), lse(dlse.size()), dq(q.size()), dk(k.size()), dv(v.size());
   const Inputs<float> in = {q.data(), k.data(), v.data(), query_segments, key_segments};

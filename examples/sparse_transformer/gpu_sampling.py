@@ -1,0 +1,54 @@
+"""Samples drawn by a GPU alone: all steps of a chunk in one operation, in the place of a loop that XLA compiles."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from sparse_attention.layers.token_steps import TokenSteps, why_not
+
+from .model import SparseTransformer
+
+
+def serves(model: SparseTransformer, decoders) -> bool:
+    """Whether this machine has a GPU whose kernels draw from this model."""
+    return why_not(model.blocks, decoders, model.logits) is None
+
+
+def make_chunk(
+    model: SparseTransformer,
+    count: int,
+    decoders,
+    size: int,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    ragged: bool = False,
+):
+    """generation.make_chunk's function, but with draws of its own: the same distribution, other numbers of a seed.
+
+    ragged: position is [count].
+    """
+    cut = top_k is not None or top_p is not None
+    steps = TokenSteps(model.blocks, decoders, model.norm, model.logits, model.embedding.token, ragged, cut)
+    kept, chance = model.logits.units if top_k is None else top_k, 1.0 if top_p is None else top_p
+
+    @tf.function(jit_compile=True, autograph=False)
+    def prepare(token, position):
+        first = model.embedding.step(token, position)
+        positions = tf.reshape(position, [1, -1]) + tf.range(size + 1)[:, None]
+        streams = model.embedding.place(tf.reshape(positions, [-1]))
+        rows = count if ragged else 1
+        found = steps.tables(tf.ensure_shape(positions[:-1], [size, rows]))
+        return (
+            tf.broadcast_to(first, [count, first.shape[1]]),
+            tf.reshape(streams, [size + 1, rows, -1]),
+            found,
+        )
+
+    @tf.function(autograph=False)
+    def chunk(token, position, number, temperature, seed):
+        first, streams, found = prepare(token, position)
+        integers = tf.bitcast(tf.cast(tf.stack([seed, number, kept]), tf.int32), tf.uint32)
+        reals = tf.cast(tf.stack([temperature, chance]), tf.float32)
+        return tf.transpose(steps(first, streams, found, integers, reals))
+
+    return chunk

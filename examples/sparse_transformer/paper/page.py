@@ -1,0 +1,33 @@
+"""The page: all sections, one after the other."""
+
+from __future__ import annotations
+
+from ..files import replacing
+from . import context, figures, html, lengths, memory, quality, runs_table, samples, speed, yardsticks
+from .steps import Places, Step
+
+
+def text(places: Places, steps: list[Step]) -> str:
+    """Markdown; pictures lie beside it."""
+    scale = places.scale
+    done = sum(step.makes.exists() for step in steps)
+    lines = ["# Sparse Transformers, made again", ""]
+    lines += [f"Scale `{scale.name}`: {scale.words}.", ""]
+    lines += [
+        "The paper: Child, Gray, Radford and Sutskever, *Generating Long Sequences with Sparse Transformers*, 2019."
+    ]
+    if done < len(steps):
+        lines += ["", f"**Not complete: {done} of {len(steps)} steps are done; the same command goes on.**"]
+    parts = [quality, speed, context, lengths, memory, yardsticks, samples, figures]
+    for section in (*(part.section(places) for part in parts), runs_table.section(places, steps)):
+        lines += ["", *section]
+    return "\n".join(lines) + "\n"
+
+
+def write(places: Places, steps: list[Step]) -> None:
+    """report.md and report.html in the scale's folder."""
+    places.out.mkdir(parents=True, exist_ok=True)
+    markdown = text(places, steps)
+    for name, content in (("report.md", markdown), ("report.html", html.page(markdown, places.out))):
+        with replacing(places.out / name) as file:
+            file.write(content.encode())
