@@ -87,7 +87,7 @@ def run_plans(runner: Path, plans: list[np.ndarray], seconds: float) -> list[str
 
 
 def good_plans() -> list[np.ndarray]:
-    """Small plans of every kind: tile sizes, residue classes, closed ones, rectangles, short tiles, several heads."""
+    """Small plans of every kind: tile sizes, residue classes, closed, rectangles, short tiles, heads, key heads."""
     random = np.random.default_rng(0)
 
     def lower(blk_shape, head_idx, qry_idx, key_idx, blk_idx):
@@ -100,8 +100,8 @@ def good_plans() -> list[np.ndarray]:
     wide = np.eye(16, dtype=bool)
     wide[:, ::4] = True
     return [
-        pack(make_plan(build_blocks(layout, size, mask, heads), residues, None, by_query, by_key))
-        for layout, size, mask, heads, residues, by_query, by_key in (
+        pack(make_plan(build_blocks(layout, size, mask, heads), residues, None, by_query, by_key, *kv_heads))
+        for layout, size, mask, heads, residues, by_query, by_key, *kv_heads in (
             (np.tri(4), 16, lower, 1, 1, (16, 16), (16, 16)),
             (np.tri(6), 16, lower, 2, [1, 2], (64, 32), (32, 16)),
             (np.tri(3), 32, lower, 1, 1, (128, 128), (16, 32)),
@@ -112,6 +112,8 @@ def good_plans() -> list[np.ndarray]:
             (sparse, 16, None, None, 1, (16, 128), (128, 32)),
             (wide, 16, noise, 1, 1, (64, 64), (64, 64)),
             (np.zeros((1, 2, 2), bool), 16, None, None, 1, (16, 16), (64, 64)),
+            (np.tri(6), 16, lower, 4, 2, (64, 32), (32, 16), 2),
+            (sparse, 8, noise, None, 1, (32, 64), (64, 32), 1),
         )
     ]
 

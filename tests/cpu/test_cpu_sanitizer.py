@@ -54,7 +54,9 @@ def test_what_kernels_cannot_survive_is_refused(runner):
         "by_query.rows has to be tiles that hold every row of a head once": changed(
             closed, 7, 1 << 20, Word.QUERY_ARRAYS + 1
         ),  # what a short row tile repeats
-        "the header's spare words has to be 0": changed(causal, 14, 1),
+        "the header's spare words has to be 0": changed(causal, 24, 1),
+        "key heads has to be a divisor of the heads": changed(causal, Word.KEY_HEADS, 1),
+        "the words of key heads has to be 0": changed(causal, Word.DISTINCT_KEYS, 1),
         "closed has to be 0: a key is in two row tiles": changed(causal, Word.CLOSED, 1),
         "closed has to be 0, 1 or 2": changed(causal, Word.CLOSED, 3),
         "by_query.columns has to be visited once by a row tile": changed(causal, 1, 0, Word.QUERY_ARRAYS + 5),

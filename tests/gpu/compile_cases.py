@@ -59,6 +59,8 @@ def committed():
     yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, joined=True)
     yield from keys("f16", (64, 64), 32, "long", 90, segments=True)
     yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, segments=True)
+    yield from keys("f16", (64, 64), 32, "long", 90, group=4)
+    yield from keys("f16", (32, 32), 8, "short", 80, permuted=True, closed=1, group=2)
     for capability in (80, 89, 120):
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
@@ -86,6 +88,7 @@ def committed_cuda():
             yield from keys("f16", (dim, dim), 32, "long", capability, joined=True)
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True, joined=True)
     yield from keys("f32", (256, 256), 32, "long", 70, joined=True)
+    yield from keys("f16", (64, 64), 32, "long", 75, permuted=True, group=4)
     yield from keys("f32", (64, 64), 32, "window", 70)
     yield from keys("bf16", (256, 256), 32, "long", 70)
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True)

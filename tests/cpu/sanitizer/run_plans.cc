@@ -36,8 +36,9 @@ std::vector<int32_t> segments(int64_t time) {
 void run(const Plan& plan, const int32_t* query_segments, const int32_t* key_segments) {
   const Shape shape = {1, plan.heads, 8, 24, 1.0f};
   const auto size = [&](int64_t time, int64_t width) { return time * plan.heads * width; };
-  const auto q = numbers(size(plan.query_time, shape.head_dim)), k = numbers(size(plan.key_time, shape.head_dim));
-  const auto v = numbers(size(plan.key_time, shape.value_dim)), dout = numbers(size(plan.query_time, shape.value_dim));
+  const auto key_size = [&](int64_t width) { return int64_t{plan.key_time} * plan.key_heads * width; };
+  const auto q = numbers(size(plan.query_time, shape.head_dim)), k = numbers(key_size(shape.head_dim));
+  const auto v = numbers(key_size(shape.value_dim)), dout = numbers(size(plan.query_time, shape.value_dim));
   const auto dlse = numbers(size(plan.query_time, 1));
   std::vector<float> out(dout.size()), lse(dlse.size()), dq(q.size()), dk(k.size()), dv(v.size());
   const Inputs<float> in = {q.data(), k.data(), v.data(), query_segments, key_segments};
