@@ -295,24 +295,13 @@ def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, sc
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         work = find_work(walk, number, shape)
         x_rows, y_rows = own_rows(walk, work, shape, x_layout), own_rows(walk, work, shape, y_layout)
-        own.q.index(0).store(
-            loaded_rows(
-                q, x_rows, walk.own_time, work.head, walk.heads, work, shape, shape.HEAD_DIM, shape.HEAD_PAD
-            )
+        head = work.head, walk.heads
+        queries = loaded_rows(q, x_rows, walk.own_time, *head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        own.q.index(0).store(queries)
+        slopes = loaded_rows(
+            dout, y_rows, walk.own_time, *head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD
         )
-        own.dout.index(0).store(
-            loaded_rows(
-                dout,
-                y_rows,
-                walk.own_time,
-                work.head,
-                walk.heads,
-                work,
-                shape,
-                shape.VALUE_DIM,
-                shape.VALUE_PAD,
-            )
-        )
+        own.dout.index(0).store(slopes)
         for part in gl.static_range(2):
             first = gl.max(poison.index(part).load(VECTOR), 0) if shape.JOINED else 1
             target = kept(work, (first != 0) & (number + 1 >= first)) if shape.JOINED else work
