@@ -262,7 +262,9 @@ def test_keras_names_mean_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sees", [looked_up, Pattern(lambda i, j: abs(i - j) < 12, reach=12, ahead=12)], ids=str
+    "sees",
+    [looked_up, Pattern(lambda i, j: abs(i - j) < 12, reach=12, ahead=12)],
+    ids=["function", "pattern"],
 )
 def test_a_pattern_of_ones_own_takes_any_time(sees):
     layer = SparseSelfAttention(2, blocksize=8, sees=sees)
