@@ -333,7 +333,6 @@ CASES |= {
         lambda h, q, k: q + 32 >= k, time=(32, 64), heads=2, group=2, wide=True, dtype="f16"
     ),
     "segments": Case(causal, tiles=SMALL, segments="sorted"),
-    "segments, split": Case(causal, tiles=SMALL, segments="padded", split=True),
     "segments in no order": Case(local(20), bs=8, segments="scattered"),
     "segments, one": Case(causal, segments="one", batch=1),
     "segments, per head": Case(fixed(32, 8, 2), bs=8, segments="sorted", dtype="f16"),

@@ -53,15 +53,13 @@ def committed():
     yield from keys("tf32", (64, 64), 32, "window", 90, wide=True)
     for dim, work in ((32, "window"), (64, "long"), (64, "window"), (128, "window")):
         yield from keys("f16", (dim, dim), 32, work, 90, joined=True)
-    yield from keys("bf16", (64, 128), 64, "long", 90, shared=False, joined=True)
     yield from keys("f16", (64, 64), 32, "short", 90, permuted=True, closed=1, joined=True)
     yield from keys("f16", (128, 128), 32, "short", 90, permuted=True, closed=2, joined=True)
-    yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, joined=True)
     yield from keys("f16", (64, 64), 32, "long", 90, segments=True)
     yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, segments=True)
     yield from keys("f16", (64, 64), 32, "long", 90, group=4)
     yield from keys("f16", (32, 32), 8, "short", 80, permuted=True, closed=1, group=2)
-    for capability in (80, 89, 120):
+    for capability in (89, 120):
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
     yield from keys("f32", (64, 64), 32, "long", 120)

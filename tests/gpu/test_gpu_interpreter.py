@@ -28,7 +28,7 @@ closed, several column tiles|closed, dims differ|NaN key, closed
 joined|joined, float16|joined, bfloat16, dims differ|joined, closed first|joined, three passes
 joined, rows that neither shows a key|joined, rows that one shows no key, split
 NaN key, joined|NaN key, joined, closed
-segments|segments, split|segments in no order|segments, one|segments, per head|segments, one order a head
+segments|segments in no order|segments, one|segments, per head|segments, one order a head
 segments, closed|segments, closed, several column tiles|segments, rectangular, many column tiles
 segments, wide tiles|segments, joined|segments, key heads|segments, key heads, order
 key heads|key heads, split, one for all|key heads, a layout a head|key heads, small granules|key heads, closed
