@@ -43,7 +43,10 @@ def test_mypy_sees_signatures_through_the_lazy_names(tmp_path):
     assert "heads: int, attn_mode: str | typing.Sequence[str]" in signature.replace(
         "collections.abc", "typing"
     )
-    assert "blocksize: int =" in signature and "Any" not in signature.split("attn_mode")[1].split("->")[0]
+    settings = signature.split("attn_mode")[1].split("segment_ids")[
+        0
+    ]  # tensors are Any to who has no stubs of them
+    assert "blocksize: int =" in settings and "kv_heads: int | None =" in settings and "Any" not in settings
     assert (
         "def (heads: int, " in layer
         and "-> sparse_attention.layers.self_attention.SparseSelfAttention" in layer
