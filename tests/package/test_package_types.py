@@ -43,12 +43,11 @@ def test_mypy_sees_signatures_through_the_lazy_names(tmp_path):
     assert "heads: int, attn_mode: str | typing.Sequence[str]" in signature.replace(
         "collections.abc", "typing"
     )
-    settings = signature.split("attn_mode")[1].split("segment_ids")[
-        0
-    ]  # tensors are Any to who has no stubs of them
+    # Without stubs of TensorFlow its tensors are Any.
+    settings = signature.split("attn_mode")[1].split("segment_ids")[0]
     assert "blocksize: int =" in settings and "kv_heads: int | None =" in settings and "Any" not in settings
     assert (
-        "def (heads: int, " in layer
+        "def (heads: int | None =, attn_mode: str" in layer
         and "-> sparse_attention.layers.self_attention.SparseSelfAttention" in layer
     )
     assert "-> sparse_attention.decode.DecodeStep" in step
