@@ -1,7 +1,8 @@
 # make demo    see it work: the table of attention.py, small models trained on real bytes, what larger ones write and draw
 # make paper SCALE=laptop    the paper made again: runs/paper/laptop/report.html; laptop: two cores, half an hour; card: one
 #                  GPU, two hours; full: the paper's own configurations, for who has the cards and the data
-# make test    the test suite
+# make test    the test suite, some twenty minutes on two cores
+# make test-all    the same, and the tests that take minutes each
 # make lint    format, lint and types
 # make pictures    docs/patterns.png, and benchmarks/results/*.png from the numbers beside them
 # make fuzz    thousands of damaged plans against the C++ kernels under sanitizers, and of damaged files
@@ -29,7 +30,7 @@ STALE := $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: demo paper test pictures fuzz gpu-test lint format types compile-all clean docs
+.PHONY: demo paper test test-all pictures fuzz gpu-test lint format types compile-all clean docs
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -49,7 +50,10 @@ endif
 	$(RUN) examples/paper.py $(SCALE)
 
 test: .venv/test.installed
-	$(RUN) -m pytest -c tests/pytest.ini tests -n 2 --dist worksteal --durations 25
+	$(RUN) -m pytest -c tests/pytest.ini tests -m "not thorough" -n 2 --dist worksteal --durations 40
+
+test-all: .venv/test.installed
+	$(RUN) -m pytest -c tests/pytest.ini tests -n 2 --dist worksteal --durations 40
 
 pictures: .venv/examples.installed
 	$(RUN) examples/plot.py modes --out docs/patterns.png

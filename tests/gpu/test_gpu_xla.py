@@ -164,6 +164,7 @@ def test_a_saved_model_in_a_fresh_process(tmp_path, jit_compile):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.thorough
 def test_the_kernels_are_built_by_the_thread_that_compiles(tmp_path):
     """In an empty cache, where the process began without them."""
     done = run_traced_before(

@@ -52,6 +52,7 @@ def killed_after_a_checkpoint(out):
     finish(process)
 
 
+@pytest.mark.thorough
 def test_killed_at_any_moment_the_run_is_the_same_to_the_bit(unbroken, tmp_path):
     count = len(arrays(unbroken))
     killed_while_writing(tmp_path, count + count // 2)  # within the second checkpoint, of step 4
@@ -222,6 +223,7 @@ def test_commands_end_with_a_sentence(module, arguments, message, monkeypatch, t
         call(monkeypatch, module, *arguments)
 
 
+@pytest.mark.thorough
 def test_a_forgotten_data_option_goes_on_with_the_same_data(tmp_path):
     """Commands in processes of their own: training, training on and evaluating, the latter two without --data."""
     text, out = tmp_path / "text", tmp_path / "run"

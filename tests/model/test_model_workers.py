@@ -39,6 +39,7 @@ def check(out, unbroken):
     assert (both[:, 2] > 0.05).all()  # the gradient's norm exceeds clip on every step
 
 
+@pytest.mark.thorough
 def test_a_stopped_worker_ends_the_other_and_both_resume(unbroken, tmp_path):
     limit = 20  # a loaded machine imports and compiles with seconds between the two
     workers = start_two(tmp_path, STEPS, WORKER_TIMEOUT=str(limit))
