@@ -602,6 +602,7 @@ NO_ROW = {
     "Ema": "changes variables: test_functions_optimize.py",
     "filter_values": "what filter_tensor and the optimizers share, not exported",
     "BlocksparseTransformer": "its methods have rows",
+    "BlocksparseTransformer.among": "attention of unknown time takes plans by length: test_attention_lengths.py",
     "BlocksparseTransformer.attention_grad": "attention's own gradient, to the bit: test_engine_attention_grad.py",
     "BlocksparseTransformer.block_coord": "a pair of numbers out of a table: test_engine_transformer.py",
     "clear_bst_constants": "does nothing",
