@@ -142,7 +142,15 @@ def blocksparse_attention_impl(
     """
     q, k, v, kv_heads = _check_tensors(q, k, v, heads, kv_heads)
     first, order, joined = blocksparse_passes(
-        q.shape[1], heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal, max_time
+        q.shape.as_list()[1],
+        heads,
+        attn_mode,
+        local_attn_ctx,
+        blocksize,
+        num_verts,
+        vertsize,
+        causal,
+        max_time,
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     scale = 1 / sqrt(shape_list(q)[2] // heads)
@@ -294,7 +302,7 @@ def _check_tensors(q, k, v, heads, kv_heads) -> tuple[tf.Tensor, tf.Tensor, tf.T
     for name, x in (("k", k), ("v", v)):
         if not q.shape[:2].is_compatible_with(x.shape[:2]):
             raise ValueError(f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal")
-    check_key_width(heads, kv_heads, q.shape[2], k.shape[2])
+    check_key_width(heads, kv_heads, q.shape.as_list()[2], k.shape.as_list()[2])
     return q, k, v, kv_heads
 
 

@@ -89,8 +89,10 @@ class Group:
             place = tf.where(factor.keeps(i) & valid, factor.offset + factor.cache.slot(i), self.slots - 1)
             places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.keys)]))
         places = tf.concat(places, axis=1)
-        rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape[-1]])
-        cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
+        rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape.as_list()[-1]])
+        cache.scatter_update(
+            tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape.as_list()[-1]]), tf.reshape(places, [-1]))
+        )
 
     def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
         """Which slots of a run the queries i see: [batch or 1, length, caches]."""
@@ -98,7 +100,9 @@ class Group:
         for factor in run:
             reach = factor.cache.reach(i)
             seen = (reach >= 0) & factor.sees(i, reach) & valid
-            found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.keys)]))
+            found.append(
+                tf.broadcast_to(seen, [seen.shape.as_list()[0], factor.cache.length, len(self.keys)])
+            )
         return found[0] if len(found) == 1 else tf.concat(found, axis=1)
 
     def read(self, cache: tf.Variable, run: list[Factor], i) -> tf.Tensor:
@@ -110,14 +114,14 @@ class Group:
         held = tf.reshape(cache.read_value(), [self.batch, self.slots, len(self.keys), -1])
         if first.cache.runs == 1:
             return held[:, first.offset : first.offset + length]
-        if i.shape[0] == 1:
+        if i.shape.as_list()[0] == 1:
             at = tf.stack([0, tf.reshape(begin, []), 0, 0])
-            return _sliced(held, at, [self.batch, length, *held.shape[2:]])
+            return _sliced(held, at, [self.batch, length, *held.shape.as_list()[2:]])
         return tf.gather(held, begin[:, :, 0] + np.arange(length, dtype=np.int32), axis=1, batch_dims=1)
 
     def filled(self, kv: tf.Tensor, count) -> tf.Tensor:
         """The cache once the first `count` [batch or 1, 1, 1] of kv [batch, time, caches, dim] went in."""
-        time, dim = kv.shape[1], kv.shape[-1]
+        time, dim = kv.shape.as_list()[1], kv.shape.as_list()[-1]
         batch, one = np.arange(self.batch)[:, None, None], np.arange(len(self.keys))
         rows = []
         for factor in self.factors:
@@ -222,7 +226,7 @@ class DecodeStep(tf.Module):
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k, v = (self._rows(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
         i, valid = self._integers("position", position, self.prefix, self.n_ctx - 1)
-        q = tf.cast(q, tf.float32) * q.shape[-1] ** -0.5
+        q = tf.cast(q, tf.float32) * q.shape.as_list()[-1] ** -0.5
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
         for group, cache in zip(self.groups, self.caches, strict=True):
@@ -242,7 +246,7 @@ class DecodeStep(tf.Module):
         Raises: ValueError and TypeError as a step does, for lengths that are not 0 to time; where those are known only
             when a graph runs, InvalidArgumentError. Code compiled by XLA fills that row with NaN.
         """
-        time = tf.convert_to_tensor(k).shape[1]
+        time = tf.convert_to_tensor(k).shape.as_list()[1]
         if time is None or time > self.n_ctx:
             raise ValueError(
                 f"k has {time} positions; this DecodeStep takes a known number, {self.n_ctx} at most: cut the prompt, "
@@ -251,7 +255,7 @@ class DecodeStep(tf.Module):
         k, v = self._rows("k", k, time), self._rows("v", v, time)
         count, valid = self._integers("lengths", time if lengths is None else lengths, self.prefix, time)
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
-        kv = tf.reshape(kv, [self.batch, time, self.kv_heads, kv.shape[-1]])
+        kv = tf.reshape(kv, [self.batch, time, self.kv_heads, kv.shape.as_list()[-1]])
         kv = tf.where(valid[..., None], kv, np.nan)
         for group, cache in zip(self.groups, self.caches, strict=True):
             cache.assign(group.filled(tf.gather(kv, group.keys, axis=2), count))

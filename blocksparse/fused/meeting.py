@@ -28,7 +28,7 @@ class Meeting:
 
 def per_head(numbers: tf.Tensor, like: tf.Tensor, heads: int) -> tf.Tensor:
     """[batch, time] -> [batch, heads, time]; `like` has the batch, which numbers of another one do not fit."""
-    rows = tf.reshape(numbers, [tf.shape(like)[0], 1, numbers.shape[1]])
+    rows = tf.reshape(numbers, [tf.shape(like)[0], 1, numbers.shape.as_list()[1]])
     return tf.repeat(rows, heads, axis=1)
 
 

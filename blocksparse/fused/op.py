@@ -187,7 +187,7 @@ class _Call:
         heads = len(passes[0][1])
         self.kv_heads = kv_heads or heads
         self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
-        self.q, self.dims = q, (q.shape[2] // heads, v.shape[2] // self.kv_heads)
+        self.q, self.dims = q, (q.shape.as_list()[2] // heads, v.shape.as_list()[2] // self.kv_heads)
         self.passes = [
             one for layout, order in passes for one in _passes_of_one_order(layout, order, self.kv_heads)
         ]

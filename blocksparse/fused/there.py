@@ -19,7 +19,7 @@ class There:
     @classmethod
     def of(cls, q, k, tables: Any) -> There | None:
         """None where every row of the tables is there."""
-        static = q.shape[1], k.shape[1]
+        static = q.shape.as_list()[1], k.shape.as_list()[1]
         if static == tables.times:
             return None
         times = [tf.shape(x)[1] if time is None else time for x, time in zip((q, k), static, strict=True)]
@@ -38,7 +38,7 @@ class There:
         begin, size = [0, 0, 0], [-1, -1, -1]
         size[axis] = tf.shape(like)[1]
         shape = x.shape.as_list()
-        shape[axis] = like.shape[1]
+        shape[axis] = like.shape.as_list()[1]
         return tf.ensure_shape(tf.slice(x, begin, tf.stack(size)), shape)
 
     def segments(self, q, segments: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -149,11 +149,13 @@ class BlocksparseTransformer(LookupTables):
             for name, x in (("out", out), ("dout", dout))
         )
         check_equal("width", 2, out=out, dout=dout, **(dict(v=v) if kv_heads == self.heads else {}))
-        if (wanted := v.shape[2] // kv_heads * self.heads) != out.shape[2]:
-            raise ValueError(f"out has width {out.shape[2]}; of this v and kv_heads attention makes {wanted}")
+        if (wanted := v.shape.as_list()[2] // kv_heads * self.heads) != out.shape.as_list()[2]:
+            raise ValueError(
+                f"out has width {out.shape.as_list()[2]}; of this v and kv_heads attention makes {wanted}"
+            )
         check_equal("batch", 0, q=q, out=out, dout=dout)
         lse = tf.convert_to_tensor(lse)
-        wanted = (self.heads, q.shape[1])
+        wanted = (self.heads, q.shape.as_list()[1])
         if lse.dtype != tf.float32 or lse.shape.rank != 3 or not lse.shape[1:].is_compatible_with(wanted):
             raise ValueError(
                 f"lse is {lse.dtype.name} {lse.shape}; give attention's own, float32 "
@@ -265,7 +267,7 @@ class BlocksparseTransformer(LookupTables):
         if kv_heads == self.heads:
             check_equal("width", 2, q=q, k=k)
         else:
-            check_key_width(self.heads, kv_heads, q.shape[2], k.shape[2])
+            check_key_width(self.heads, kv_heads, q.shape.as_list()[2], k.shape.as_list()[2])
         check_equal("batch", 0, q=q, k=k, v=v)
         if not q.dtype == k.dtype == v.dtype:
             raise TypeError(

@@ -77,8 +77,9 @@ def test_only_columns_that_are_no_whole_blocks_are_padded():
     padded = {name for name in config.names() if config.load(name).padded != config.load(name).n_ctx}
     assert padded == {"fashion", "fashion_pocket"}
     assert config.load("fashion").padded == 32 * 28  # 28 rows in blocks of 16
-    with pytest.raises(ValueError, match="local_attn_ctx=27 does not divide"):
-        SparseTransformer(replace(config.load("fashion_pocket"), local_attn_ctx=27)).check_patterns()
+    SparseTransformer(
+        replace(config.load("fashion_pocket"), local_attn_ctx=27)
+    ).check_patterns()  # any length
 
 
 def test_override():
