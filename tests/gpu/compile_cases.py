@@ -40,8 +40,8 @@ def keys(dtype, dims, block, work, capability, choice=None, **flags):
 
 
 def committed():
-    """About 80 kernels: every tile of every table, every dtype, flag and architecture at least once."""
-    for dim, work in itertools.product((32, 64, 128), WORK):
+    """About 80 kernels: nearly every tile of the tables, every dtype, flag and architecture at least once."""
+    for dim, work in [*itertools.product((64, 128), WORK), (32, "window")]:
         yield from keys("f16", (dim, dim), 32, work, 90)
     yield from keys("f16", (32, 32), 32, "short", 90, permuted=True, closed=1)
     yield from keys("f16", (128, 128), 8, "short", 90, permuted=True, closed=2)
