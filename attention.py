@@ -141,16 +141,9 @@ def blocksparse_attention_impl(
     Paper: sections 4.2, 4.3 and 5.1 of Child, Gray, Radford and Sutskever, arXiv 1904.10509.
     """
     q, k, v, kv_heads = _check_tensors(q, k, v, heads, kv_heads)
+    time = q.shape.as_list()[1]
     first, order, joined = blocksparse_passes(
-        q.shape.as_list()[1],
-        heads,
-        attn_mode,
-        local_attn_ctx,
-        blocksize,
-        num_verts,
-        vertsize,
-        causal,
-        max_time,
+        time, heads, attn_mode, local_attn_ctx, blocksize, num_verts, vertsize, causal, max_time
     )
     # Every kernel keeps q, k, v, the result and its row sums, no more: recompute=True has nothing to forget.
     scale = 1 / sqrt(shape_list(q)[2] // heads)

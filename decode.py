@@ -90,9 +90,7 @@ class Group:
             places.append(tf.broadcast_to(self._row(place), [self.batch, 1, len(self.keys)]))
         places = tf.concat(places, axis=1)
         rows = tf.broadcast_to(kv[:, None], [*places.shape, kv.shape.as_list()[-1]])
-        cache.scatter_update(
-            tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape.as_list()[-1]]), tf.reshape(places, [-1]))
-        )
+        cache.scatter_update(tf.IndexedSlices(tf.reshape(rows, [-1, kv.shape[-1]]), tf.reshape(places, [-1])))
 
     def seen(self, run: list[Factor], i, valid) -> tf.Tensor:
         """Which slots of a run the queries i see: [batch or 1, length, caches]."""
@@ -100,9 +98,7 @@ class Group:
         for factor in run:
             reach = factor.cache.reach(i)
             seen = (reach >= 0) & factor.sees(i, reach) & valid
-            found.append(
-                tf.broadcast_to(seen, [seen.shape.as_list()[0], factor.cache.length, len(self.keys)])
-            )
+            found.append(tf.broadcast_to(seen, [seen.shape[0], factor.cache.length, len(self.keys)]))
         return found[0] if len(found) == 1 else tf.concat(found, axis=1)
 
     def read(self, cache: tf.Variable, run: list[Factor], i) -> tf.Tensor:
