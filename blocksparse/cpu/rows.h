@@ -30,14 +30,13 @@ struct HeadRows {
   int32_t time;  // rows of the tensor
 
   T* row(int32_t plan_row) const {
-    // Most rows: in one class, of one head. Divisions for every granule that is gathered take some per cent.
-    if (plan_row < order.period) return data + int64_t(plan_row) * order.stride * stride;
-    const int32_t head = plan_row / order.period / order.stride;
-    return data + tensor_row(plan_row) * stride + head * next;
+    T* const first = data + tensor_row(plan_row) * stride;
+    return plan_row < order.period ? first : first + plan_row / order.period / order.stride * next;
   }
 
   // The row of the tensor, whichever head's.
   int64_t tensor_row(int32_t plan_row) const {
+    // Most rows: in one class, of one head. Divisions for every granule that is gathered take some per cent.
     if (plan_row < order.period) return int64_t(plan_row) * order.stride;
     return int64_t(plan_row % order.period) * order.stride + plan_row / order.period % order.stride;
   }

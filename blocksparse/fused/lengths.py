@@ -30,8 +30,13 @@ class Lengths:
     ) -> JointPlan:
         """The plans of all layouts, one behind the other."""
         plans = [layout.plan_for(dtype, head_dim, value_dim, order, kv_heads) for layout in self.layouts]
-        times = [layout.blocks.query_time for layout in self.layouts]
-        return self._joint.setdefault(tuple(map(id, plans)), JointPlan(plans, times, self.longest))
+        key = tuple(map(id, plans))
+        if key not in self._joint:
+            times = [layout.blocks.query_time for layout in self.layouts]
+            self._joint.setdefault(
+                key, JointPlan(plans, times, self.longest)
+            )  # another thread's, if it was first
+        return self._joint[key]
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         return self.layouts[-1].tables(order, kv_heads)

@@ -142,16 +142,16 @@ def attend(
     """
     segments = _hiding(segments, q, k, passes)
     call = _Call(q, v, passes, kv_heads, segments)
-    if call.library is None:
+    if call.ops is None:
         out, lse = reference.attention(q, k, v, call.tables(), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
     plans, hides = call.plans(), call.looks_ahead
     if len(plans) == 1:
-        out, lse = call.library.blocksparse_attention(
+        out, lse = call.ops.blocksparse_attention(
             q, k, v, *plans, segments, scale=scale, hides=hides, **call.heads
         )
     else:
-        out, lse = call.library.blocksparse_joined_attention(
+        out, lse = call.ops.blocksparse_joined_attention(
             q, k, v, plans, segments, scale=scale, hides=hides, **call.heads
         )
     return (out, lse) if with_lse else out
@@ -172,16 +172,16 @@ def attend_gradient(
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
     segments = _hiding(segments, q, k, passes)
     call, dlse = _Call(q, v, passes, kv_heads, segments), tf.zeros_like(lse)
-    if call.library is None:
+    if call.ops is None:
         return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale, segments)
     plans, given = call.plans(), (q, k, v, out, lse, dout, dlse)
     if len(plans) == 1:
-        return call.library.blocksparse_attention_grad(*given, *plans, segments, scale=scale, **call.heads)
-    return call.library.blocksparse_joined_attention_grad(*given, plans, segments, scale=scale, **call.heads)
+        return call.ops.blocksparse_attention_grad(*given, *plans, segments, scale=scale, **call.heads)
+    return call.ops.blocksparse_joined_attention_grad(*given, plans, segments, scale=scale, **call.heads)
 
 
 class _Call:
-    """What runs one call: `library`, None where the reference has to; its passes; the op's attributes of heads."""
+    """What runs one call: `ops`, None where the reference has to; its passes; the op's attributes of heads."""
 
     def __init__(self, q, v, passes, kv_heads: int | None, segments):
         heads = len(passes[0][1])
@@ -194,7 +194,7 @@ class _Call:
         library = _library()
         self.looks_ahead = any(layout.looks_ahead for layout, _ in passes)
         taken = library and _takes(*self.dims) and _takes_segments(segments)
-        self.library = library if taken else None
+        self.ops = library if taken else None
 
     def tables(self) -> list[reference.Tables]:
         return [layout.tables(order, self.kv_heads) for layout, order in self.passes]
@@ -203,7 +203,7 @@ class _Call:
         plans = [
             layout.plan_for(self.q.dtype, *self.dims, order, self.kv_heads) for layout, order in self.passes
         ]
-        return [plan.part(_plan_tensor(plan, self.library), self.q) for plan in plans]
+        return [plan.part(_plan_tensor(plan, self.ops), self.q) for plan in plans]
 
 
 def _passes_of_one_order(layout: Layout, order: tuple[int, ...], kv_heads: int):
