@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.common import timing
+from benchmarks.attention import peers
+from benchmarks.common import cases, timing
 from benchmarks.common.processes import add, alone
 
 TOKENS = 256  # of the vocabulary
@@ -21,19 +22,15 @@ TOKENS = 256  # of the vocabulary
 
 def mask_of(settings):
     """FlexAttention's mask of the configuration's pattern; None where all is seen."""
-    mode, window, head_block = settings.layer_modes[0], settings.local_attn_ctx, settings.blocksize
+    mode, heads, positions = settings.layer_modes[0], settings.heads, settings.n_ctx
     if mode == "all":
         return None
     if mode != "fixed":
         sys.exit(f"{settings.name}: here are `all` and `fixed`, not {mode!r}")
-
-    def fixed(batch, head, query, key):
-        last = window - head % settings.num_verts * head_block * settings.vertsize
-        summary = (key % window >= last - head_block * settings.vertsize) & (key % window < last)
-        return (query >= key) & ((query // window == key // window) | summary)
-
-    time_ = settings.n_ctx
-    return create_block_mask(fixed, None, settings.heads, time_, time_, device="cuda", BLOCK_SIZE=128)
+    own = {key: value for key, value in settings.pattern.items() if key != "heads"}
+    case = cases.Case(settings.name, 1, heads, positions, settings.width // heads, mode, **own)
+    sees = peers.mask_of(case)
+    return create_block_mask(sees, None, heads, positions, positions, device="cuda", BLOCK_SIZE=128)
 
 
 class Block(nn.Module):

@@ -22,17 +22,6 @@ EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["auto", "reference"])
-def kernels(request, monkeypatch):
-    """Both ways to run; "auto" has to be a compiled kernel."""
-    monkeypatch.setenv("BLOCKSPARSE_KERNELS", request.param)
-    ran = op.kernel_name()
-    if request.param == "auto" and ran == "reference":
-        pytest.skip("no C++ compiler")
-    assert (ran == "reference") == (request.param == "reference")
-    return request.param
-
-
 def random_mask(seed):
     """A callback with whole, empty and ragged blocks, the same for the same block."""
 

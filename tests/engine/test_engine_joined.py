@@ -16,15 +16,6 @@ EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
-@pytest.fixture(params=["auto", "reference"])
-def kernels(request, monkeypatch):
-    """Both ways to run; "auto" has to be a compiled kernel."""
-    monkeypatch.setenv("BLOCKSPARSE_KERNELS", request.param)
-    if request.param == "auto" and op.kernel_name() == "reference":
-        pytest.skip("no C++ compiler")
-    return request.param
-
-
 def shown_by(visible, block_size, order):
     """The object that shows `visible`, bool [heads, query_time, key_time] in tensor order, in rows of this order."""
     heads, query_time, key_time = visible.shape

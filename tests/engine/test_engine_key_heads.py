@@ -19,15 +19,6 @@ EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
-@pytest.fixture(params=["auto", "reference"])
-def kernels(request, monkeypatch):
-    """Both ways to run; "auto" has to be a compiled kernel."""
-    monkeypatch.setenv("BLOCKSPARSE_KERNELS", request.param)
-    if request.param == "auto" and op.kernel_name() == "reference":
-        pytest.skip("no C++ compiler")
-    return request.param
-
-
 def ragged(seed, alike):
     """Whole, empty and ragged blocks; heads h and h + alike are alike."""
 
