@@ -16,6 +16,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 CPP = $(shell find blocksparse -name '*.h' -o -name '*.cc' -o -name '*.cu')
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Where it is set, every process compiles TensorFlow's modules again: 6 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 # setup.py's python_requires. A .venv of a Python outside it, or of another than the PYTHON= given here, is made anew:
 # before any rule looks, as make would not see its files go.
