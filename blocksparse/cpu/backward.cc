@@ -1,7 +1,7 @@
 #include "attention.h"
 #include "bounds.h"
 #include "key_tile.h"
-#include "segments.h"
+#include "shares.h"
 #include "tasks.h"
 #include "visits.h"
 
@@ -23,46 +23,46 @@ class Backward {
         onto_(onto),
         queries_(plan.query_time * plan.group()),
         head_width_(padded(shape.head_dim)),
-        segments_(segments_of(shape, plan)),
+        shares_(shares_of(shape, plan)),
         partial_(workspace) {}
 
-  static Segments segments_of(const Shape& shape, const Plan& plan) {
-    return Segments(plan, shape.batch * plan.key_heads, padded(shape.head_dim));
+  static Shares shares_of(const Shape& shape, const Plan& plan) {
+    return Shares(plan, shape.batch * plan.key_heads, padded(shape.head_dim));
   }
 
-  int64_t tasks() const { return batch_heads() * segments_.count; }
+  int64_t tasks() const { return batch_heads() * shares_.count; }
   int64_t adding_tasks() const { return shape_.batch * shape_.heads * chunks(); }
 
-  // A task is one segment of one key head of one batch row, heads side by side as they are in memory.
+  // A task is one share of one key head of one batch row, heads side by side as they are in memory.
   void run(const std::function<int64_t()>& take) const {
     Work work(tiles_, shape_, plan_);
     for (int64_t task = take(); task >= 0;) {
       const int64_t next = take();
-      run_segment(task, next, &work);
+      run_share(task, next, &work);
       task = next;
     }
   }
 
-  // dq of the queries that several segments touch: their partial sums are added in the order of the segments, so that
+  // dq of the queries that several shares touch: their partial sums are added in the order of the shares, so that
   // the bits do not depend on which thread was first.
   void add_partials(int64_t task) const {
     const int64_t batch_head = task / chunks() / plan_.group();  // a key head; this is about its reader's queries
     const int32_t reader = task / chunks() % plan_.group(), before = reader * plan_.query_time;
     const int32_t first = task % chunks() * kChunk, end = std::min(first + kChunk, plan_.query_time);
     const Head head = head_of(batch_head);
-    const Segment* segments = &segments_(plan_.key_index[batch_head % plan_.key_heads], 0);
-    const Segment* last = segments + segments_.count;
-    if (std::any_of(segments, last, [=](const Segment& segment) { return segment.owns(first, end); })) return;
+    const Share* shares = &shares_(plan_.key_index[batch_head % plan_.key_heads], 0);
+    const Share* last = shares + shares_.count;
+    if (std::any_of(shares, last, [=](const Share& share) { return share.owns(first, end); })) return;
     Eigen::ArrayXf sum(head_width_);
     for (int32_t row = first; row < end; ++row) {
-      if (std::any_of(segments, last, [row](const Segment& segment) { return segment.owns(row, row + 1); })) continue;
+      if (std::any_of(shares, last, [row](const Share& share) { return share.owns(row, row + 1); })) continue;
       if (head.dq.there(before + row, 1) == 0) continue;
       sum.setZero();
       if (onto_) read_row<T>(head.dq.row(before + row), shape_.head_dim, sum.data());
-      for (const Segment* segment = segments; segment < last; ++segment) {
-        if (!segment->touches(row)) continue;
-        const int64_t place = int64_t{reader} * segment->queries() + row - segment->query_begin;
-        const float* part = partial(batch_head, *segment) + place * head_width_;
+      for (const Share* share = shares; share < last; ++share) {
+        if (!share->touches(row)) continue;
+        const int64_t place = int64_t{reader} * share->queries() + row - share->query_begin;
+        const float* part = partial(batch_head, *share) + place * head_width_;
         sum += Eigen::Map<const Eigen::ArrayXf>(part, head_width_);
       }
       write_row(sum.data(), shape_.head_dim, head.dq.row(before + row));
@@ -115,45 +115,44 @@ class Backward {
             number_rows(in_.key_segments, batch, shape_.key_time, plan_.key_order(head))};
   }
 
-  // A segment while it runs.
+  // A share while it runs.
   struct Run {
     Head head;
     QueryRows by_row;
     std::vector<bool> known;  // by granule: whether lse and delta of its queries are there
-    int32_t skipped;          // granules from the last query that the segment touches of one head to the next's first
+    int32_t skipped;          // granules from the last query that the share touches of one head to the next's first
   };
 
   int64_t batch_heads() const { return shape_.batch * plan_.key_heads; }
   int64_t batch_head_of(int64_t task) const { return task % batch_heads(); }
-  const Segment& segment_of(int64_t task) const {
-    return segments_(plan_.key_index[batch_head_of(task) % plan_.key_heads], task / batch_heads());
+  const Share& share_of(int64_t task) const {
+    return shares_(plan_.key_index[batch_head_of(task) % plan_.key_heads], task / batch_heads());
   }
 
-  // dk and dv of the segment's keys and its partial dq. Queries that no other segment touches get their dq here.
-  void run_segment(int64_t task, int64_t next, Work* work) const {
-    const Segment& segment = segment_of(task);
-    const int32_t begin = segment.query_begin, rows = segment.queries() * plan_.group();
+  // dk and dv of the share's keys and its partial dq. Queries that no other share touches get their dq here.
+  void run_share(int64_t task, int64_t next, Work* work) const {
+    const Share& share = share_of(task);
+    const int32_t begin = share.query_begin, rows = share.queries() * plan_.group();
     std::vector<float> lse(rows), delta(rows);
-    float* sums = partial(batch_head_of(task), segment);
+    float* sums = partial(batch_head_of(task), share);
     std::fill_n(sums, rows * head_width_, 0.0f);
     Run run = {head_of(batch_head_of(task)),
                {lse.data() - begin, delta.data() - begin, sums - begin * head_width_},
                std::vector<bool>(queries_ / tiles_.granule),
-               (plan_.query_time - segment.queries()) / tiles_.granule};
-    for (int32_t i = segment.first; i < segment.last; ++i) {
-      run_tile(segments_.tile(i), &run, work, [&] {
-        i + 1 < segment.last ? fetch_tile(run, segments_.tile(i + 1), work) : fetch_segment(next, work);
-      });
+               (plan_.query_time - share.queries()) / tiles_.granule};
+    for (int32_t i = share.first; i < share.last; ++i) {
+      run_tile(shares_.tile(i), &run, work,
+               [&] { i + 1 < share.last ? fetch_tile(run, shares_.tile(i + 1), work) : fetch_share(next, work); });
     }
     for (int32_t reader = 0; reader < plan_.group(); ++reader) {
-      const int32_t first = reader * plan_.query_time, place = reader * segment.queries() - first;
-      for_plan_rows(run.head.dq, first + segment.own_begin, first + segment.own_end, [&](int32_t row, T* at) {
+      const int32_t first = reader * plan_.query_time, place = reader * share.queries() - first;
+      for_plan_rows(run.head.dq, first + share.own_begin, first + share.own_end, [&](int32_t row, T* at) {
         put_row(run.by_row.dq + (row + place) * head_width_, shape_.head_dim, at, onto_);
       });
     }
   }
 
-  // Where `by_row` has these queries: as in the plan, without those that the segment does not touch.
+  // Where `by_row` has these queries: as in the plan, without those that the share does not touch.
   Granules placed(Granules queries, const Run& run, int32_t* numbers) const {
     if (plan_.group() == 1) return queries;
     const int32_t time = plan_.query_time / queries.size;
@@ -204,7 +203,7 @@ class Backward {
     }
   }
 
-  // lse and delta of the queries that the segment meets for the first time.
+  // lse and delta of the queries that the share meets for the first time.
   void learn(Granules queries, Granules places, Run* run) const {
     const Head& head = run->head;
     for (int32_t i = 0; i < tiles_.column_tile; i += queries.size) {
@@ -228,11 +227,11 @@ class Backward {
     read_rows(head.dout, queries, 0, tiles_.column_tile, work->douts, work->value_width);
   }
 
-  // What the first row tile of a segment, a row tile, a column tile will read, to be fetched ahead.
-  void fetch_segment(int64_t task, Work* work) const {
-    if (task < 0 || segment_of(task).first == segment_of(task).last) return;
+  // What the first row tile of a share, a row tile, a column tile will read, to be fetched ahead.
+  void fetch_share(int64_t task, Work* work) const {
+    if (task < 0 || share_of(task).first == share_of(task).last) return;
     const Run run = {head_of(batch_head_of(task)), {}, std::vector<bool>(queries_ / tiles_.granule), 0};
-    fetch_tile(run, segments_.tile(segment_of(task).first), work);
+    fetch_tile(run, shares_.tile(share_of(task).first), work);
   }
 
   void fetch_tile(const Run& run, int32_t tile, Work* work) const {
@@ -255,8 +254,8 @@ class Backward {
   Granules rows(int32_t tile) const { return {tiles_.row_granules(tile), tiles_.granule}; }
   Granules columns(int32_t column) const { return {tiles_.granules(column), tiles_.granule}; }
   int64_t chunks() const { return (int64_t{plan_.query_time} + kChunk - 1) / kChunk; }
-  float* partial(int64_t batch_head, const Segment& segment) const {
-    return partial_ + (batch_head * segments_.rows + segment.offset) * head_width_;
+  float* partial(int64_t batch_head, const Share& share) const {
+    return partial_ + (batch_head * shares_.rows + share.offset) * head_width_;
   }
 
   const Shape& shape_;
@@ -267,15 +266,15 @@ class Backward {
   const bool onto_;
   const int32_t queries_;  // of all heads that read a key head
   const int64_t head_width_;
-  const Segments segments_;
-  float* partial_;  // [batch, key heads, segments_.rows, head_width_], in plan order
+  const Shares shares_;
+  float* partial_;  // [batch, key heads, shares_.rows, head_width_], in plan order
 };
 
 }  // namespace
 
 int64_t backward_workspace(const Shape& shape, const Plan& plan) {
-  const Segments segments = Backward<float>::segments_of(shape, plan);
-  return shape.batch * plan.key_heads * segments.rows * padded(shape.head_dim);
+  const Shares shares = Backward<float>::shares_of(shape, plan);
+  return shape.batch * plan.key_heads * shares.rows * padded(shape.head_dim);
 }
 
 template <typename T>
