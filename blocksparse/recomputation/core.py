@@ -24,7 +24,7 @@ def decorate(function: Callable, makes_variables: bool) -> Callable:
         if tf.executing_eagerly():
             if not recompute:
                 return function(*args, **kwargs)
-            return eager.call(lambda: function(*args, **kwargs), (args, kwargs))
+            return eager.call(function, (args, kwargs))
         # Whether AutoGraph converts is known here, but no longer when the function runs again.
         context = tf.__internal__.autograph.control_status_ctx()
         converted = tf.__internal__.autograph.tf_convert(function, context)
@@ -32,14 +32,22 @@ def decorate(function: Callable, makes_variables: bool) -> Callable:
             return converted(*args, **kwargs)
         return graph.call(converted, (args, kwargs), makes_variables)
 
+    signature = None
     with suppress(ValueError, TypeError):  # some built-in functions have no signature
-        setattr(call, "__signature__", _with_recompute(inspect.signature(function)))  # noqa: B010  tf.function asks it
+        signature = inspect.signature(function)
+    if signature is not None:
+        setattr(call, "__signature__", _with_recompute(signature))  # noqa: B010  tf.function asks it
     setattr(call, "autograph_info__", {})  # noqa: B010  AutoGraph converts the function, and leaves all this alone
     return call
 
 
 def _with_recompute(signature: inspect.Signature) -> inspect.Signature:
-    """The signature with the keyword that the decorator adds."""
+    """The signature with the keyword that the decorator adds. Raises TypeError where the function has it."""
+    if "recompute" in signature.parameters:
+        raise TypeError(
+            "the function has an argument named recompute, and would never get it: recomputable adds one of that name; "
+            "rename the function's own"
+        )
     parameters = {
         **signature.parameters,
         "recompute": inspect.Parameter(

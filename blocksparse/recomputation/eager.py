@@ -30,7 +30,7 @@ from .variables import Changed, changed, refuse_list, same, value_of, variable_d
 
 
 def call(function: Callable, args: Any) -> Any:
-    """function(), recomputed for its gradients. args: its arguments, however nested."""
+    """function of args, recomputed for its gradients. args: positional ones and keywords, however nested."""
     return _First(function, args).result
 
 
@@ -39,6 +39,7 @@ class _First:
 
     def __init__(self, function: Callable, args: Any):
         self.function, self.state, self.signs = function, State(), Signs()
+        self.own, self.args = args, tf.nest.map_structure(lambda x: x, args)  # own containers may change
         self.outside: dict[int, tf.Tensor] = {}  # what it took that gradients may lead to, and its arguments
         self.live: set[int] = set()  # what depends on these
         self.drawn: list[list[tf.Tensor]] = []
@@ -48,12 +49,12 @@ class _First:
             self.signs.of.setdefault(x._id, hash(("argument", number)))
             self._take(x)
         with unrecorded(), record.VariableWatcher() as watcher, watched(self.see):
-            self.result = function()
+            self.result = function(*args[0], **args[1])
         self.outline = outline(self.result)
         self.results = [self.sign(y) for y in _tensors(self.result)]
         self._find_sources(watcher.watched_variables())
         moved = [x for x in self.outside.values() if has_gradient(x) or variable_dtype(x) is not None]
-        if forwardprop_util.pack_tangents(moved).tangents:
+        if any(map(_tangents, moved)):
             raise NoSecondDerivative(NO_SECOND)
         self._record()
 
@@ -128,9 +129,8 @@ class _First:
         second = _Second(self, signs)
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(self.sources)
-            second.link_values()
             with self.state.again(reuse=False), watched(second.see):
-                result = self.function()
+                result = self.repeat()
         if second.overtaken is not None:
             raise second.overtaken
         compare_structures(self.outline, outline(result))
@@ -140,6 +140,14 @@ class _First:
         grads = inner.gradient(found, self.sources, output_gradients=list(dys))
         return once(grads, [*dys, *self.sources])
 
+    def repeat(self) -> Any:
+        """function of the arguments as they were; one that holds no tensors stays the caller's own object."""
+        (own_args, own_kwargs), (args, kwargs) = self.own, self.args
+        args = [x if _tensors(x) else own for x, own in zip(args, own_args)]
+        return self.function(
+            *args, **{name: x if _tensors(x) else own_kwargs[name] for name, x in kwargs.items()}
+        )
+
 
 class _Second:
     """The second run: gets the draws and the values of variables that the first had."""
@@ -147,16 +155,8 @@ class _Second:
     def __init__(self, first: _First, wanted: list[int]):
         self.first, self.signs, self.busy = first, Signs(), False
         self.wanted, self.found = set(wanted), dict[int, tf.Tensor]()
-        self.values: dict[int, tf.Tensor] = {}
         self.overtaken: Changed | None = None
         self.taken: list[tf.Tensor] = []  # their numbers stand for them: they have to live on
-
-    def link_values(self) -> None:
-        """Makes the first run's value of each variable a value whose gradient is the variable's."""
-        for key, (handle, value) in self.first.values.items():
-            with record.stop_recording():
-                self.values[key] = tf.identity(value)
-            record.record_operation("FirstValue", [self.values[key]], [handle], lambda dy: [dy])
 
     def see(self, kind, inputs, attrs, outputs, op_name=None, graph=None):
         """Notes an operation that just ran, and puts what the first run had in the place of what it gave."""
@@ -203,15 +203,20 @@ class _Second:
     def _read(self, kind: str, inputs: Sequence[tf.Tensor], attrs: tuple, outputs: list) -> None:
         """Values of the first run for those that were read now."""
         for x in inputs:
-            value = self.values.get(x._id)
-            if value is None:
+            if x._id not in self.first.values:
                 continue
+            handle, value = self.first.values[x._id]
             if kind == "ReadVariableOp":
-                outputs[0] = value
+                linked = self._quietly(_linked, handle, value)
+                # A ForwardAccumulator made inside: it has a tangent for either, by other operations.
+                for own, its in zip(_tangents(linked), _tangents(outputs[0])):
+                    self.signs.of[own._id] = self.sign(its)
+                outputs[0] = linked
             elif kind == "ResourceGather":
                 dims = dict(zip(attrs[::2], attrs[1::2]))["batch_dims"]
+                value = self._quietly(_linked, handle, value)
                 outputs[0] = self._quietly(tf.gather, value, inputs[1], batch_dims=dims)
-            elif kind != "VariableShape" and self._quietly(changed, self.first.values[x._id][1], value_of, x):
+            elif kind != "VariableShape" and self._quietly(changed, value, value_of, x):
                 raise Changed.of(self.first.names.get(x._id), value.shape)
 
     def _note_changed(self, x: tf.Tensor) -> None:
@@ -235,14 +240,32 @@ class _Second:
             self.busy = False
 
 
+def _linked(handle: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """The value, with the variable's gradient as its own: for the tapes that watch the variable when it is read."""
+    with record.stop_recording():
+        value = tf.identity(value)
+    record.record_operation("FirstValue", [value], [handle], lambda dy: [dy])
+    return value
+
+
+def _tangents(x: tf.Tensor) -> list[tf.Tensor]:
+    return forwardprop_util.pack_tangents([x]).tangents
+
+
 @contextmanager
 def watched(callback: Callable) -> Iterator[None]:
     """Calls callback(kind, inputs, attrs, outputs, op_name, graph) for each operation that runs or is built."""
-    op_callbacks.add_op_callback(callback)
+
+    def told(kind, inputs, attrs, outputs, op_name=None, graph=None):
+        outputs = callback(kind, inputs, attrs, outputs, op_name, graph)
+        # In a graph a callback gets a tuple, and a function may return what tf.split gives, which is a list.
+        return outputs if graph is None or outputs is None else list(outputs)
+
+    op_callbacks.add_op_callback(told)
     try:
         yield
     finally:
-        op_callbacks.remove_op_callback(callback)
+        op_callbacks.remove_op_callback(told)
 
 
 def constant_sign(x: tf.Tensor) -> int:

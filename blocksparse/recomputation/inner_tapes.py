@@ -24,10 +24,26 @@ def unrecorded() -> Iterator[None]:
     outer = getattr(_thread, "open", None)
     _thread.open = 0
     try:
-        with record.stop_recording():
+        with record.stop_recording(), _functions_name_variables():
             yield
     finally:
         _thread.open = outer
+
+
+@contextmanager
+def _functions_name_variables() -> Iterator[None]:
+    """A tf.function that is called says which variables it reads, although no tape records: it says so to any graph
+    around it that can be told, and calls variable_accessed for each, which is what a VariableWatcher hears.
+    """
+    graph = tf.compat.v1.get_default_graph()  # each thread has its own
+    if hasattr(graph, "watch_variable"):
+        yield
+        return
+    setattr(graph, "watch_variable", lambda variable: None)  # noqa: B010
+    try:
+        yield
+    finally:
+        del graph.watch_variable
 
 
 def is_watched(x: tf.Tensor) -> bool:

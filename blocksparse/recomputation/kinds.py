@@ -26,10 +26,12 @@ _ASSIGNS = re.compile(
     r"|ResourceStridedSliceAssign$|LookupTable(Insert|Remove|Import)|InitializeTable"
 )
 _CALLS = re.compile(r"(Stateful)?PartitionedCall$|(Stateless)?(If|While|Case)$")
+_WRAPPER = "cflow_gradient_wrapper"  # TensorFlow's function around a condition or loop that several tapes see
 _LOOPS = {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "Merge", "RefMerge", "NextIteration",
           "LoopCond"}  # fmt: skip
 _SAME = re.compile(
-    r"ReadVariableOp$|ResourceGather$|GatherV2$|Identity|Placeholder$|NoOp$|Empty\w*List|\w*TensorList"
+    r"ReadVariableOp$|ResourceGather$|GatherV2$|Identity|Placeholder$|NoOp$|FakeParam$|ZerosLike$"
+    r"|Optional(None|FromValue)$|Empty\w*List|\w*TensorList"
 )
 
 
@@ -108,6 +110,16 @@ def functions_of(operation: tf.Operation) -> list[str]:
     return list(_functions_of(operation.node_def))
 
 
+def called(operation: tf.Operation, graph: tf.Graph) -> tuple[str, tuple[str, ...]]:
+    """An operation that runs functions: its kind, and those of all operations in them. A condition or loop in a function
+    of TensorFlow's own, which it has under several tapes alone, counts as if it stood there itself.
+    """
+    found = tuple(map(described, with_inner(operation, graph)))
+    if _is_wrapper(operation.node_def):
+        found = found[next(number for number, kind in enumerate(found) if is_branch(kind)) :]
+    return re.sub("State(less|ful)", "", found[0]), skeleton(found[1:])
+
+
 def inner_kinds(name: str, graph: tf.Graph | None) -> tuple[str, ...]:
     """The kinds of all operations in a function and in those that it calls, in order."""
     return _eager_kinds(name) if graph is None else tuple(map(described, _nodes_of(name, graph)))
@@ -128,16 +140,35 @@ def _nodes_of(name: str, graph: tf.Graph | None) -> Iterator[Any]:
     while outer is not None:
         if (function := outer._get_function(name)) is not None:
             definition = getattr(function, "cached_definition", None) or function.definition
-            return _walk(definition.node_def, outer)
+            return _walk(_nodes(definition), outer)
         outer = getattr(outer, "outer_graph", None)
-    return _walk(context.get_function_def(name).node_def, None)
+    return _walk(_nodes(context.get_function_def(name)), None)
+
+
+def _nodes(definition: Any) -> list:
+    """A function's nodes, less the constants that its lists alone take: sizes, in a loop that is differentiated."""
+    takers: dict = {}
+    for node in definition.node_def:
+        for given in node.input:
+            takers.setdefault(given.partition(":")[0].lstrip("^"), []).append(node.op)
+    takers.update({given.partition(":")[0]: ["result"] for given in definition.ret.values()})
+    return [
+        node
+        for node in definition.node_def
+        if node.op != "Const" or not all("TensorList" in kind for kind in takers.get(node.name, ["nobody"]))
+    ]
 
 
 def _walk(nodes: Any, graph: tf.Graph | None) -> Iterator[Any]:
     for node in nodes:
-        yield node
+        if not _is_wrapper(node):
+            yield node
         for name in _functions_of(node):
             yield from _nodes_of(name, graph)
+
+
+def _is_wrapper(node: Any) -> bool:
+    return node.op.endswith("PartitionedCall") and _WRAPPER in node.attr["f"].func.name
 
 
 def described(node: Any) -> str:
@@ -156,10 +187,9 @@ def _functions_of(node: Any) -> Iterator[str]:
 
 
 def skeleton(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """kinds without those by which reading a variable may differ from having its value, or a loop that has to be
-    differentiated from one that has not."""
-    loops = any(is_call(kind) for kind in kinds)
-    return tuple(kind for kind in kinds if not _SAME.match(kind) and not (loops and kind.startswith("Const")))
+    """kinds without those by which reading a variable may differ from having its value, or a condition or loop that has
+    to be differentiated from one that has not."""
+    return tuple(kind for kind in kinds if not _SAME.match(kind))
 
 
 def plain_name(function: str) -> str:

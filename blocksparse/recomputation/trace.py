@@ -181,8 +181,7 @@ class Trace:
         elif self.coarse and (sign := self._coarse(op, given)) is not None:
             self.signs.of.update((key, sign) for key in keys)
         elif kinds.is_call(op.type):
-            inner = [kinds.skeleton(kinds.inner_kinds(name, self.graph)) for name in kinds.functions_of(op)]
-            kind = op.type.replace("Stateless", "").replace("Stateful", "")
+            kind, inner = kinds.called(op, self.graph)
             self.signs.step(kind, str(inner), sorted(set(given)), keys)
         else:
             self.signs.step(op.type, _details(op), given, keys)
