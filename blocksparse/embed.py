@@ -28,4 +28,4 @@ def embedding_lookup(
 
     emb = as_float("emb", emb)
     check_rank("emb", emb, "[rows, state]", 2)
-    return lookup(emb, tf.cast(as_indices("idx", idx), tf.int32))
+    return lookup(emb, as_indices("idx", idx))

@@ -210,11 +210,31 @@ def dropout(
                 f"mask_shape is {list(mask_shape)}, but x is {wanted}: each size must be x's or 1"
             )
     shape = tf.shape(x) if not mask_shape else tf.constant(list(mask_shape))
-    mask = draw_seed() if mask is None else tf.convert_to_tensor(mask)
+    mask = draw_seed() if mask is None else _checked_mask(mask, shape)
     with tf.name_scope("Dropout"):
         keep = _unpack(mask, shape) if mask.dtype == tf.int32 else _drawn(mask, shape, keep_prob)
         y = tf.where(keep, same_float32(tf.divide, x, as_float32(keep_prob)), tf.zeros_like(x))
     return y, mask
+
+
+def _checked_mask(mask: TensorLike, shape: tf.Tensor) -> tf.Tensor:
+    """A seed or packed words. Raises ValueError and TypeError for anything else."""
+    mask = tf.convert_to_tensor(mask)
+    if mask.dtype not in (tf.int32, tf.int64):
+        raise TypeError(
+            f"mask is {mask.dtype.name}; it is what dropout returned, int64, or packed bits, int32"
+        )
+    entries = tf.get_static_value(tf.reduce_prod(shape))
+    words = None if entries is None else -(-int(entries) // 32)
+    wanted = [2] if mask.dtype == tf.int64 else [words]
+    if not mask.shape.is_compatible_with(wanted):
+        what = (
+            "the seed that dropout returned"
+            if mask.dtype == tf.int64
+            else f"packed bits of {entries} entries"
+        )
+        raise ValueError(f"mask is {mask.dtype.name} {mask.shape}; {what} has shape {wanted}: give mask so")
+    return mask
 
 
 def _drawn(seed: tf.Tensor, shape: tf.Tensor, keep_prob: TensorLike) -> tf.Tensor:

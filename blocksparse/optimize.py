@@ -80,7 +80,8 @@ class _Optimizer(tf.compat.v1.train.Optimizer):
         )
 
     def _power(self, name: str) -> tf.Variable:
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        with tf.init_scope():  # a tf.function keeps its variables outside
+            graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         return self._get_non_slot_variable(name, graph=graph)
 
     def _finish_powers(

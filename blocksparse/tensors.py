@@ -55,6 +55,18 @@ def as_scale(scale: TensorLike) -> tf.Tensor:
     return scale
 
 
+@tf.custom_gradient
+def times_scale(x: tf.Tensor, scale: tf.Tensor) -> Any:
+    """x * scale, of float32 tensors, the scale a scalar. Where no gradient comes in, x has no part in that of scale:
+    there it may be a NaN that nobody sees.
+    """
+
+    def gradient(dy):
+        return dy * scale, tf.reduce_sum(tf.math.multiply_no_nan(x, dy))
+
+    return x * scale, gradient
+
+
 def as_float(name: str, x: TensorLike) -> tf.Tensor:
     """x as a tensor. Raises TypeError where it is of no float dtype: results would be rounded to whole numbers."""
     x = as_tensor(name, x)
@@ -64,11 +76,14 @@ def as_float(name: str, x: TensorLike) -> tf.Tensor:
 
 
 def as_indices(name: str, x: TensorLike) -> tf.Tensor:
-    """x as a tensor of integers. Raises TypeError where it is none: 1.5 would silently become 1."""
+    """x as a tensor of int32, or of int64 where its dtype holds more: cut to int32, 2^32 + 1 would silently become 1.
+
+    Raises TypeError where it holds no integers: 1.5 would silently become 1.
+    """
     x = as_tensor(name, x)
     if not x.dtype.base_dtype.is_integer:
         raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
-    return x
+    return tf.cast(x, tf.int32 if x.dtype.max <= tf.int32.max else tf.int64)
 
 
 def check_rank(name: str, x: tf.Tensor, axes: str, rank: int) -> None:

@@ -111,8 +111,8 @@ def functions_of(operation: tf.Operation) -> list[str]:
 
 
 def called(operation: tf.Operation, graph: tf.Graph) -> tuple[str, tuple[str, ...]]:
-    """An operation that runs functions: its kind, and those of all operations in them. A condition or loop in a function
-    of TensorFlow's own, which it has under several tapes alone, counts as if it stood there itself.
+    """An operation that runs functions: its kind, and those of all operations in them. A condition or loop that stands
+    in a function of TensorFlow's own, under several tapes, counts as if it stood there itself.
     """
     found = tuple(map(described, with_inner(operation, graph)))
     if _is_wrapper(operation.node_def):

@@ -7,7 +7,16 @@ import operator
 
 import tensorflow as tf
 
-from ..tensors import TensorLike, as_float, as_float32, as_indices, as_numbers, as_scale, check_rank
+from ..tensors import (
+    TensorLike,
+    as_float,
+    as_float32,
+    as_indices,
+    as_numbers,
+    as_scale,
+    check_rank,
+    times_scale,
+)
 
 LOWEST = tf.float32.min  # stands for -infinity, whose differences would be NaN
 
@@ -45,7 +54,7 @@ def _scores(
 ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """x; the visible entries (None: all); float32 scores, the lowest number where invisible."""
     x = _rows("x", x)
-    scores = as_float32(x) * as_scale(scale)
+    scores = times_scale(as_float32(x), tf.reshape(as_scale(scale), []))
     if mask is None:
         return x, None, scores
     mask = tf.stop_gradient(as_numbers("mask", mask))
@@ -81,7 +90,7 @@ def softmax_cross_entropy(logits: TensorLike, labels: TensorLike) -> tf.Tensor:
     rows, entries = logits.shape[:-1].num_elements(), labels.shape.num_elements()
     if None not in (rows, entries) and rows != entries:
         raise ValueError(f"labels is {labels.shape}, but logits is {logits.shape}: {rows} labels are wanted")
-    labels = tf.reshape(tf.cast(labels, tf.int32), tf.shape(logits)[:-1])
+    labels = tf.reshape(labels, tf.shape(logits)[:-1])
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=as_float32(logits))
     return tf.ensure_shape(loss, logits.shape[:-1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from ..tensors import TensorLike
+from ..tensors import TensorLike, times_scale
 
 _DTYPES = (tf.float16, tf.bfloat16, tf.float32)
 
@@ -22,7 +22,7 @@ def scaled(x: tf.Tensor, scale: TensorLike) -> tuple[tf.Tensor, float]:
         raise ValueError(
             f"scale is {came}; it has to be a number, or a scalar tensor or variable of a float dtype"
         )
-    return tf.cast(x, tf.float32) * tf.reshape(tf.cast(factor, tf.float32), []), 1.0
+    return times_scale(tf.cast(x, tf.float32), tf.reshape(tf.cast(factor, tf.float32), [])), 1.0
 
 
 def float_tensor(name: str, x: TensorLike) -> tf.Tensor:

@@ -110,6 +110,31 @@ def test_masks_get_no_gradient_and_empty_rows_are_zero():
     np.testing.assert_array_equal(dx[1], [0, 0])
 
 
+@pytest.mark.parametrize("index", [2**32 + 1, -(2**32) + 1, 6])
+def test_an_index_is_never_cut_to_one_that_exists(index):
+    index = np.array([index], np.int64)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not in"):
+        bs.embedding_lookup(tf.ones((6, 4)), index)
+    try:
+        loss = bs.softmax_cross_entropy(tf.ones((1, 5)), index)
+    except tf.errors.InvalidArgumentError as error:
+        assert "valid range" in str(error)
+    else:
+        assert np.isnan(loss)
+
+
+def test_a_nan_that_is_hidden_has_no_part_in_the_gradient_of_scale():
+    scale, x, mask = tf.Variable(1.5), tf.constant([[1.0, np.nan, np.inf, 2.0]]), [[1.0, 0, 0, 1]]
+    bst = bs.BlocksparseTransformer(
+        np.ones((1, 1)), 8, heads=1, mask_callback=lambda s, *_: np.tri(*s, dtype=bool)
+    )
+    scores = tf.where(np.tri(8, dtype=bool), tf.reshape(tf.range(64.0), (8, 8)) / 9, np.nan)[None, None]
+    for y in (lambda: bs.masked_softmax(x, mask, scale), lambda: bst.masked_softmax(scores, scale)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(y() ** 2)
+        assert np.isfinite(tape.gradient(loss, scale)) and np.isfinite(loss)
+
+
 def test_top_k_among_equals():
     x = tf.constant([[1.0, 2.0, 2.0, 2.0]])
     np.testing.assert_array_equal(bs.top_k(x, 2)[1], [[1, 2]])
@@ -218,6 +243,14 @@ def test_several_ranks_without_mpi4py(monkeypatch):
             r"k is 49, but rows of x \(\(64, 48\)\) have 48 entries: k lies in 1 .. 48",
         ),
         (lambda: bs.rectified_top_k(ONES, 0), "k is 0"),
+        (
+            lambda: bs.dropout(ONES, 0.5, mask=np.zeros(96, np.int64)),
+            r"mask is int64 \(96,\); the seed that dropout returned has shape \[2\]",
+        ),
+        (
+            lambda: bs.dropout(ONES, 0.5, mask=np.zeros(95, np.int32)),
+            r"packed bits of 3072 entries has shape \[96\]",
+        ),
     ],
 )
 def test_errors(call, message):

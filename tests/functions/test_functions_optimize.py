@@ -60,16 +60,21 @@ def expected(oracle):
     return [oracle(p, [grads[i] for grads in scaled]) for i, p in enumerate(START)]
 
 
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "function"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_eager(name):
+def test_eager(name, traced):
     oracle, make, error = OPTIMIZERS[name]
     variables = [tf.Variable(p, dtype=tf.float32) for p in START]
     state = {}
     optimizer = make(norm_scale=lambda: state["norm_scale"], grad_scale=SCALE)
-    for grads in GRADS:
-        grads = [tf.constant(g, tf.float32) for g in grads]
+
+    def step(grads):
         _, state["norm_scale"] = bs.clip_by_global_norm(grads, grad_scale=SCALE)
         optimizer.apply_gradients(zip(grads, variables))
+
+    run = tf.function(step) if traced else step
+    for grads in GRADS:
+        run([tf.constant(g, tf.float32) for g in grads])
     for variable, p in zip(variables, expected(oracle)):
         np.testing.assert_allclose(variable, p, rtol=error, atol=error)
 
