@@ -61,6 +61,7 @@ def train(job: Job, deterministic: bool = False) -> None:
 
 def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     start = checkpoint.restore(job.folder, trainer.variables)
+    trainer.spread()
     if start > job.settings.steps:
         raise Stop(f"{job.folder} has done {start} steps already, more than steps={job.settings.steps}")
     _same_start(trainer, start)
