@@ -1,8 +1,8 @@
 """What one device keeps of a training: the weights, and the optimizer that updates them.
 
 Every device updates a copy of its own with the same summed gradient, so that the copies stay equal. Keras would sum the
-gradient over the devices a second time, and keep the update out of XLA; variables that tf.distribute does not know spare
-both.
+gradient over the devices a second time, and keep the update out of XLA; variables that tf.distribute does not know
+spare both.
 """
 
 from __future__ import annotations

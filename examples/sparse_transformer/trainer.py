@@ -1,8 +1,8 @@
 """One training step for one device, several, or several machines, written out because Keras's own will not do.
 
 Keras 3.15's fit raises under MultiWorkerMirroredStrategy, and its optimizers clip before the
-all-reduce: here gradients are summed over the replicas (reduction.py), unscaled, clipped by their global norm and applied
-(replica.py).
+all-reduce: here gradients are summed over the replicas (reduction.py), unscaled, clipped by their global norm and
+applied (replica.py).
 """
 
 from __future__ import annotations
