@@ -31,16 +31,21 @@ def summed(context: tf.distribute.ReplicaContext, model, gradients) -> list[tf.T
 
     gradients: this replica's, for model.trainable_variables.
     """
-    pieces, counts = [], []
-    for members in flat.split(model, gradients):
-        found = buckets([4 * member.shape.num_elements() for member in members], BUCKET)
-        counts.append(len(found))
-        rest = iter(members)
-        for count in found:
-            parts = [tf.reshape(next(rest), [-1]) for _ in range(count)]
-            pieces.append(tf.cast(tf.concat(parts, axis=0), DTYPE))
-    # A pack of one byte takes one piece. tf.distribute begins with the last.
+    vectors = [_pieces(members) for members in flat.split(model, gradients)]
+    # tf.distribute begins with the last, and a pack of one byte takes one piece. The short vector of all layers' biases
+    # is the one that is complete last.
+    order = [piece for vector in reversed(vectors) for piece in vector]
     options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=1)
-    pieces = context.all_reduce(tf.distribute.ReduceOp.SUM, pieces, options=options)
-    vectors = pieces[: counts[0]], pieces[counts[0] :]
-    return [tf.cast(tf.concat(vector, axis=0), tf.float32) for vector in vectors]
+    done = context.all_reduce(tf.distribute.ReduceOp.SUM, order, options=options)
+    first = len(vectors[1])
+    return [tf.cast(tf.concat(vector, axis=0), tf.float32) for vector in (done[first:], done[:first])]
+
+
+def _pieces(tensors) -> list[tf.Tensor]:
+    """Each bucket's tensors, one behind the other."""
+    rest = iter(tensors)
+    pieces = []
+    for count in buckets([4 * tensor.shape.num_elements() for tensor in tensors], BUCKET):
+        parts = [tf.reshape(next(rest), [-1]) for _ in range(count)]
+        pieces.append(tf.cast(tf.concat(parts, axis=0), DTYPE))
+    return pieces
