@@ -18,6 +18,7 @@ from benchmarks.common import cases
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = ("forward", "backward")
 HERE, DENSE, FLEX, CUDNN, FLASH = "#2a5db0", "#9a9a9a", "#f0a202", "#76b900", "#c0504d"
+WAYS = {"mirrored": "one process", "workers": "a process each"}
 WIDTH = 0.22  # of a bar, where 1 is a group
 LINES = {"dense": DENSE, "all": DENSE, "fixed": "#c0504d", "local": "#f0a202", "strided": HERE}
 
@@ -141,6 +142,35 @@ def model_quality(result: dict):
     return figure
 
 
+def model_scaling(result: dict):
+    """How many times one GPU's rate, a panel a model: the same batch a GPU, and the same in all."""
+    rows = [row for row in result["rows"] if "seconds" in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = blank(5 * len(models), 5, 1, len(models), sharey=True)
+    for axes, model in zip(panels.flat, models, strict=True):
+        here = [row for row in rows if row["model"] == model]
+        alone = {row["batch"]: row["seconds"] for row in here if row["gpus"] == 1}
+        most = max(row["gpus"] for row in here)
+        axes.plot([1, most], [1, most], ":", color="0.3", lw=1, label="as many times as GPUs")
+        for (way, words), colour in zip(WAYS.items(), (HERE, FLASH), strict=True):
+            for kind, style in (("weak", "o-"), ("strong", "s--")):
+                times = {1: 1.0}
+                for row in (row for row in here if row["way"] == way):
+                    one = alone.get(row["batch"] // row["gpus"] if kind == "weak" else row["batch"])
+                    if one:
+                        rate = row["gpus"] if kind == "weak" else 1
+                        times[row["gpus"]] = rate * one / row["seconds"]
+                axes.plot(list(times), list(times.values()), style, color=colour, label=f"{words}, {kind}")
+        counts = sorted({row["gpus"] for row in here})
+        axes.set_xticks(counts, list(map(str, counts)))
+        axes.set(xlabel="GPUs", title=f"{model}: {min(alone)} sequences a GPU, or {max(alone)} in all")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("times one GPU's sequences a second")
+    under(figure, panels[0, 0])
+    figure.suptitle(f"Training steps of whole models, float16: {result['machine']}")
+    return figure
+
+
 def machine(result: dict) -> str:
     """Card or processor of a result of TensorFlow's, and its version."""
     cores = f"{result.get('cores')} cores of {result.get('cpu', 'a CPU')}"
@@ -184,7 +214,7 @@ def under(figure, axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
-PICTURES = (attention_cpu, attention_gpu, model_context, model_quality)
+PICTURES = (attention_cpu, attention_gpu, model_context, model_quality, model_scaling)
 
 
 def main() -> None:

@@ -74,8 +74,16 @@ def test_programs_walk_over_short_rows_only(triton):
 
 @pytest.mark.parametrize(
     "machine, common",
-    [((90,), 90), ((90, 90), 90), ((90, 80), 80), ((100, 90), 90)]
-    + [((90, 120), 120), ((121, 100), 121), ((86, 120), 86), ((75, 120), 75)],
+    [
+        ((90,), 90),
+        ((90, 90), 90),
+        ((90, 80), 80),
+        ((100, 90), 90),
+        ((90, 120), 120),
+        ((121, 100), 121),
+        ((86, 120), 86),
+        ((75, 120), 75),
+    ],
 )
 def test_gpus_of_several_generations_share_tiles_that_fit_in_all(machine, common):
     """99 KiB of shared memory a block have 8.6, 8.9 and 12.x; the kernels are each GPU's own, by the key's end."""
