@@ -6,7 +6,6 @@ cifar10's 128 layers make it 2,054 variables, 50,000 small kernels and minutes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import keras
@@ -20,18 +19,12 @@ def _name(variable: keras.Variable) -> str:
     return NAMES[variable.name in _UNDECAYED]
 
 
-def split(model: keras.Model, tensors: Sequence) -> list[list]:
-    """Of tensors for model.trainable_variables, those that belong to each vector, in the order of NAMES."""
-    members: dict[str, list] = {name: [] for name in NAMES}
-    for variable, tensor in zip(model.trainable_variables, tensors, strict=True):
-        members[_name(variable)].append(tensor)
-    return list(members.values())
-
-
 def pack(model: keras.Model) -> dict[str, tf.Tensor]:
     """The model's weights by name of the vector."""
-    values = [tf.reshape(variable.value, [-1]) for variable in model.trainable_variables]
-    return {name: tf.concat(parts, axis=0) for name, parts in zip(NAMES, split(model, values), strict=True)}
+    members: dict[str, list] = {name: [] for name in NAMES}
+    for variable in model.trainable_variables:
+        members[_name(variable)].append(tf.reshape(variable.value, [-1]))
+    return {name: tf.concat(parts, axis=0) for name, parts in members.items()}
 
 
 def unpack(model: keras.Model, vectors) -> list[tf.Tensor]:

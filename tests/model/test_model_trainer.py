@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from sparse_transformer import config, flat, reduction
+from sparse_transformer import config, flat
 from sparse_transformer.evaluation import set_weights
-from sparse_transformer.model import SparseTransformer, bits
+from sparse_transformer.model import bits
 from sparse_transformer.trainer import Trainer
 
 TINY = replace(
@@ -106,31 +106,3 @@ def test_the_batch_must_divide_over_the_replicas():
 
     with pytest.raises(ValueError, match=r"batch=2 does not divide over 3 replicas; try --override batch=3"):
         Trainer(TINY, Three())
-
-
-@pytest.mark.parametrize(
-    "sizes, counts",
-    [([3, 3, 3, 3, 3], [2, 2, 1]), ([9, 1, 1], [1, 2]), ([5], [1]), ([], []), ([1, 1, 9], [3])],
-)
-def test_a_bucket_is_full_with_the_tensor_that_reaches_its_size(sizes, counts):
-    assert reduction.buckets(sizes, 5) == counts
-
-
-def test_gradients_are_summed_in_float32_a_collective_a_bucket(monkeypatch):
-    monkeypatch.setattr(reduction, "BUCKET", 20_000)
-    sent = []
-
-    class Context:
-        def all_reduce(self, operation, tensors, options):
-            assert operation == tf.distribute.ReduceOp.SUM and options.bytes_per_pack == 1
-            sent.extend(tensors)
-            return [2 * tensor for tensor in tensors]
-
-    model = SparseTransformer(TINY)
-    gradients = [tf.random.stateless_normal(v.shape, [0, i]) for i, v in enumerate(model.trainable_variables)]
-    half = [tf.cast(g, tf.float16) for g in gradients]
-    summed = reduction.summed(Context(), model, half)
-    assert len(sent) > 3 and all(piece.dtype == tf.float32 for piece in sent)
-    assert all(4 * piece.shape[0] >= 20_000 for piece in sent[1:-1])  # between the biases and the last bucket
-    for got, want in zip(flat.unpack(model, summed), half, strict=True):
-        np.testing.assert_array_equal(got, 2 * tf.cast(want, tf.float32))

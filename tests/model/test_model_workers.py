@@ -145,13 +145,18 @@ def test_a_late_worker_is_waited_for_and_a_signal_to_one_ends_both_at_one_step(t
 
 
 MIRRORED = """
-import os, sys, runpy, signal
+import atexit, os, sys, runpy, signal
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from sparse_transformer import checkpoint, reduction, training
+from sparse_transformer import checkpoint, training
 training.make_strategy = lambda _: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-reduction.BUCKET = 10_000  # bytes: several in this model
+calls, all_reduce = [], tf.distribute.ReplicaContext.all_reduce
+def counted(context, *arguments, **options):
+    calls.append(arguments)
+    return all_reduce(context, *arguments, **options)
+tf.distribute.ReplicaContext.all_reduce = counted
+atexit.register(lambda: print(f"{len(calls)} calls of all_reduce"))
 save = checkpoint.Writer.save
 def save_and_stop(self, step, variables):
     save(self, step, variables)
@@ -168,6 +173,9 @@ def test_two_devices_of_one_machine_and_one_goes_on(unbroken, tmp_path):
     two = "-c", f"import sys; sys.path.insert(0, {os.path.dirname(command[0])!r})\n" + MIRRORED
     status, output = finish(start(command, *two))
     assert status == 128 + signal.SIGTERM, output
+    assert (
+        "4 calls of all_reduce" in output
+    )  # of each replica the step's, and the sum that compares checkpoints
     assert int(arrays(tmp_path)["step"]) in (4, 5)  # the signal may come in after the step was looked at
     run(command)
     check(tmp_path, unbroken)
