@@ -90,7 +90,10 @@ def start(
 
 
 def log(folder: Path) -> str:
-    return folder.with_name(f"{folder.name}_0.log").read_text()[-800:]
+    """What the first process of `folder` said last."""
+    return (
+        folder.with_name(f"{folder.name}_0.log").read_text().strip()[-800:].replace(str(folder), folder.name)
+    )
 
 
 class Noise:
@@ -255,11 +258,12 @@ def fault(name: str, folder: Path, args, late: float = 0) -> dict:
         child.kill()
     return {
         "fault": name,
+        "on": "CPU" if args.cpus else machine.card(),
         "patience": args.patience,
         "trained": trained,  # to a checkpoint, before the signal
         "status": status,
         "seconds": seconds,  # from the signal to its end
-        "says": log(folder),
+        "says": log(folder).splitlines()[-1],
     }
 
 
