@@ -143,32 +143,37 @@ def model_quality(result: dict):
 
 
 def model_scaling(result: dict):
-    """How many times one GPU's rate, a panel a model: the same batch a GPU, and the same in all."""
-    rows = [row for row in result["rows"] if "seconds" in row]
+    """How many times one GPU's rate, a panel a model: with the same batch a GPU, and with the same in all."""
+    rows = [row for row in result["rows"] if "bits" in row]
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, panels = blank(5 * len(models), 5, 1, len(models), sharey=True)
     for axes, model in zip(panels.flat, models, strict=True):
         here = [row for row in rows if row["model"] == model]
-        alone = {row["batch"]: row["seconds"] for row in here if row["gpus"] == 1}
-        most = max(row["gpus"] for row in here)
-        axes.plot([1, most], [1, most], ":", color="0.3", lw=1, label="as many times as GPUs")
-        for (way, words), colour in zip(WAYS.items(), (HERE, FLASH), strict=True):
-            for kind, style in (("weak", "o-"), ("strong", "s--")):
-                times = {1: 1.0}
-                for row in (row for row in here if row["way"] == way):
-                    one = alone.get(row["batch"] // row["gpus"] if kind == "weak" else row["batch"])
-                    if one:
-                        rate = row["gpus"] if kind == "weak" else 1
-                        times[row["gpus"]] = rate * one / row["seconds"]
-                axes.plot(list(times), list(times.values()), style, color=colour, label=f"{words}, {kind}")
         counts = sorted({row["gpus"] for row in here})
+        axes.plot(counts, counts, ":", color="0.3", lw=1, label="as many times as GPUs")
+        for (way, words), colour in zip(WAYS.items(), (HERE, FLASH), strict=True):
+            for batch, style in (("the same batch a GPU", "o-"), ("the same batch in all", "s--")):
+                times = times_one_gpu([r for r in here if r["way"] in ("one", way)], weak="a GPU" in batch)
+                if len(times) > 1:
+                    axes.plot(*zip(*times), style, color=colour, label=f"{words}, {batch}")
         axes.set_xticks(counts, list(map(str, counts)))
-        axes.set(xlabel="GPUs", title=f"{model}: {min(alone)} sequences a GPU, or {max(alone)} in all")
+        axes.set(xlabel="GPUs", title=model)
         axes.grid(alpha=0.3)
+        axes.legend()
     panels[0, 0].set_ylabel("times one GPU's sequences a second")
-    under(figure, panels[0, 0])
-    figure.suptitle(f"Training steps of whole models, float16: {result['machine']}")
+    figure.suptitle(f"Training steps of whole models, float16, GPUs of one machine: {result['machine']}")
     return figure
+
+
+def times_one_gpu(rows: list[dict], weak: bool) -> list[tuple[int, float]]:
+    """(GPUs, times one GPU's rate) where one GPU was measured with the same batch a GPU (weak) or the same batch."""
+    alone = {row["batch"]: row["seconds"] for row in rows if row["gpus"] == 1}
+    found = {1: 1.0}
+    for row in rows:
+        parts = row["gpus"] if weak else 1
+        if row["batch"] // parts in alone and row["gpus"] > 1:
+            found[row["gpus"]] = parts * alone[row["batch"] // parts] / row["seconds"]
+    return sorted(found.items())
 
 
 def machine(result: dict) -> str:

@@ -6,7 +6,7 @@
     python benchmarks/model/scaling.py steps --cpus 2 --override layers=1 --override precision=float32   # to try it
 
 enwik8 and cifar10 whole, on random bytes: MirroredStrategy, one process for all GPUs, and MultiWorkerMirroredStrategy,
-one for each. Weak scaling has the same windows a GPU, strong scaling the same windows in all. The rows of a model build
+one for each. Weak scaling has the same batch a GPU, strong scaling the same batch in all. The rows of a model build
 and compile beside each other, then take turns. Collectives: a step's gradients summed once more, with nothing beside.
 """
 
@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import examples, machine, timing
 
-PER_GPU = {"enwik8": 8, "cifar10": 16}  # windows of weak scaling; strong scaling has twice as many in all
+PER_GPU = {"enwik8": 8, "cifar10": 16}  # sequences of weak scaling; strong scaling has twice as many in all
 WARM = 2  # steps before the timed ones
 FEW = ["layers=1", "steps=100000", "checkpoint_every=2"]  # of the model whose workers die or come late
 
@@ -268,10 +268,10 @@ def fault(name: str, folder: Path, args, late: float = 0) -> dict:
 
 
 def report(records: list[dict]) -> str:
-    """A Markdown table: how many times one GPU's rate, at its windows a GPU (weak) and at its windows (strong)."""
+    """A Markdown table: how many times one GPU's rate, at its batch a GPU (weak) and at its batch (strong)."""
     alone = {(r["model"], r["batch"]): r for r in records if r.get("way") == "one" and "seconds" in r}
     lines = [
-        "| model | way | GPUs | windows | s a step | weak | strong | collectives alone, ms | bits differ by |",
+        "| model | way | GPUs | sequences | s a step | weak | strong | collectives alone, ms | bits differ by |",
         "| --- " * 9 + "|",
     ]
     for r in (r for r in records if "seconds" in r and "model" in r):
@@ -319,8 +319,10 @@ def main() -> None:
     if args.what == "worker":
         work(args.folder, args)
         return
-    records = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    known = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    records = known["rows"]
     if args.what == "steps":
+        known = {"machine": machine.card_and_versions()}  # what was said of older rows goes with them
         counts = available(args.cpus)
         for model in args.models:
             records = [r for r in records if r.get("model") != model] + measure(model, counts, args)
@@ -330,9 +332,8 @@ def main() -> None:
             records.append(fault("killed", Path(folder) / "killed", args))
             args.patience += args.late
             records.append(fault(f"late by {args.late:.0f} s", Path(folder) / "late", args, args.late))
-    args.out.write_text(
-        json.dumps({"machine": machine.card_and_versions(), "rows": records}, indent=1) + "\n"
-    )
+    if args.what != "report":
+        args.out.write_text(json.dumps({**known, "rows": records}, indent=1) + "\n")
     print(report(records))
 
 
