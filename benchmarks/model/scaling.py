@@ -136,7 +136,7 @@ def work(folder: Path, args) -> None:
     from sparse_transformer import batches, config
     from sparse_transformer.trainer import Trainer
 
-    began = time.perf_counter()
+    began, measurer = time.perf_counter(), os.getppid()
     settings = config.load(args.models[0]).override([*args.override, f"batch={args.batch}"])
     strategy = devices(job, args.cpus)
     trainer = Trainer(settings, strategy)
@@ -151,6 +151,8 @@ def work(folder: Path, args) -> None:
             built = time.perf_counter() - began
             (folder / f"ready{watchdog.own}").touch()
             while not (folder / "go").exists():
+                if os.getppid() != measurer:
+                    os._exit(1)  # it was killed: nobody will say go
                 time.sleep(0.01)
         watchdog.entered(step + 1)
         start = time.perf_counter()
@@ -204,7 +206,7 @@ def measure(model: str, counts: list[int], args) -> list[dict]:
     words = [word for override in args.override for word in ("--override", override)]
     until, records = time.monotonic() + args.timeout, []
     with tempfile.TemporaryDirectory() as parent:
-        running = {}
+        running: dict[Row, tuple[Path, list[subprocess.Popen]]] = {}
         for number, row in enumerate(rows(model, counts)):
             folder = Path(parent) / f"row{number}"
             folder.mkdir()
