@@ -18,6 +18,7 @@ from benchmarks.common import cases
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = ("forward", "backward")
 HERE, DENSE, FLEX, CUDNN, FLASH = "#2a5db0", "#9a9a9a", "#f0a202", "#76b900", "#c0504d"
+WAYS = {"mirrored": "one process", "workers": "a process each"}
 WIDTH = 0.22  # of a bar, where 1 is a group
 LINES = {"dense": DENSE, "all": DENSE, "fixed": "#c0504d", "local": "#f0a202", "strided": HERE}
 
@@ -141,6 +142,40 @@ def model_quality(result: dict):
     return figure
 
 
+def model_scaling(result: dict):
+    """How many times one GPU's rate, a panel a model: with the same batch a GPU, and with the same in all."""
+    rows = [row for row in result["rows"] if "bits" in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = blank(5 * len(models), 5, 1, len(models), sharey=True)
+    for axes, model in zip(panels.flat, models, strict=True):
+        here = [row for row in rows if row["model"] == model]
+        counts = sorted({row["gpus"] for row in here})
+        axes.plot(counts, counts, ":", color="0.3", lw=1, label="as many times as GPUs")
+        for (way, words), colour in zip(WAYS.items(), (HERE, FLASH), strict=True):
+            for batch, style in (("the same batch a GPU", "o-"), ("the same batch in all", "s--")):
+                times = times_one_gpu([r for r in here if r["way"] in ("one", way)], weak="a GPU" in batch)
+                if len(times) > 1:
+                    axes.plot(*zip(*times), style, color=colour, label=f"{words}, {batch}")
+        axes.set_xticks(counts, list(map(str, counts)))
+        axes.set(xlabel="GPUs", title=model)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0, 0].set_ylabel("times one GPU's sequences a second")
+    figure.suptitle(f"Training steps of whole models, float16, GPUs of one machine: {result['machine']}")
+    return figure
+
+
+def times_one_gpu(rows: list[dict], weak: bool) -> list[tuple[int, float]]:
+    """(GPUs, times one GPU's rate) where one GPU was measured with the same batch a GPU (weak) or the same batch."""
+    alone = {row["batch"]: row["seconds"] for row in rows if row["gpus"] == 1}
+    found = {1: 1.0}
+    for row in rows:
+        parts = row["gpus"] if weak else 1
+        if row["batch"] // parts in alone and row["gpus"] > 1:
+            found[row["gpus"]] = parts * alone[row["batch"] // parts] / row["seconds"]
+    return sorted(found.items())
+
+
 def machine(result: dict) -> str:
     """Card or processor of a result of TensorFlow's, and its version."""
     cores = f"{result.get('cores')} cores of {result.get('cpu', 'a CPU')}"
@@ -184,7 +219,7 @@ def under(figure, axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
-PICTURES = (attention_cpu, attention_gpu, model_context, model_quality)
+PICTURES = (attention_cpu, attention_gpu, model_context, model_quality, model_scaling)
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
-"""Two GPUs of one machine against one: the same training steps, and what examples/train.py does when a worker dies.
+"""Training steps on 1, 2, 4 and 8 GPUs of one machine, as many as there are; and workers that die or come late.
 
-    python benchmarks/model/scaling.py --out benchmarks/results/model_scaling.json
+    python benchmarks/model/scaling.py steps --out benchmarks/results/model_scaling.json
+    python benchmarks/model/scaling.py faults --out benchmarks/results/model_scaling.json
+    python benchmarks/model/scaling.py report --out benchmarks/results/model_scaling.json
+    python benchmarks/model/scaling.py steps --cpus 2 --override layers=1 --override precision=float32   # to try it
 
-enwik8 with 8 of its 30 layers and 16 windows a step: one GPU; MirroredStrategy in one process; two worker processes of
-a GPU each under MultiWorkerMirroredStrategy and NCCL. All three start together, wait after their second step, and take
-the timed ones in turn. Meanwhile one of two workers is killed during training.
+enwik8 and cifar10 whole, on random bytes: MirroredStrategy, one process for all GPUs, and MultiWorkerMirroredStrategy,
+one for each. Weak scaling has the same batch a GPU, strong scaling the same batch in all. The rows of a model build
+and compile beside each other, then take turns. Collectives: a step's gradients summed once more, with nothing beside.
 """
 
 from __future__ import annotations
@@ -18,15 +21,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common import examples, timing
+from benchmarks.common import examples, machine, timing
 
-WAYS = {"one GPU": ["0"], "MirroredStrategy": ["0,1"], "MultiWorkerMirroredStrategy": ["0", "1"]}
+PER_GPU = {"enwik8": 8, "cifar10": 16}  # sequences of weak scaling; strong scaling has twice as many in all
 WARM = 2  # steps before the timed ones
+FEW = ["layers=1", "steps=100000", "checkpoint_every=2"]  # of the model whose workers die or come late
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    way: str  # "one", "mirrored" or "workers"
+    gpus: int
+    batch: int  # of all GPUs together
+
+    def visible(self, cpus: int) -> list[str]:
+        """CUDA_VISIBLE_DEVICES of each of its processes."""
+        numbers = [] if cpus else list(map(str, range(self.gpus)))
+        return (numbers or [""] * self.gpus) if self.way == "workers" else [",".join(numbers)]
+
+
+def rows(model: str, counts: list[int]) -> list[Row]:
+    """Weak and strong scaling of a model, one GPU first."""
+    each = PER_GPU[model]
+    return [
+        Row(model, way, count, batch)
+        for count in counts
+        for way in (("mirrored", "workers") if count > 1 else ("one",))
+        for batch in sorted({each * count, 2 * each})
+    ]
 
 
 def free_ports(count: int) -> list[int]:
@@ -37,31 +66,66 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(command: list, gpus: list[str], folder: Path, patience: float) -> list[subprocess.Popen]:
-    """A worker for each entry of `gpus`, the GPUs that it sees."""
-    workers = [f"localhost:{port}" for port in free_ports(len(gpus))]
+def start(
+    command: list, visible: list[str], folder: Path, patience: float, late: float = 0
+) -> list[subprocess.Popen]:
+    """A worker for each entry of `visible`, the GPUs that it sees; the last of them `late` seconds after the others."""
+    addresses = [f"localhost:{port}" for port in free_ports(len(visible))]
     children = []
-    for index, visible in enumerate(gpus):
+    for index, gpus in enumerate(visible):
         env = {
-            "CUDA_VISIBLE_DEVICES": visible,
+            "CUDA_VISIBLE_DEVICES": gpus,
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
             "WORKER_TIMEOUT": str(patience),
         }
-        if len(gpus) > 1:
-            cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        if len(visible) > 1:
+            cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             env["TF_CONFIG"] = json.dumps(cluster)
-        with folder.with_name(f"{folder.name}{index}.log").open("w") as out:
+        if index and index == len(visible) - 1:
+            time.sleep(late)
+        with folder.with_name(f"{folder.name}_{index}.log").open("w") as out:
             words = [sys.executable, *map(str, command)]
             children.append(subprocess.Popen(words, env={**os.environ, **env}, stdout=out, stderr=out))
     return children
 
 
 def log(folder: Path) -> str:
-    return folder.with_name(f"{folder.name}0.log").read_text()[-800:]
+    """What the first process of `folder` said last."""
+    return (
+        folder.with_name(f"{folder.name}_0.log").read_text().strip()[-800:].replace(str(folder), folder.name)
+    )
+
+
+class Noise:
+    """Random bytes where a training wants data."""
+
+    size = 2**20
+
+    def __init__(self, n_ctx: int):
+        self.n_ctx = n_ctx
+
+    def examples(self, index: np.ndarray, shift: int) -> np.ndarray:
+        return np.stack([np.random.default_rng(i).integers(0, 256, self.n_ctx) for i in index])
+
+
+def devices(cluster, cpus: int):
+    """The strategy; on CPUs, with so many devices made of one."""
+    import tensorflow as tf
+    from sparse_transformer.trainer import make_strategy
+
+    if cluster or not cpus:
+        return make_strategy(cluster)
+    physical = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * cpus)
+    return (
+        tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(cpus)])
+        if cpus > 1
+        else tf.distribute.get_strategy()
+    )
 
 
 def work(folder: Path, args) -> None:
-    """One worker's steps; the chief's folder gets `ready` after the first ones, waits for `go`, gets `result`."""
+    """One process of a row: `ready` after its first steps, waits for `go`; the first of them writes `result`."""
     from sparse_transformer import cluster
     from sparse_transformer.watchdog import Watchdog
 
@@ -69,66 +133,123 @@ def work(folder: Path, args) -> None:
     watchdog = Watchdog(job)
     watchdog.gather()  # before TensorFlow connects the workers, which nothing interrupts
     import tensorflow as tf
-    from sparse_transformer import batches, config, data
-    from sparse_transformer.trainer import Trainer, make_strategy
+    from sparse_transformer import batches, config
+    from sparse_transformer.trainer import Trainer
 
-    settings = config.load("enwik8").override(args.override)
-    strategy = make_strategy(job)
+    began, measurer = time.perf_counter(), os.getppid()
+    settings = config.load(args.models[0]).override([*args.override, f"batch={args.batch}"])
+    strategy = devices(job, args.cpus)
     trainer = Trainer(settings, strategy)
-    source = data.load(settings)
     drawn = iter(
         strategy.distribute_datasets_from_function(
-            lambda context: batches.pipeline(source, settings, 0, context)
+            lambda context: batches.pipeline(Noise(settings.n_ctx), settings, 0, context)
         )
     )
-    rows = []
+    steps = []
     for step in range(WARM + args.steps):
         if step == WARM:
+            built = time.perf_counter() - began
             (folder / f"ready{watchdog.own}").touch()
             while not (folder / "go").exists():
+                if os.getppid() != measurer:
+                    os._exit(1)  # it was killed: nobody will say go
                 time.sleep(0.01)
         watchdog.entered(step + 1)
-        began = time.perf_counter()
+        start = time.perf_counter()
         bits, norm = map(float, trainer.step(next(drawn), tf.constant(step, tf.int64)))
-        rows.append({"bits": bits, "gradient_norm": norm, "seconds": time.perf_counter() - began})
+        steps.append({"bits": bits, "norm": norm, "seconds": time.perf_counter() - start})
+    found = {name: [step[name] for step in steps] for name in ("bits", "norm")}
+    found |= {
+        "seconds": timing.median([step["seconds"] for step in steps[WARM:]]),
+        "collective_seconds": collectives(trainer, args.steps),
+        "gradient_bytes": 4 * sum(v.shape.num_elements() for v in trainer.replicas[0].weights),
+        "first_seconds": round(built, 1),
+        **machine.record(),
+    }
     if watchdog.own == 0:
-        (folder / "result").write_text(json.dumps(rows))
+        (folder / "result").write_text(json.dumps(found))
     else:
         watchdog.follow()
     watchdog.close()
+    os._exit(
+        0
+    )  # the thread that reads ahead may be inside Python, where an interpreter that ends waits for it for ever
 
 
-def result(way: str, folder: Path, children: list[subprocess.Popen]) -> dict:
+def collectives(trainer, repeats: int) -> float:
+    """Seconds that the sum of a step's gradients takes alone, here of the weights; 0 where there is one device."""
+    import tensorflow as tf
+
+    strategy = trainer.strategy
+    if strategy.num_replicas_in_sync == 1:
+        return 0.0
+
+    def add():
+        context = tf.distribute.get_replica_context()
+        index = tf.get_static_value(context.replica_id_in_sync_group) % len(trainer.replicas)
+        weights = [variable.value for variable in trainer.replicas[index].weights]
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.identity(each) for each in weights])
+
+    step = tf.function(lambda: strategy.experimental_local_results(strategy.run(add)[1])[0][0])
+
+    def run() -> float:
+        began = time.perf_counter()
+        float(step())
+        return time.perf_counter() - began
+
+    return timing.median([run() for _ in range(WARM + repeats)][WARM:])
+
+
+def measure(model: str, counts: list[int], args) -> list[dict]:
+    """The records of a model's rows."""
+    common = ["worker", "--models", model, "--steps", args.steps, "--cpus"]
+    words = [word for override in args.override for word in ("--override", override)]
+    until, records = time.monotonic() + args.timeout, []
+    with tempfile.TemporaryDirectory() as parent:
+        running: dict[Row, tuple[Path, list[subprocess.Popen]]] = {}
+        for number, row in enumerate(rows(model, counts)):
+            folder = Path(parent) / f"row{number}"
+            folder.mkdir()
+            cpus = args.cpus and (row.gpus if row.way == "mirrored" else 1)
+            command = [__file__, *common, cpus, "--batch", row.batch, "--folder", folder, *words]
+            running[row] = folder, start(command, row.visible(args.cpus), folder, 60)
+        for folder, children in running.values():
+            while (
+                len(list(folder.glob("ready*"))) < len(children)
+                and time.monotonic() < until
+                and not any(child.poll() for child in children)
+            ):
+                time.sleep(0.1)
+        for row, (folder, children) in running.items():
+            records.append({**asdict(row), **result(row, folder, children)})
+            for child in children:
+                child.kill()
+    return records
+
+
+def result(row: Row, folder: Path, children: list[subprocess.Popen]) -> dict:
     (folder / "go").touch()
     try:
-        status = [child.wait(timeout=60) for child in children]
+        status = [child.wait(timeout=120) for child in children]
     except subprocess.TimeoutExpired:
         status = ["too slow"]
     path = folder / "result"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    if not rows:
-        print(f"{way}: status {status}\n{log(folder)}", file=sys.stderr, flush=True)
-    return {
-        "way": way,
-        "status": status,
-        "bits": [row["bits"] for row in rows],
-        "gradient_norm": [row["gradient_norm"] for row in rows],
-        "seconds": timing.median([row["seconds"] for row in rows[WARM:]]) if rows else None,
-    }
+    if not path.exists():
+        print(f"{row}: status {status}\n{log(folder)}", file=sys.stderr, flush=True)
+    return {"status": status, **(json.loads(path.read_text()) if path.exists() else {})}
 
 
-def killed_worker(folder: Path, args) -> dict:
-    """What the surviving worker says, and how long after the other's death it ends."""
-    command = [examples.FOLDER / "train.py", "enwik8", "--steps", 100_000, "--out", folder]
-    for override in (*args.override, "layers=1", "checkpoint_every=2"):
+def fault(name: str, folder: Path, args, late: float = 0) -> dict:
+    """What worker 0 of two says and how it ends: when the other is killed, or when it is `late` seconds late."""
+    command = [examples.FOLDER / "train.py", args.models[0], "--out", folder]
+    for override in (*FEW, *args.override):
         command += ["--override", override]
-    children = start(command, WAYS["MultiWorkerMirroredStrategy"], folder, args.patience)
+    children = start(command, Row("", "workers", 2, 2).visible(args.cpus), folder, args.patience, late)
     until = time.monotonic() + args.timeout
-    while (
-        not (folder / "checkpoint.npz").exists() and children[0].poll() is None and time.monotonic() < until
-    ):
+    while not (folder / "checkpoint.npz").exists() and not children[0].poll() and time.monotonic() < until:
         time.sleep(0.1)
-    children[1].send_signal(signal.SIGKILL)
+    trained = (folder / "checkpoint.npz").exists()
+    children[1].send_signal(signal.SIGTERM if late else signal.SIGKILL)
     began = time.monotonic()
     try:
         status = children[0].wait(timeout=args.patience + 30)
@@ -138,63 +259,84 @@ def killed_worker(folder: Path, args) -> dict:
     for child in children:
         child.kill()
     return {
-        "way": "killed worker",
-        "status": status,
-        "seconds": seconds,
+        "fault": name,
+        "on": "CPU" if args.cpus else machine.card(),
         "patience": args.patience,
-        "says": log(folder),
+        "trained": trained,  # to a checkpoint, before the signal
+        "status": status,
+        "seconds": seconds,  # from the signal to its end
+        "says": log(folder).splitlines()[-1],
     }
+
+
+def report(records: list[dict]) -> str:
+    """A Markdown table: how many times one GPU's rate, at its batch a GPU (weak) and at its batch (strong)."""
+    alone = {(r["model"], r["batch"]): r for r in records if r.get("way") == "one" and "seconds" in r}
+    lines = [
+        "| model | way | GPUs | sequences | s a step | weak | strong | collectives alone, ms | bits differ by |",
+        "| --- " * 9 + "|",
+    ]
+    for r in (r for r in records if "seconds" in r and "model" in r):
+        weak = alone.get((r["model"], r["batch"] // r["gpus"]))
+        strong = alone.get((r["model"], r["batch"]))
+        differ = np.abs(np.subtract(r["bits"], strong["bits"])).max() if strong else np.nan
+        lines.append(
+            f"| `{r['model']}` | {r['way']} | {r['gpus']} | {r['batch']} | {r['seconds']:.4f} "
+            f"| {weak['seconds'] / r['seconds'] * r['gpus'] if weak else np.nan:.3f} "
+            f"| {strong['seconds'] / r['seconds'] if strong else np.nan:.3f} "
+            f"| {1e3 * r['collective_seconds']:.2f} | {differ:.1e} |"
+        )
+    lines += [json.dumps(r) for r in records if "fault" in r]
+    return "\n".join(lines).replace("nan", "")
+
+
+def available(cpus: int) -> list[int]:
+    """1, 2, 4, 8 as far as there are GPUs, or `cpus`."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        listed = ""
+    found = cpus or sum(line.startswith("GPU") for line in listed.splitlines())
+    if not found:
+        sys.exit("there is no GPU; --cpus N tries the script on N CPU devices")
+    return [count for count in (1, 2, 4, 8) if count <= found]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument(
-        "--patience", type=float, default=20, help="WORKER_TIMEOUT of the killed worker's partner"
-    )
-    parser.add_argument("--override", action="append", default=["layers=8", "batch=16"], metavar="KEY=VALUE")
+    parser.add_argument("what", choices=("steps", "faults", "report", "worker"))
+    parser.add_argument("--models", nargs="+", default=list(PER_GPU), choices=PER_GPU)
+    parser.add_argument("--steps", type=int, default=10, help="timed ones")
+    parser.add_argument("--cpus", type=int, default=0, help="so many CPU devices in place of GPUs")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--timeout", type=int, default=600, help="seconds until all have done two steps")
-    parser.add_argument("--no-gpus", dest="gpus", action="store_false", help="on the CPU, to try the script")
-    parser.add_argument("--worker", type=Path, help="one worker of one way")
+    parser.add_argument("--patience", type=float, default=20, help="WORKER_TIMEOUT of a fault's partner")
+    parser.add_argument("--late", type=float, default=90, help="seconds that a late worker is late")
     parser.add_argument("--out", type=Path, default=Path("model_scaling.json"))
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        work(args.worker, args)
+    if args.what == "worker":
+        work(args.folder, args)
         return
-    if not args.gpus:
-        WAYS.update({"one GPU": [""], "MirroredStrategy": [""], "MultiWorkerMirroredStrategy": ["", ""]})
-    words = [word for override in args.override for word in ("--override", override)]
-    until = time.monotonic() + args.timeout
-    with tempfile.TemporaryDirectory() as folder:
-        running = {}
-        for number, (way, gpus) in enumerate(WAYS.items()):
-            own = Path(folder) / f"run{number}"
-            own.mkdir()
-            command = [__file__, "--worker", own, "--steps", args.steps, *words]
-            running[way] = own, start(command, gpus, own, 60)
-        records = [killed_worker(Path(folder) / "killed", args)]
-        for own, children in running.values():
-            while (
-                len(list(own.glob("ready*"))) < len(children)
-                and time.monotonic() < until
-                and not any(child.poll() for child in children)
-            ):
-                time.sleep(0.1)
-        for way, (own, children) in running.items():
-            records.insert(-1, result(way, own, children))
-            for child in children:
-                child.kill()
-            args.out.write_text(json.dumps(records, indent=1) + "\n")
-    alone = records[0]["seconds"]
-    print("| | s a step | times as fast | largest difference in bits |\n| --- | --- | --- | --- |")
-    for record in records[:-1]:
-        if record["seconds"] and alone:
-            difference = np.abs(np.subtract(record["bits"], records[0]["bits"])).max()
-            ratio = alone / record["seconds"]
-            print(f"| {record['way']} | {record['seconds']:.3f} | {ratio:.2f} | {difference:.1e} |")
-    print(json.dumps(records[-1]))
+    known = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    records = known["rows"]
+    if args.what == "steps":
+        known = {"machine": machine.card_and_versions()}  # what was said of older rows goes with them
+        counts = available(args.cpus)
+        for model in args.models:
+            records = [r for r in records if r.get("model") != model] + measure(model, counts, args)
+    elif args.what == "faults":
+        records = [r for r in records if "fault" not in r]
+        with tempfile.TemporaryDirectory() as folder:
+            records.append(fault("killed", Path(folder) / "killed", args))
+            args.patience += args.late
+            records.append(fault(f"late by {args.late:.0f} s", Path(folder) / "late", args, args.late))
+    if args.what != "report":
+        args.out.write_text(json.dumps({**known, "rows": records}, indent=1) + "\n")
+    print(report(records))
 
 
 if __name__ == "__main__":

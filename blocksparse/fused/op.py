@@ -271,10 +271,10 @@ def _library():
 
 
 def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
-    """((M, N) by query, (M, N) by key): the best for the oldest GPU, or such that any can take where there is none."""
+    """((M, N) by query, (M, N) by key): such that all GPUs here can take, or any GPU where there is none."""
     dims, capabilities = (head_dim, value_dim), cuda.capabilities()
     if capabilities:
-        return tuning.choose(dtype.name, *dims, block_size, work, min(capabilities), reordered)
+        return tuning.choose(dtype.name, *dims, block_size, work, tuning.common(capabilities), reordered)
     return tuning.anywhere(dtype.name, *dims)
 
 

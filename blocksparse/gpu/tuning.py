@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def choose(
     raise ValueError(
         f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one"
     )
+
+
+def common(capabilities: Sequence[int]) -> int:
+    """Of the GPUs of one machine, the capability whose tiles all of them can run: one graph serves them all.
+
+    The oldest, but where that has an H100's or a B200's shared memory (227 KiB a block) and beside it is a newer RTX
+    (12.x) with 99 KiB.
+    """
+    oldest, newest = min(capabilities), max(capabilities)
+    return newest if 90 <= oldest < 120 <= newest else oldest
 
 
 def anywhere(dtype: str, head_dim: int, value_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,34 @@ from .formats.npz import read_npz
 NAME = "checkpoint.npz"
 
 
-def save(folder: Path, step: int, variables: dict) -> None:
+class Writer:
+    """Writes checkpoints while the training goes on: only the copy of the variables to the host's memory waits."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.thread = ThreadPoolExecutor(1)
+        self.written: Future | None = None
+
+    def save(self, step: int, variables: dict) -> None:
+        """Begins to write, once the one before is written. Raises OSError where that one could not be."""
+        self.wait()
+        arrays = {name: variable.numpy() for name, variable in variables.items()}
+        self.written = self.thread.submit(_write, self.folder, step, arrays)
+
+    def wait(self) -> None:
+        """Until the last one is on the disk. Raises OSError where it could not be written."""
+        written, self.written = self.written, None
+        if written:
+            written.result()
+
+    def close(self) -> None:
+        """Until nothing is being written any more, well or not."""
+        self.thread.shutdown()
+
+
+def _write(folder: Path, step: int, arrays: dict[str, np.ndarray]) -> None:
     with replacing(folder / NAME) as file:
-        np.savez(file, step=step, **{name: v.numpy() for name, v in variables.items()})
+        np.savez(file, step=step, **arrays)
 
 
 def read(folder: Path) -> dict[str, np.ndarray] | None:

@@ -1,8 +1,8 @@
 """One training step for one device, several, or several machines, written out because Keras's own will not do.
 
-Keras 3.15's fit raises under MultiWorkerMirroredStrategy, and its optimizers clip before the
-all-reduce: here gradients are summed over the replicas, unscaled, clipped by their global norm, applied. The sum is in
-float32, where the paper's is in float16 (section 5.6).
+Keras 3.15's fit raises under MultiWorkerMirroredStrategy, and its optimizers clip before the all-reduce: here gradients
+are summed over the replicas, unscaled, clipped by their global norm and applied (replica.py). The sum is in float32,
+where the paper's is in float16 (section 5.6).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from . import flat
 from .cluster import Cluster
 from .config import Config
 from .model import SparseTransformer, bits
+from .replica import Replica
 
 
 def make_strategy(cluster: Cluster | None) -> tf.distribute.Strategy:
@@ -41,26 +42,8 @@ def make_schedule(config: Config) -> keras.optimizers.schedules.LearningRateSche
     )
 
 
-def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """AdamW with a moving average of the weights (section 6); its learning rate is set at every step."""
-    optimizer = keras.optimizers.AdamW(
-        0.0,
-        name="adam_w",  # not numbered: checkpoints hold variables by name
-        weight_decay=config.weight_decay,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        use_ema=True,
-        ema_momentum=config.average,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["undecayed"])
-    if config.precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
-    return optimizer
-
-
 class Trainer:
-    """Model, optimizer and the compiled step that joins them under a strategy."""
+    """The model, a replica of its weights for each device, and the step that trains them under a strategy."""
 
     def __init__(self, config: Config, strategy: tf.distribute.Strategy):
         replicas = strategy.num_replicas_in_sync
@@ -71,22 +54,28 @@ class Trainer:
             )
         self.config = config
         self.strategy = strategy
+        self.schedule = make_schedule(config)
         keras.utils.set_random_seed(config.seed)
-        with tf.device("CPU"):  # its structure and its start; the weights that train are below
+        with tf.device("CPU"):  # its structure and its start; the weights that train are the replicas'
             self.model = SparseTransformer(config, shared=True)
             self.model.check_patterns()
-        with strategy.scope():
-            self.weights = [
-                keras.Variable(vector, name=name) for name, vector in flat.pack(self.model).items()
-            ]
-            self.optimizer = make_optimizer(config)
-            self.schedule = make_schedule(config)
-            self.optimizer.build(self.weights)
+        with (
+            strategy.scope()
+        ):  # hands the chief's values to all workers, whose processors may round otherwise
+            start = {name: tf.Variable(vector) for name, vector in flat.pack(self.model).items()}
+        local = [strategy.experimental_local_results(variable) for variable in start.values()]
+        self.replicas = [Replica(config, dict(zip(flat.NAMES, each))) for each in zip(*local)]
 
     @property
     def variables(self) -> dict[str, keras.Variable]:
-        """Everything that training changes: weights, their averages, the optimizer's slots, the loss scale."""
-        return {v.path: v for v in (*self.weights, *self.optimizer.variables)}
+        """What the first of this worker's replicas keeps; the others' have the same values."""
+        return self.replicas[0].variables
+
+    def spread(self) -> None:
+        """Gives the values of `variables` to this worker's other replicas."""
+        for replica in self.replicas[1:]:
+            for name, variable in replica.variables.items():
+                variable.assign(self.variables[name].value)
 
     @property
     def averages(self) -> list[tf.Tensor]:
@@ -110,22 +99,21 @@ class Trainer:
 
         return self.strategy.experimental_local_results(self.strategy.run(add))[0]
 
-    @property
-    def scale(self):
-        """The loss scale: a power of two under float16, else 1."""
-        return getattr(self.optimizer, "dynamic_scale", tf.constant(1.0))
-
     @tf.function
     def step(self, tokens, step):
         """Trains on one batch; returns its bits per token and the gradient's global norm before clipping."""
-        self.optimizer.learning_rate = self.schedule(step)
-        loss, norm = self.strategy.run(self._replica_step, args=(tokens, step))
-        local = self.strategy.experimental_local_results
-        return local(loss)[0], local(norm)[0]  # summed over the replicas: all have the same
+        loss, gradients = self.strategy.run(self._gradients, args=(tokens, step))
+        local, rate = self.strategy.experimental_local_results, self.schedule(step)
+        of_replicas = zip(*map(local, gradients), strict=True)
+        norms = [replica.update(g, rate) for replica, g in zip(self.replicas, of_replicas, strict=True)]
+        return local(loss)[0], norms[0]  # summed over the replicas: all have the same
 
-    def _replica_step(self, tokens, step):
+    def _gradients(self, tokens, step):
+        """Of one replica's share of the batch; both results are summed over all replicas."""
         context = tf.distribute.get_replica_context()
-        weights = [v.value for v in self.weights]
+        index = tf.get_static_value(context.replica_id_in_sync_group)
+        replica = self.replicas[index % len(self.replicas)]
+        weights = [v.value for v in replica.weights]
         with tf.GradientTape() as tape:
             # One cast for all matrices, not one for each use of each.
             half = [tf.cast(weights[0], self.model.compute_dtype), *weights[1:]]
@@ -134,22 +122,9 @@ class Trainer:
                 logits = self.model(tokens, training=True, step=step, values=values)
             loss = tf.reduce_mean(bits(logits, tokens))
             loss /= context.num_replicas_in_sync
-            nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))
-        gradients = tape.gradient(nats, weights)
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
-        compiled = (
-            self.config.xla and context.num_replicas_in_sync == 1
-        )  # XLA has no part in what replicas sum
-        update = tf.function(self._update, autograph=False, jit_compile=True) if compiled else self._update
-        return loss, update(gradients)
-
-    def _update(self, gradients):
-        """Clips, and updates the weights; returns the norm before."""
-        # Clipping at clip * scale is clipping after unscaling, to the bit: the scale is a power of two. The
-        # optimizer divides by it, and leaves the weights alone and halves it where a gradient is not finite.
-        gradients, norm = tf.clip_by_global_norm(gradients, self.config.clip * self.scale)
-        # Keras sums over the replicas once more.
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        self.optimizer.apply([g / replicas for g in gradients], self.weights)
-        return norm / self.scale
+            nats = replica.optimizer.scale_loss(loss * tf.math.log(2.0))
+        # One call is one collective, after the backward pass. In buckets beside it, NCCL's kernels wait for the other
+        # replicas on multiprocessors that the pass then lacks, which costs more than they hide.
+        terms = [loss, *tape.gradient(nats, weights)]
+        loss, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, terms)
+        return loss, gradients

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def train(job: Job, deterministic: bool = False) -> None:
 
 def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     start = checkpoint.restore(job.folder, trainer.variables)
+    trainer.spread()
     if start > job.settings.steps:
         raise Stop(f"{job.folder} has done {start} steps already, more than steps={job.settings.steps}")
     _same_start(trainer, start)
@@ -73,7 +75,11 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     origin.write(job.folder, job.origin)
     print(_description(job, trainer, start), flush=True)
     writer = _Writer(job, trainer, start)
-    _steps(job, trainer, writer, start)
+    try:
+        _steps(job, trainer, writer, start)
+    finally:
+        writer.checkpoints.close()  # while the folder is locked
+    writer.log.close()
     device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
@@ -87,6 +93,7 @@ class _Writer:
         self.job, self.trainer = job, trainer
         self.scorer = Scorer(job.settings.n_ctx, trainer.logits)
         self.log = Log(job.folder, start)
+        self.checkpoints = checkpoint.Writer(job.folder)
 
     def score(self, limit: int) -> Score:
         """The averaged weights over so many windows of the held-out split."""
@@ -104,11 +111,16 @@ class _Writer:
             values["valid_bits"] = self.score(_few(settings.n_ctx)).bits
         self.log.add(step, seconds, **values)
         if due or stops:
-            try:
-                self.log.flush()
-                checkpoint.save(job.folder, step + 1, self.trainer.variables)
-            except OSError as error:
-                raise Stop(f"cannot write to {job.folder} ({error})") from error
+            self._write(self.log.flush)
+            self._write(self.checkpoints.save, step + 1, self.trainer.variables)
+        if stops or step + 1 == settings.steps:
+            self._write(self.checkpoints.wait)
+
+    def _write(self, what: Callable, *arguments) -> None:
+        try:
+            what(*arguments)
+        except OSError as error:
+            raise Stop(f"cannot write to {self.job.folder} ({error})") from error
 
 
 def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> None:
@@ -138,8 +150,6 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
                 bar.close()  # its last line comes before the one that says why
                 _stop(job, step + 1)
     stopping.patient, stopping.moment = False, f"after its last step; {job.folder} is complete"
-    if writer:
-        writer.log.close()
 
 
 def _few(n_ctx: int) -> int:

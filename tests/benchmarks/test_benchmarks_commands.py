@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +165,48 @@ def test_time_over_context(tmp_path):
 def test_memory_by_the_formula(tmp_path):
     lines = python(BENCHMARKS / "model/memory.py", cwd=tmp_path).splitlines()
     assert lines[2] == "| 1,024 text tokens | 1.1 GB | 1.0 GB | 16.8 MB | 16 MB | 1.0 MB |"
+
+
+def test_scaling_compares_with_one_gpu_at_its_batch_and_at_its_share():
+    program("""
+        from benchmarks.model import scaling
+
+        plan = [(row.way, row.gpus, row.batch) for row in scaling.rows("enwik8", [1, 2, 4])]
+        assert plan == [("one", 1, 8), ("one", 1, 16), ("mirrored", 2, 16), ("workers", 2, 16)] + [
+            (way, 4, batch) for way in ("mirrored", "workers") for batch in (16, 32)
+        ], plan
+        rest = dict(model="enwik8", collective_seconds=0.002)
+        rows = [
+            dict(way="one", gpus=1, batch=8, seconds=0.5, bits=[8.0, 7.0], **rest),
+            dict(way="one", gpus=1, batch=16, seconds=0.9, bits=[8.0, 6.0], **rest),
+            dict(way="workers", gpus=2, batch=16, seconds=0.52, bits=[8.0, 6.001], **rest),
+        ]
+        *_, line = scaling.report(rows).splitlines()
+        assert line == "| `enwik8` | workers | 2 | 16 | 0.5200 | 1.923 | 1.731 | 2.00 | 1.0e-03 |", line
+    """)
+
+
+@pytest.mark.thorough
+def test_scaling_on_two_devices_of_a_cpu(tmp_path):
+    small = (
+        "grid=(4, 16)",
+        "layers=1",
+        "width=32",
+        "heads=2",
+        "local_attn_ctx=16",
+        "num_verts=2",
+        "blocksize=8",
+    )
+    overrides = [word for each in (*small, "precision=float32", "xla=False") for word in ("--override", each)]
+    out = tmp_path / "out.json"
+    command = BENCHMARKS / "model/scaling.py", "steps", "--cpus", 2, "--models", "enwik8", "--steps", 2
+    said = python(*command, "--out", out, *overrides)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["status"] for row in rows] == [[0], [0], [0], [0, 0]], said
+    alone, *both = (np.array(row["bits"]) for row in rows if row["batch"] == 16)
+    for bits in both:
+        np.testing.assert_allclose(bits, alone, rtol=1e-6)
+    assert all(row["collective_seconds"] > 0 for row in rows if row["gpus"] == 2)
 
 
 def test_pictures_are_drawn_from_what_is_committed(tmp_path):

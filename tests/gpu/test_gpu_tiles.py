@@ -70,3 +70,21 @@ def test_programs_walk_over_short_rows_only(triton):
         assert forward.args[-1] == f"i:{count}"
         assert forward.grid[0] == (count if long_rows else f"min(2*multiprocessors,{count})")
         assert forward.constexprs["TURNS"] == (1 if long_rows else 2)
+
+
+@pytest.mark.parametrize(
+    "machine, common",
+    [
+        ((90,), 90),
+        ((90, 90), 90),
+        ((90, 80), 80),
+        ((100, 90), 90),
+        ((90, 120), 120),
+        ((121, 100), 121),
+        ((86, 120), 86),
+        ((75, 120), 75),
+    ],
+)
+def test_gpus_of_several_generations_share_tiles_that_fit_in_all(machine, common):
+    """99 KiB of shared memory a block have 8.6, 8.9 and 12.x; the kernels are each GPU's own, by the key's end."""
+    assert tuning.common(machine) == common

@@ -48,7 +48,7 @@ def start_anywhere(trainer):
     """From 0 the first gradients are rounding, which Adam blows up."""
     kernel = trainer.model.logits.kernel
     kernel.assign(tf.random.stateless_normal(kernel.shape, [1, 2]))
-    for variable, vector in zip(trainer.weights, flat.pack(trainer.model).values()):
+    for variable, vector in zip(trainer.replicas[0].weights, flat.pack(trainer.model).values()):
         variable.assign(vector)
 
 
@@ -90,12 +90,12 @@ def test_an_overflow_halves_the_loss_scale_and_leaves_the_weights():
     batch = tf.constant(TOKENS)
     trainer.step(batch, tf.constant(0, tf.int64))
     loss, norm = trainer.step(batch, tf.constant(1, tf.int64))
-    assert np.isfinite(norm) and float(trainer.scale) == 2.0**15
+    assert np.isfinite(norm) and float(trainer.replicas[0].scale) == 2.0**15
     before = values(trainer)
-    trainer.optimizer.dynamic_scale.assign(2.0**100)
+    trainer.replicas[0].optimizer.dynamic_scale.assign(2.0**100)
     loss, norm = trainer.step(batch, tf.constant(2, tf.int64))
     assert np.isfinite(loss) and not np.isfinite(norm)
-    assert float(trainer.scale) == 2.0**99
+    assert float(trainer.replicas[0].scale) == 2.0**99
     for path, weight in values(trainer).items():
         np.testing.assert_array_equal(weight, before[path])
 

@@ -24,12 +24,14 @@ def free_ports(count):
     return ports
 
 
-def start_two(out, steps, **env):
-    workers = [f"localhost:{port}" for port in free_ports(2)]
-    configs = [
-        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in (0, 1)
-    ]
-    return [start(train_command(out, steps), env={"TF_CONFIG": json.dumps(c), **env}) for c in configs]
+def start_two(out, steps, between=lambda first: None, **env):
+    """Both workers of a training; between(the first of them) is called before the other starts."""
+    workers, started = [f"localhost:{port}" for port in free_ports(2)], []
+    for index in (0, 1):
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        started += [start(train_command(out, steps), env={"TF_CONFIG": json.dumps(config), **env})]
+        between(started[0])
+    return started
 
 
 def check(out, unbroken):
@@ -122,8 +124,15 @@ def test_what_is_no_message_of_a_worker_is_ignored():
         each.close()
 
 
-def test_a_signal_to_one_worker_ends_both_at_one_step(tmp_path):
-    workers = start_two(tmp_path, 4000)
+def test_a_late_worker_is_waited_for_and_a_signal_to_one_ends_both_at_one_step(tmp_path):
+    waiting = []
+
+    def until_it_waits(first):
+        if not waiting:
+            waiting.append(first.stdout.readline())
+
+    workers = start_two(tmp_path, 4000, until_it_waits)
+    assert re.match(r"worker 0 waits for worker 1 .* for 60 seconds at most", waiting[0])
     while not (tmp_path / "checkpoint.npz").exists():
         assert workers[0].poll() is None, finish(workers[0])
         time.sleep(0.02)
@@ -136,18 +145,38 @@ def test_a_signal_to_one_worker_ends_both_at_one_step(tmp_path):
 
 
 MIRRORED = """
-import sys, runpy
+import atexit, os, sys, runpy, signal
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from sparse_transformer import training
+from sparse_transformer import checkpoint, training
 training.make_strategy = lambda _: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+calls, all_reduce = [], tf.distribute.ReplicaContext.all_reduce
+def counted(context, *arguments, **options):
+    if context.num_replicas_in_sync > 1:
+        calls.append(arguments)
+    return all_reduce(context, *arguments, **options)
+tf.distribute.ReplicaContext.all_reduce = counted
+atexit.register(lambda: print(f"{len(calls)} calls of all_reduce"))
+save = checkpoint.Writer.save
+def save_and_stop(self, step, variables):
+    save(self, step, variables)
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+checkpoint.Writer.save = save_and_stop
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_two_devices_of_one_machine(unbroken, tmp_path):
+def test_two_devices_of_one_machine_and_one_goes_on(unbroken, tmp_path):
     command = train_command(tmp_path, STEPS)
-    run(command, "-c", f"import sys; sys.path.insert(0, {os.path.dirname(command[0])!r})\n" + MIRRORED)
+    two = "-c", f"import sys; sys.path.insert(0, {os.path.dirname(command[0])!r})\n" + MIRRORED
+    status, output = finish(start(command, *two))
+    assert status == 128 + signal.SIGTERM, output
+    assert (
+        "4 calls of all_reduce" in output
+    )  # of each replica the step's, and the sum that compares checkpoints
+    assert int(arrays(tmp_path)["step"]) in (4, 5)  # the signal may come in after the step was looked at
+    run(command)
     check(tmp_path, unbroken)
