@@ -30,7 +30,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
         seed: of dropout, an integer; drawn from Keras's global generator by default.
-        recompute: what the backward pass computes again. "none" keeps about 6 + ff_ratio tensors of x's size a block;
+        recompute: what the backward pass computes again. "none" keeps about 7 + 2 ff_ratio tensors of x's size a block;
             "selective" 3, attention running once; "whole" x alone.
         epsilon: of both norms.
 
@@ -137,7 +137,7 @@ class SparseTransformerBlock(keras.layers.Layer):
 
             def gradient(dy):
                 again = kept if tf.executing_eagerly() else late(kept, dy)
-                dx, found = passes(x).gradient(dy, again, weights)
+                dx, found = passes(x).gradient(tf.ensure_shape(dy, x.shape), again, weights)
                 return once([dx, *found], [dy, x, *values])
 
             return y, gradient

@@ -5,8 +5,8 @@
 TensorFlow's own gradient keeps some forty tensors of a block's width, and runs attention twice where it is recomputed.
 Here each setting of `recompute` keeps a number of them, in units of x:
 
-    none         x, h, attention's output, q, k, v, the pre-activation    6 + ff_ratio; norms and activation run again
-    selective    x, h, attention's output                                 3; four of the six products run again too
+    none         both norms, attention's output, q, k, v, the pre-activation and the activation    6 + 2 ff_ratio
+    selective    x, h, attention's output                 3; four of the six products, norms and activation run again
     whole        x                                                        1; all but the last product runs again
 
 Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
@@ -14,6 +14,8 @@ Between two products the time goes into bytes, so that fewer passes over rows ar
 
 - gamma and beta go into the maps behind a norm, which are small: (n gamma + beta) W + b = n (gamma W) + (beta W + b).
   Their gradients then come from the map's, and no pass over the rows is made for them.
+- Nor for two of the four constants around attention: that of the keys cancels in the softmax, that of the values goes
+  around it into the projection's.
 - A tensor that has to be rounded and stored anyway is stored once (`stored`): left to itself, XLA keeps a second one
   in float32, or computes all that led to it again.
 """
@@ -52,12 +54,20 @@ class Weights(NamedTuple):
     contract: Any
     contract_bias: Any
 
-    def attention_maps(self, dtype) -> list[Map]:
-        """Those of queries, keys and values behind the first norm."""
-        return [self._folded(0, at, dtype) for at in (2, 4, 6)]
+    def attention_maps(self, dtype, carried: bool) -> list[Map]:
+        """Those of queries, keys and values behind the first norm; carried: without the values' constant.
 
-    def projection(self, dtype) -> Map:
-        return Map(tf.cast(self.project, dtype), tf.cast(self.project_bias, dtype))
+        A constant of the keys adds one number to all scores of a query, which softmax does not see: they have none.
+        """
+        query, key, value = (self._folded(0, at, dtype) for at in (2, 4, 6))
+        return [query, Map(key.kernel, None), Map(value.kernel, None) if carried else value]
+
+    def projection(self, dtype, carried: bool) -> Map:
+        """carried: with the values' constant, which attention hands on as it is, weights of a row adding up to 1."""
+        bias = wide(self.project_bias)
+        if carried:
+            bias += _times(self._constant(0, 6), self.project)
+        return Map(tf.cast(self.project, dtype), tf.cast(bias, dtype))
 
     def expansion(self, dtype) -> Map:
         """Behind the second norm."""
@@ -66,20 +76,33 @@ class Weights(NamedTuple):
     def contraction(self, dtype) -> Map:
         return Map(tf.cast(self.contract, dtype), tf.cast(self.contract_bias, dtype))
 
+    def carry_back(self, dkernel, dbias) -> tuple:
+        """The gradients of the projection's kernel, and of the values' constant, given those of `projection`."""
+        constant = self._constant(0, 6)
+        return wide(dkernel) + constant[:, None] * dbias, tf.linalg.matvec(wide(self.project), dbias)
+
+    def _constant(self, norm: int, at: int) -> tf.Tensor:
+        return _times(self[norm + 1], self[at]) + wide(self[at + 1])
+
     def _folded(self, norm: int, at: int, dtype) -> Map:
-        gamma, beta, kernel, bias = (wide(x) for x in (*self[norm : norm + 2], *self[at : at + 2]))
-        bias += tf.reduce_sum(beta[:, None] * kernel, axis=0)
-        return Map(tf.cast(gamma[:, None] * kernel, dtype), tf.cast(bias, dtype))
+        kernel = wide(self[norm])[:, None] * wide(self[at])
+        return Map(tf.cast(kernel, dtype), tf.cast(self._constant(norm, at), dtype))
 
     def unfold(self, norm: int, gradients: list) -> tuple[list, tuple]:
-        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps."""
+        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps.
+
+        A map's bias may have none: None.
+        """
         gamma, beta = map(wide, self[norm : norm + 2])
         maps, dgamma, dbeta = [], 0.0, 0.0
         for at, (dkernel, dbias) in zip(range(norm + 2, norm + 8, 2), gradients):
-            kernel = wide(self[at])
-            folded = wide(dkernel)
-            maps += [gamma[:, None] * folded + beta[:, None] * dbias, dbias]
+            kernel, folded = wide(self[at]), wide(dkernel)
+            own = gamma[:, None] * folded
             dgamma += tf.reduce_sum(kernel * folded, axis=1)
+            if dbias is None:
+                maps += [own, tf.zeros_like(self[at + 1])]
+                continue
+            maps += [own + beta[:, None] * dbias, dbias]
             dbeta += tf.reduce_sum(kernel * dbias, axis=1)
         return maps, (dgamma, dbeta)
 
@@ -94,16 +117,25 @@ class Map(NamedTuple):
         product = tf.matmul(rows, self.kernel)
         return product if self.bias is None else product + self.bias
 
-    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor | None]]:
         """The rows' gradient, and (dW of W's dtype, db in float32)."""
         dkernel = tf.matmul(rows, d, transpose_a=True)
-        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, tf.reduce_sum(wide(d), axis=0))
+        dbias = None if self.bias is None else tf.reduce_sum(wide(d), axis=0)
+        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, dbias)
+
+
+class Normed(NamedTuple):
+    """What `normal` makes of rows: (x - mean) scale, of the rows' dtype, and scale, float32 [batch * time, 1]."""
+
+    rows: tf.Tensor
+    scale: tf.Tensor
 
 
 class Kept(NamedTuple):
     """What a forward pass leaves for the gradient: rows [batch * time, width] of the compute dtype, or None.
 
-    lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none.
+    lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none. raw: the
+    feed-forward's first product, without its bias.
     """
 
     x: Any
@@ -113,14 +145,23 @@ class Kept(NamedTuple):
     query: Any = None
     key: Any = None
     value: Any = None
-    expanded: Any = None
+    raw: Any = None
+    active: Any = None
+    normed1: Any = None
+    scale1: Any = None
+    normed2: Any = None
+    scale2: Any = None
 
 
 class Attention(NamedTuple):
-    """forward(q, k, v) -> (out, lse or None); gradient(q, k, v, out, lse, dout) -> (dq, dk, dv)."""
+    """forward(q, k, v) -> (out, lse or None); gradient(q, k, v, out, lse, dout) -> (dq, dk, dv).
+
+    full: no query sees nothing, so that what all values have in common comes out of it as it went in.
+    """
 
     forward: Callable
     gradient: Callable
+    full: bool = False
 
 
 class Block(NamedTuple):
@@ -138,58 +179,78 @@ class Block(NamedTuple):
     def forward(self, weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, Kept]:
         """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
         kept = self._computed(weights, x)
-        active = tf.cast(gelu(wide(kept.expanded)), x.dtype)
-        y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(active), 1), x)
+        y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(kept.active), 1), x)
         return y, {
-            "none": kept,
-            "selective": kept._replace(query=None, key=None, value=None, expanded=None),
+            "none": kept._replace(x=None, h=None),
+            "selective": Kept(x, kept.h, kept.attended, kept.lse),
             "whole": Kept(x),
         }[self.recompute]
 
     def _computed(self, weights: Weights, x: tf.Tensor) -> Kept:
-        """All that a forward pass can keep: the block up to the pre-activation."""
-        dtype, rows = x.dtype, flat(x)
-        normed = normal(rows, self.epsilon)
-        q, k, v = (each.of(normed) for each in weights.attention_maps(dtype))
+        """All that a forward pass can keep: the block up to the activation."""
+        q, k, v, normed1 = self._attention_operands(weights, x)
         attended, lse = self.attention.forward(*(unflat(t, x) for t in (q, k, v)))
         attended = flat(attended)
-        h = self._add(rows, weights.projection(dtype).of(attended), 0)
-        expanded = weights.expansion(dtype).of(normal(h, self.epsilon))
-        return Kept(x, h, attended, lse, q, k, v, expanded)
+        h = self._add(flat(x), weights.projection(x.dtype, self._carried(weights)).of(attended), 0)
+        return self._feed_forward(weights, Kept(x, h, attended, lse, q, k, v, None, None, *normed1))
+
+    def _attention_operands(self, weights: Weights, x: tf.Tensor):
+        """q, k and v, and the norm before them."""
+        normed = normal(flat(x), self.epsilon)
+        maps = weights.attention_maps(x.dtype, self._carried(weights))
+        return *(each.of(normed.rows) for each in maps), normed
+
+    def _feed_forward(self, weights: Weights, kept: Kept) -> Kept:
+        """kept, with what is computed from h up to the activation."""
+        normed, expansion = normal(kept.h, self.epsilon), weights.expansion(kept.h.dtype)
+        raw = Map(expansion.kernel, None).of(normed.rows)
+        active = tf.cast(gelu(wide(raw) + wide(expansion.bias)), raw.dtype)
+        return kept._replace(raw=raw, active=active, normed2=normed.rows, scale2=normed.scale)
+
+    def _carried(self, weights: Weights) -> bool:
+        """Whether the values' constant takes the way around attention: each value has one reader, and all rows keys."""
+        return self.attention.full and weights.value.shape[1] == weights.project.shape[0]
 
     def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
         """dx, and the gradients of the weights, each of its weight's dtype."""
-        if kept.h is None:
+        dtype = dy.dtype
+        if kept.attended is None:
             kept = self._computed(weights, kept.x)
-        x, dtype = kept.x, kept.x.dtype
+        if kept.raw is None:
+            kept = self._feed_forward(weights, kept)
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
-        dattended, dproject = weights.projection(dtype).gradient(self._drop(dh, 0), kept.attended)
-        normed, maps = normal(flat(x), self.epsilon), weights.attention_maps(dtype)
-        q, k, v = (
-            each.of(normed) if own is None else own
-            for each, own in zip(maps, (kept.query, kept.key, kept.value))
+        if kept.query is None:
+            q, k, v, normed = self._attention_operands(weights, kept.x)
+            kept = kept._replace(query=q, key=k, value=v, normed1=normed.rows, scale1=normed.scale)
+        carried = self._carried(weights)
+        dattended, (dproject, dbias) = weights.projection(dtype, carried).gradient(
+            self._drop(dh, 0), kept.attended
         )
+        operands = (kept.query, kept.key, kept.value, kept.attended)
         dqkv = self.attention.gradient(
-            *(unflat(t, x) for t in (q, k, v, kept.attended)), kept.lse, unflat(dattended, x)
+            *(unflat(t, dy) for t in operands), kept.lse, unflat(dattended, dy)
         )
-        found = [each.gradient(flat(d), normed) for each, d in zip(maps, dqkv)]
-        dx = normal_gradient(sum(wide(d) for d, _ in found), flat(x), self.epsilon)
-        dmaps, dnorm = weights.unfold(0, [d for _, d in found])
-        dx = unflat(tf.cast(wide(dh) + dx, dtype), x)
-        found = Weights(*dnorm, *dmaps, *dproject, *feed_forward)
-        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(found, weights)))
+        maps = weights.attention_maps(dtype, carried)
+        found = [each.gradient(flat(d), kept.normed1) for each, d in zip(maps, dqkv)]
+        dx = normal_gradient(sum(wide(d) for d, _ in found), Normed(kept.normed1, kept.scale1))
+        of_maps = [d for _, d in found]
+        if carried:
+            dproject, dconstant = weights.carry_back(dproject, dbias)
+            of_maps[2] = of_maps[2][0], dconstant
+        dmaps, dnorm = weights.unfold(0, of_maps)
+        dx = unflat(tf.cast(wide(dh) + dx, dtype), dy)
+        gradients = Weights(*dnorm, *dmaps, dproject, dbias, *feed_forward)
+        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(gradients, weights)))
 
     def _feed_forward_gradient(self, dy, kept: Kept, weights: Weights):
         """dh, and the gradients of gamma2, beta2 and the two maps."""
-        dtype, h = kept.x.dtype, kept.h
-        normed, expansion = normal(h, self.epsilon), weights.expansion(dtype)
-        expanded = expansion.of(normed) if kept.expanded is None else kept.expanded
-        active, slope = gelu_and_slope(wide(expanded))
-        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), tf.cast(active, dtype))
-        dexpanded = stored(tf.cast(wide(dactive) * slope, dtype))
-        dnormed, dexpand = expansion.gradient(dexpanded, normed)
+        dtype, expansion = dy.dtype, weights.expansion(dy.dtype)
+        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), kept.active)
+        dexpanded = stored(tf.cast(wide(dactive) * slope(wide(kept.raw) + wide(expansion.bias)), dtype))
+        dnormed, dexpand = expansion.gradient(dexpanded, kept.normed2)
         (dmap, dnorm) = weights.unfold(10, [dexpand])
-        dh = stored(tf.cast(wide(dy) + normal_gradient(wide(dnormed), h, self.epsilon), dtype))
+        dnormed = normal_gradient(wide(dnormed), Normed(kept.normed2, kept.scale2))
+        dh = stored(tf.cast(wide(dy) + dnormed, dtype))
         return dh, (*dnorm, *dmap, *dcontract)
 
     def _add(self, rows, branch_rows, branch: int):
@@ -260,10 +321,10 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
     return x * tf.sigmoid(1.702 * x)
 
 
-def gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """f(x) and f'(x) = s + 1.702 x s (1 - s), s = sigmoid(1.702 x)."""
+def slope(x: tf.Tensor) -> tf.Tensor:
+    """f'(x) = s + 1.702 x s (1 - s), s = sigmoid(1.702 x)."""
     s = tf.sigmoid(1.702 * x)
-    return x * s, s * (1 + 1.702 * x * (1 - s))
+    return s * (1 + 1.702 * x * (1 - s))
 
 
 def stored(x: tf.Tensor) -> tf.Tensor:
@@ -273,21 +334,22 @@ def stored(x: tf.Tensor) -> tf.Tensor:
     return xla.optimization_barrier(x)[0]
 
 
-def normal(rows: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) along the width, of the rows' dtype."""
-    return tf.cast(_normal(rows, epsilon)[0], rows.dtype)
-
-
-def _normal(rows, epsilon: float):
+def normal(rows: tf.Tensor, epsilon: float) -> Normed:
+    """(x - mean) / sqrt(variance + epsilon) along the width."""
     x = wide(rows)
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
     scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return centred * scale, scale
+    return Normed(tf.cast(centred * scale, rows.dtype), scale)
 
 
-def normal_gradient(d: tf.Tensor, rows: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The rows' gradient, float32, given `normal`'s."""
-    normed, scale = _normal(rows, epsilon)
+def normal_gradient(d: tf.Tensor, normed: Normed) -> tf.Tensor:
+    """The rows' gradient, float32, given `normal`'s and what it made."""
+    rows = wide(normed.rows)
     mean = tf.reduce_mean(d, axis=-1, keepdims=True)
-    along = tf.reduce_mean(d * normed, axis=-1, keepdims=True)
-    return scale * (d - mean - normed * along)
+    along = tf.reduce_mean(d * rows, axis=-1, keepdims=True)
+    return normed.scale * (d - mean - rows * along)
+
+
+def _times(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """vector W, float32."""
+    return tf.reduce_sum(wide(vector)[:, None] * wide(matrix), axis=0)

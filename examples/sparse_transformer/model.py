@@ -120,18 +120,26 @@ class ResidualBlock(SparseTransformerBlock):
     def _backward(self, dy, kept, values, keys):
         if not self.config.xla:  # inlined, with what the forward pass computed
             kept = late(kept, dy)
-        dx, found = self.passes(kept.x, keys).gradient(dy, kept, Weights(*values))
+        dx, found = self.passes(dy, keys).gradient(dy, kept, Weights(*values))
         return [dx, *found]
 
     def shared(self, values, x, keys):
         """`run` traced once for all layers of this mode, and compiled where the configuration says so.
 
-        Two functions: a compiled one hands its own gradient a copy of each argument.
+        Two functions: a compiled one hands its own gradient a copy of each argument. Where the gradient does without
+        x, it does not hold it.
         """
 
         def compute(x, *values):
             y, kept = self.forward(values, x, keys)
-            return y, lambda dy: once(self.backward(dy, kept._replace(x=x), values, keys), [dy, x, *values])
+            held = [] if self.recompute == "none" else [x]
+
+            def gradient(dy):
+                dy = tf.ensure_shape(dy, y.shape)
+                again = kept._replace(x=held[0]) if held else kept
+                return once(self.backward(dy, again, values, keys), [dy, *held, *values])
+
+            return y, gradient
 
         return with_gradient(compute, x, *values)
 
