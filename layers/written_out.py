@@ -85,26 +85,32 @@ class Weights(NamedTuple):
         return _times(self[norm + 1], self[at]) + wide(self[at + 1])
 
     def _folded(self, norm: int, at: int, dtype) -> Map:
-        kernel = wide(self[norm])[:, None] * wide(self[at])
-        return Map(tf.cast(kernel, dtype), tf.cast(self._constant(norm, at), dtype))
+        return folded(*self[norm : norm + 2], *self[at : at + 2], dtype)
 
     def unfold(self, norm: int, gradients: list) -> tuple[list, tuple]:
-        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps.
-
-        A map's bias may have none: None.
-        """
-        gamma, beta = map(wide, self[norm : norm + 2])
+        """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps."""
         maps, dgamma, dbeta = [], 0.0, 0.0
         for at, (dkernel, dbias) in zip(range(norm + 2, norm + 8, 2), gradients):
-            kernel, folded = wide(self[at]), wide(dkernel)
-            own = gamma[:, None] * folded
-            dgamma += tf.reduce_sum(kernel * folded, axis=1)
-            if dbias is None:
-                maps += [own, tf.zeros_like(self[at + 1])]
-                continue
-            maps += [own + beta[:, None] * dbias, dbias]
-            dbeta += tf.reduce_sum(kernel * dbias, axis=1)
+            dbias = tf.zeros_like(wide(self[at + 1])) if dbias is None else dbias
+            own, *of_norm = unfolded(*self[norm : norm + 2], self[at], dkernel, dbias)
+            maps += [own, dbias]
+            dgamma, dbeta = dgamma + of_norm[0], dbeta + of_norm[1]
         return maps, (dgamma, dbeta)
+
+
+def folded(gamma, beta, kernel, bias, dtype) -> Map:
+    """The map of normed rows that stands for n -> (n gamma + beta) W + b; bias None is none."""
+    constant = _times(beta, kernel)
+    if bias is not None:
+        constant += wide(bias)
+    return Map(tf.cast(wide(gamma)[:, None] * wide(kernel), dtype), tf.cast(constant, dtype))
+
+
+def unfolded(gamma, beta, kernel, dkernel, dbias) -> tuple:
+    """The gradients of W, gamma and beta, given those of the folded map's two."""
+    kernel, dkernel = wide(kernel), wide(dkernel)
+    own = wide(gamma)[:, None] * dkernel + wide(beta)[:, None] * dbias
+    return own, tf.reduce_sum(kernel * dkernel, axis=1), tf.reduce_sum(kernel * dbias, axis=1)
 
 
 class Map(NamedTuple):

@@ -15,6 +15,7 @@ from sparse_attention.layers import SparseTransformerBlock
 from sparse_attention.layers.transformer_block import first_row, late
 from sparse_attention.layers.written_out import Weights, dropout_keys
 
+from . import loss
 from .config import Config
 
 VOCABULARY = 256  # bytes
@@ -180,6 +181,7 @@ class SparseTransformer(keras.Model):
         # Compiled, or the gradient of the positions, a sum over batch rows, takes as long as a block's.
         compiled = partial(tf.function, autograph=False, jit_compile=True)
         self.embed = compiled(self._embed) if shared and config.xla else self._embed
+        self.loss_of = loss.Loss(self.norm.epsilon, config.xla)
         self.build((None, config.padded))
 
     def build(self, shape):
@@ -202,15 +204,24 @@ class SparseTransformer(keras.Model):
         """
         if training and step is None:
             step = self.optimizer.iterations.value
-        rest = iter(values or ())
+        x = self._stream(iter(values or ()), tokens, step if training else None)
+        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+
+    def nats(self, tokens, step, values):
+        """The mean of -ln p of all tokens in training step `step`, for these values of trainable_variables."""
+        rest = iter(values)
+        x = self._stream(rest, tokens, step)
+        return self.loss_of(loss.Weights(*_next(rest, self.norm), *_next(rest, self.logits)), x, tokens)
+
+    def _stream(self, rest, tokens, step):
+        """The residual stream behind the last block; takes the values that it needs of rest."""
         x = self.pad(self.embed(_next(rest, self.embedding), tokens))
-        step = step if training else None
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
             run = like.shared if self.shared else like.run
             x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
-        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+        return x
 
     def pad(self, x):
         """[batch, n_ctx, width] with zeros behind: the config.padded positions of the residual stream."""

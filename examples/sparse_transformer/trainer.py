@@ -15,7 +15,7 @@ from blocksparse.plan.checks import nearest_multiple
 from . import flat
 from .cluster import Cluster
 from .config import Config
-from .model import SparseTransformer, bits
+from .model import SparseTransformer
 
 
 def make_strategy(cluster: Cluster | None) -> tf.distribute.Strategy:
@@ -131,10 +131,9 @@ class Trainer:
             half = [tf.cast(weights[0], self.model.compute_dtype), *weights[1:]]
             values = flat.unpack(self.model, half)
             with keras.StatelessScope(zip(self.model.trainable_variables, values, strict=True)):
-                logits = self.model(tokens, training=True, step=step, values=values)
-            loss = tf.reduce_mean(bits(logits, tokens))
-            loss /= context.num_replicas_in_sync
-            nats = self.optimizer.scale_loss(loss * tf.math.log(2.0))
+                nats = self.model.nats(tokens, step, values)
+            loss = nats / (tf.math.log(2.0) * context.num_replicas_in_sync)
+            nats = self.optimizer.scale_loss(nats / context.num_replicas_in_sync)
         gradients = tape.gradient(nats, weights)
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         loss = context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
