@@ -171,7 +171,9 @@ class SparseSelfAttention(keras.layers.Layer):
         """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
         segment_ids.
         """
-        full = segments is None and self.sees is None and all(m.sees_itself for m in head_modes(**self.pattern))
+        full = (
+            segments is None and self.sees is None and all(m.sees_itself for m in head_modes(**self.pattern))
+        )
         if not self.blocksparse:
             dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
             return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense), full)

@@ -136,7 +136,7 @@ class SparseTransformerBlock(keras.layers.Layer):
             y, kept = passes(x).forward(weights, x)
 
             def gradient(dy):
-                again = kept if tf.executing_eagerly() else late(kept, dy)
+                again = kept if tf.executing_eagerly() else self.late(kept, dy)
                 dx, found = passes(x).gradient(tf.ensure_shape(dy, x.shape), again, weights)
                 return once([dx, *found], [dy, x, *values])
 
@@ -148,6 +148,13 @@ class SparseTransformerBlock(keras.layers.Layer):
         """The block's two passes for an x of this shape."""
         attention = self.attention.passes(x, segments)
         return written_out.Block(attention, self.epsilon, self.recompute, self.dropout, keys)
+
+    def late(self, kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
+        """The same tensors; nothing can merge what is computed again of them with what was computed first."""
+        if self.recompute == "none":
+            return kept
+        names = [name for name, x in kept._asdict().items() if x is not None]
+        return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))
 
     def _drawn(self, x):
         """Keys of a new draw, of which every replica takes its share."""
@@ -192,9 +199,3 @@ def first_row(batch):
     """The number of this replica's first row in a batch that replicas share."""
     context = tf.distribute.get_replica_context()
     return (context.replica_id_in_sync_group if context else 0) * batch
-
-
-def late(kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
-    """The same tensors, of which nothing can merge what is computed again with what was computed first."""
-    names = [name for name, x in kept._asdict().items() if x is not None]
-    return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))

@@ -233,9 +233,7 @@ class Block(NamedTuple):
             self._drop(dh, 0), kept.attended
         )
         operands = (kept.query, kept.key, kept.value, kept.attended)
-        dqkv = self.attention.gradient(
-            *(unflat(t, dy) for t in operands), kept.lse, unflat(dattended, dy)
-        )
+        dqkv = self.attention.gradient(*(unflat(t, dy) for t in operands), kept.lse, unflat(dattended, dy))
         maps = weights.attention_maps(dtype, carried)
         found = [each.gradient(flat(d), kept.normed1) for each, d in zip(maps, dqkv)]
         dx = normal_gradient(sum(wide(d) for d, _ in found), Normed(kept.normed1, kept.scale1))

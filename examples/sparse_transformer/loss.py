@@ -58,9 +58,7 @@ class Loss:
 
             def gradient(dnats):
                 more = x.shape[1] - tokens.shape[1]
-                return once(
-                    self.backward(dnats, kept, Weights(*values), tokens, more), [dnats, x, *values]
-                )
+                return once(self.backward(dnats, kept, Weights(*values), tokens, more), [dnats, x, *values])
 
             return nats, gradient
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseTransformerBlock
-from sparse_attention.layers.transformer_block import first_row, late
+from sparse_attention.layers.transformer_block import first_row
 from sparse_attention.layers.written_out import Weights, dropout_keys
 
 from . import loss
@@ -120,7 +120,7 @@ class ResidualBlock(SparseTransformerBlock):
 
     def _backward(self, dy, kept, values, keys):
         if not self.config.xla:  # inlined, with what the forward pass computed
-            kept = late(kept, dy)
+            kept = self.late(kept, dy)
         dx, found = self.passes(dy, keys).gradient(dy, kept, Weights(*values))
         return [dx, *found]
 

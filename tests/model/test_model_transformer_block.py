@@ -63,7 +63,13 @@ def error(came, want):
 @pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
 @pytest.mark.parametrize(
     ("pattern", "jit"),
-    [(PATTERN, False), (PATTERN, True), (MERGED, False), (dict(PATTERN, blocksparse=False), False)],
+    [
+        (PATTERN, False),
+        (PATTERN, True),
+        (MERGED, False),
+        (dict(PATTERN, blocksparse=False), False),
+        (dict(PATTERN, attn_mode="summary"), False),  # whose first rows see nothing
+    ],
 )
 def test_gradients_are_those_of_the_layers(pattern, jit, recompute):
     block, x = made(recompute=recompute, **pattern), rows()
