@@ -14,7 +14,9 @@ from blocksparse.recomputation.attach import once, with_gradient
 
 from ..attention import MAX_TIME
 from . import written_out
+from .dropout import dropout_keys
 from .masks import layer_segments, refuse_attention_mask
+from .rows import gelu
 from .self_attention import SparseSelfAttention, load_predicates
 
 
@@ -95,7 +97,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         )
         own = dict(dtype=self.dtype_policy)
         self.expand = keras.layers.Dense(
-            inner, activation=written_out.gelu, kernel_initializer=first, name="expand", **own
+            inner, activation=gelu, kernel_initializer=first, name="expand", **own
         )
         self.contract = keras.layers.Dense(width, kernel_initializer=last, name="contract", **own)
         for layer in (self.norm1, attention, self.norm2, self.expand):
@@ -160,7 +162,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         """Keys of a new draw, of which every replica takes its share."""
         batch, (one, other) = tf.shape(x)[0], tf.unstack(tf.cast(self.draws.next(), tf.uint32))
         row = first_row(batch)
-        return tf.stack([written_out.dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
+        return tf.stack([dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
 
     def _is_quantized(self) -> bool:
         maps = self.attention, self.expand, self.contract

@@ -26,12 +26,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
-from blocksparse.native.devices import in_xla
+from .dropout import dropout
+from .rows import (
+    flat,
+    gelu,
+    in_turn,
+    normal,
+    normal_and_scale,
+    normal_gradient,
+    scale_of,
+    slope,
+    stored,
+    unflat,
+    wide,
+)
 
 RECOMPUTE = ("none", "selective", "whole")
-_PHILOX = 1
 
 
 class Weights(NamedTuple):
@@ -113,6 +124,11 @@ def unfolded(gamma, beta, kernel, dkernel, dbias) -> tuple:
     return own, tf.reduce_sum(kernel * dkernel, axis=1), tf.reduce_sum(kernel * dbias, axis=1)
 
 
+def _times(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """vector W, float32."""
+    return tf.reduce_sum(wide(vector)[:, None] * wide(matrix), axis=0)
+
+
 class Map(NamedTuple):
     """x W + b, both of x's dtype, summed in float32 inside the product. bias None adds nothing, and has no gradient."""
 
@@ -125,23 +141,23 @@ class Map(NamedTuple):
 
     def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor | None]]:
         """The rows' gradient, and (dW of W's dtype, db in float32)."""
-        dkernel = tf.matmul(rows, d, transpose_a=True)
         dbias = None if self.bias is None else tf.reduce_sum(wide(d), axis=0)
-        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, dbias)
+        return self.rows_gradient(d), (self.kernel_gradient(d, rows), dbias)
 
+    def rows_gradient(self, d: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(d, self.kernel, transpose_b=True)
 
-class Normed(NamedTuple):
-    """What `normal` makes of rows: (x - mean) scale, of the rows' dtype, and scale, float32 [batch * time, 1]."""
-
-    rows: tf.Tensor
-    scale: tf.Tensor
+    @staticmethod
+    def kernel_gradient(d: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(rows, d, transpose_a=True)
 
 
 class Kept(NamedTuple):
     """What a forward pass leaves for the gradient: rows [batch * time, width] of the compute dtype, or None.
 
     lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none. raw: the
-    feed-forward's first product, without its bias.
+    feed-forward's first product, without its bias. normed, scale: of each norm, what `normal` makes, and 1 / deviation,
+    float32 [batch * time, 1].
     """
 
     x: Any
@@ -157,6 +173,10 @@ class Kept(NamedTuple):
     scale1: Any = None
     normed2: Any = None
     scale2: Any = None
+
+    def operands(self) -> tuple:
+        """What attention takes."""
+        return self.query, self.key, self.value
 
 
 class Attention(NamedTuple):
@@ -186,32 +206,32 @@ class Block(NamedTuple):
         """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
         kept = self._computed(weights, x)
         y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(kept.active), 1), x)
-        return y, {
-            "none": kept._replace(x=None, h=None),
-            "selective": Kept(x, kept.h, kept.attended, kept.lse),
-            "whole": Kept(x),
-        }[self.recompute]
+        if self.recompute == "none":
+            scales = dict(scale1=scale_of(flat(x), self.epsilon), scale2=scale_of(kept.h, self.epsilon))
+            return y, kept._replace(x=None, h=None, **scales)
+        return y, Kept(x) if self.recompute == "whole" else Kept(x, kept.h, kept.attended, kept.lse)
 
     def _computed(self, weights: Weights, x: tf.Tensor) -> Kept:
-        """All that a forward pass can keep: the block up to the activation."""
-        q, k, v, normed1 = self._attention_operands(weights, x)
-        attended, lse = self.attention.forward(*(unflat(t, x) for t in (q, k, v)))
+        """The block up to the activation."""
+        kept = self._attention_operands(weights, Kept(x))
+        attended, lse = self.attention.forward(*(unflat(t, x) for t in kept.operands()))
         attended = flat(attended)
-        h = self._add(flat(x), weights.projection(x.dtype, self._carried(weights)).of(attended), 0)
-        return self._feed_forward(weights, Kept(x, h, attended, lse, q, k, v, None, None, *normed1))
+        h = stored(self._add(flat(x), weights.projection(x.dtype, self._carried(weights)).of(attended), 0))
+        return self._feed_forward(weights, kept._replace(h=h, attended=attended, lse=lse))
 
-    def _attention_operands(self, weights: Weights, x: tf.Tensor):
-        """q, k and v, and the norm before them."""
-        normed = normal(flat(x), self.epsilon)
-        maps = weights.attention_maps(x.dtype, self._carried(weights))
-        return *(each.of(normed.rows) for each in maps), normed
+    def _attention_operands(self, weights: Weights, kept: Kept) -> Kept:
+        """kept, with what is computed from x up to the attention."""
+        normed = normal(flat(kept.x), self.epsilon)
+        maps = weights.attention_maps(normed.dtype, self._carried(weights))
+        q, k, v = (each.of(normed) for each in maps)
+        return kept._replace(query=q, key=k, value=v, normed1=normed)
 
     def _feed_forward(self, weights: Weights, kept: Kept) -> Kept:
         """kept, with what is computed from h up to the activation."""
         normed, expansion = normal(kept.h, self.epsilon), weights.expansion(kept.h.dtype)
-        raw = Map(expansion.kernel, None).of(normed.rows)
+        raw = Map(expansion.kernel, None).of(normed)
         active = tf.cast(gelu(wide(raw) + wide(expansion.bias)), raw.dtype)
-        return kept._replace(raw=raw, active=active, normed2=normed.rows, scale2=normed.scale)
+        return kept._replace(raw=raw, active=active, normed2=normed)
 
     def _carried(self, weights: Weights) -> bool:
         """Whether the values' constant takes the way around attention: each value has one reader, and all rows keys."""
@@ -219,141 +239,56 @@ class Block(NamedTuple):
 
     def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
         """dx, and the gradients of the weights, each of its weight's dtype."""
-        dtype = dy.dtype
         if kept.attended is None:
             kept = self._computed(weights, kept.x)
         if kept.raw is None:
             kept = self._feed_forward(weights, kept)
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
         if kept.query is None:
-            q, k, v, normed = self._attention_operands(weights, kept.x)
-            kept = kept._replace(query=q, key=k, value=v, normed1=normed.rows, scale1=normed.scale)
+            kept = self._attention_operands(weights, kept)
+        dx, of_attention = self._attention_gradient(dh, kept, weights, like=dy)
+        dx = unflat(tf.cast(wide(dh) + dx, dy.dtype), dy)
+        gradients = Weights(*of_attention, *feed_forward)
+        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(gradients, weights)))
+
+    def _attention_gradient(self, dh, kept: Kept, weights: Weights, like):
+        """Of x through the branch, float32, and of gamma1, beta1 and the four maps; like: of x's shape."""
         carried = self._carried(weights)
-        dattended, (dproject, dbias) = weights.projection(dtype, carried).gradient(
-            self._drop(dh, 0), kept.attended
-        )
-        operands = (kept.query, kept.key, kept.value, kept.attended)
-        dqkv = self.attention.gradient(*(unflat(t, dy) for t in operands), kept.lse, unflat(dattended, dy))
-        maps = weights.attention_maps(dtype, carried)
+        projection = weights.projection(dh.dtype, carried)
+        dattended, (dproject, dbias) = projection.gradient(self._drop(dh, 0), kept.attended)
+        operands = (unflat(t, like) for t in (*kept.operands(), kept.attended))
+        dqkv = self.attention.gradient(*operands, kept.lse, unflat(dattended, like))
+        maps = weights.attention_maps(dh.dtype, carried)
         found = [each.gradient(flat(d), kept.normed1) for each, d in zip(maps, dqkv)]
-        dx = normal_gradient(sum(wide(d) for d, _ in found), Normed(kept.normed1, kept.scale1))
         of_maps = [d for _, d in found]
         if carried:
             dproject, dconstant = weights.carry_back(dproject, dbias)
             of_maps[2] = of_maps[2][0], dconstant
         dmaps, dnorm = weights.unfold(0, of_maps)
-        dx = unflat(tf.cast(wide(dh) + dx, dtype), dy)
-        gradients = Weights(*dnorm, *dmaps, dproject, dbias, *feed_forward)
-        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(gradients, weights)))
+        normed = self._normed(kept.x, kept.normed1, kept.scale1)
+        dx = normal_gradient(sum(wide(d) for d, _ in found), *normed)
+        return dx, (*dnorm, *dmaps, dproject, dbias)
 
     def _feed_forward_gradient(self, dy, kept: Kept, weights: Weights):
         """dh, and the gradients of gamma2, beta2 and the two maps."""
-        dtype, expansion = dy.dtype, weights.expansion(dy.dtype)
-        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), kept.active)
+        dtype, expansion, contraction = dy.dtype, weights.expansion(dy.dtype), weights.contraction(dy.dtype)
+        d = self._drop(dy, 1)
+        dbias = tf.reduce_sum(wide(d), axis=0)
+        d, dkernel = in_turn(d, lambda d: contraction.kernel_gradient(d, kept.active))
+        dactive = contraction.rows_gradient(d)
         dexpanded = stored(tf.cast(wide(dactive) * slope(wide(kept.raw) + wide(expansion.bias)), dtype))
         dnormed, dexpand = expansion.gradient(dexpanded, kept.normed2)
-        (dmap, dnorm) = weights.unfold(10, [dexpand])
-        dnormed = normal_gradient(wide(dnormed), Normed(kept.normed2, kept.scale2))
+        dmap, dnorm = weights.unfold(10, [dexpand])
+        dnormed = normal_gradient(wide(dnormed), *self._normed(kept.h, kept.normed2, kept.scale2))
         dh = stored(tf.cast(wide(dy) + dnormed, dtype))
-        return dh, (*dnorm, *dmap, *dcontract)
+        return dh, (*dnorm, *dmap, dkernel, dbias)
+
+    def _normed(self, rows, normed, scale):
+        """Both in float32, as kept, or of the rows that were."""
+        return normal_and_scale(flat(rows), self.epsilon) if scale is None else (wide(normed), scale)
 
     def _add(self, rows, branch_rows, branch: int):
         return tf.cast(wide(rows) + wide(self._drop(branch_rows, branch)), rows.dtype)
 
     def _drop(self, rows, branch: int):
         return rows if self.keys is None else dropout(rows, self.rate, self.keys[branch])
-
-
-def dropout_keys(seed, step, branch, batch, first_row=0) -> tf.Tensor:
-    """uint32 [batch, 2]: what decides the dropout of a branch's batch rows; all arguments integers or scalar tensors.
-
-    Philox is a counter: row r of the global batch takes draw r, so the keys do not depend on how many replicas share
-    the batch.
-    """
-    key = tf.cast(step, tf.uint64) * 2**16 + tf.cast(branch, tf.uint64)
-    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=tf.stack([batch, 4]),  # a count gives four numbers
-        key=key[None],
-        counter=tf.stack([tf.cast(first_row, tf.uint64), tf.cast(seed, tf.uint64)]),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
-    return drawn[:, :2]
-
-
-def dropout(rows: tf.Tensor, rate: float, keys: tf.Tensor) -> tf.Tensor:
-    """x / (1 - rate) with probability 1 - rate, else 0, for rows [batch * time, width] or [batch, time, width].
-
-    Decided by keys [batch, 2] (uint32) and the place in the batch row alone: a second pass drops the same. The bits
-    are a hash of the place, two multiplications and a few shifts, which XLA computes where it needs them; bits of a
-    random operation would be written to memory and read back. Constants: Wellons' lowbias32.
-    """
-    batch, width = tf.shape(keys)[0], rows.shape[-1]
-    time = tf.size(rows) // (batch * width)
-    place = tf.range(time)[:, None] * width + tf.range(width)
-    bits = tf.bitwise.bitwise_xor(tf.cast(place, tf.uint32), keys[:, 0, None, None])
-    bits = _shifted(bits, 16) * tf.constant(0x7FEB352D, tf.uint32) + keys[:, 1, None, None]
-    bits = _shifted(_shifted(bits, 15) * tf.constant(0x846CA68B, tf.uint32), 16)
-    kept = tf.reshape(bits >= tf.constant(round(rate * 2**32), tf.uint32), tf.shape(rows))
-    scale = tf.constant(1 / (1 - rate), rows.dtype)
-    return tf.where(kept, rows * scale, tf.zeros([], rows.dtype))
-
-
-def _shifted(bits: tf.Tensor, by: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(by, tf.uint32)))
-
-
-def wide(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(x, tf.float32)
-
-
-def flat(x: tf.Tensor) -> tf.Tensor:
-    """[batch, time, width] -> [batch * time, width]: a product of two matrices, where a batched one is slower."""
-    return tf.reshape(x, [-1, x.shape[-1]])
-
-
-def unflat(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """rows as [batch, time, their width], batch and time being x's."""
-    time = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
-    made = tf.reshape(rows, [-1, time, rows.shape[-1]])
-    made.set_shape([x.shape[0], x.shape[1], rows.shape[-1]])
-    return made
-
-
-def gelu(x: tf.Tensor) -> tf.Tensor:
-    """f(x) = x sigmoid(1.702 x) (section 5.2)."""
-    return x * tf.sigmoid(1.702 * x)
-
-
-def slope(x: tf.Tensor) -> tf.Tensor:
-    """f'(x) = s + 1.702 x s (1 - s), s = sigmoid(1.702 x)."""
-    s = tf.sigmoid(1.702 * x)
-    return s * (1 + 1.702 * x * (1 - s))
-
-
-def stored(x: tf.Tensor) -> tf.Tensor:
-    """x, which XLA writes to memory as it is, rounded."""
-    if not in_xla():
-        return x
-    return xla.optimization_barrier(x)[0]
-
-
-def normal(rows: tf.Tensor, epsilon: float) -> Normed:
-    """(x - mean) / sqrt(variance + epsilon) along the width."""
-    x = wide(rows)
-    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return Normed(tf.cast(centred * scale, rows.dtype), scale)
-
-
-def normal_gradient(d: tf.Tensor, normed: Normed) -> tf.Tensor:
-    """The rows' gradient, float32, given `normal`'s and what it made."""
-    rows = wide(normed.rows)
-    mean = tf.reduce_mean(d, axis=-1, keepdims=True)
-    along = tf.reduce_mean(d * rows, axis=-1, keepdims=True)
-    return normed.scale * (d - mean - rows * along)
-
-
-def _times(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """vector W, float32."""
-    return tf.reduce_sum(wide(vector)[:, None] * wide(matrix), axis=0)

@@ -12,16 +12,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from blocksparse.recomputation.attach import once, with_gradient
-from sparse_attention.layers.written_out import (
-    Normed,
-    flat,
-    folded,
-    normal,
-    normal_gradient,
-    unflat,
-    unfolded,
-    wide,
-)
+from sparse_attention.layers.rows import flat, normal, normal_gradient, scale_of, unflat, wide
+from sparse_attention.layers.written_out import folded, unfolded
 
 
 class Weights(NamedTuple):
@@ -65,14 +57,15 @@ class Loss:
         return with_gradient(compute, x, *weights)
 
     def _forward(self, weights: Weights, x, tokens):
-        normed = normal(flat(x[:, : tokens.shape[1]]), self.epsilon)
+        rows = flat(x if x.shape[1] == tokens.shape[1] else x[:, : tokens.shape[1]])
+        normed = normal(rows, self.epsilon)
         product = self._map(weights, x.dtype)
-        logits = tf.matmul(normed.rows, product.kernel)
+        logits = tf.matmul(normed, product.kernel)
         shifted = wide(logits) + wide(product.bias)
         top = tf.reduce_max(shifted, axis=-1, keepdims=True)
         lse = top + tf.math.log(tf.reduce_sum(tf.exp(shifted - top), axis=-1, keepdims=True))
         own = tf.reduce_sum(tf.where(_is(tokens, shifted), shifted, 0.0), axis=-1, keepdims=True)
-        return tf.reduce_mean(lse - own), Kept(*normed, logits, lse)
+        return tf.reduce_mean(lse - own), Kept(normed, scale_of(rows, self.epsilon), logits, lse)
 
     def _backward(self, dnats, kept: Kept, weights: Weights, tokens, more: int):
         """dx, of which the last `more` positions had no part in the loss, and the gradients of the weights."""
@@ -81,8 +74,9 @@ class Loss:
         chances = tf.exp(shifted - kept.lse) - tf.cast(_is(tokens, shifted), tf.float32)
         dlogits = tf.cast(chances * (dnats / tf.cast(tf.size(tokens), tf.float32)), dtype)
         dnormed, folds = product.gradient(dlogits, kept.rows)
-        dx = tf.cast(normal_gradient(wide(dnormed), Normed(kept.rows, kept.scale)), dtype)
-        dx = tf.pad(unflat(dx, tokens), [[0, 0], [0, more], [0, 0]])
+        dx = unflat(tf.cast(normal_gradient(wide(dnormed), wide(kept.rows), kept.scale), dtype), tokens)
+        if more:
+            dx = tf.pad(dx, [[0, 0], [0, more], [0, 0]])
         dkernel, dgamma, dbeta = unfolded(*weights, *folds)
         found = (dgamma, dbeta, dkernel)
         return [dx, *(tf.cast(d, own.dtype) for d, own in zip(found, weights))]

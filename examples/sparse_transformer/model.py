@@ -12,8 +12,9 @@ import tensorflow as tf
 from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseTransformerBlock
+from sparse_attention.layers.dropout import dropout_keys
 from sparse_attention.layers.transformer_block import first_row
-from sparse_attention.layers.written_out import Weights, dropout_keys
+from sparse_attention.layers.written_out import Weights
 
 from . import loss
 from .config import Config

@@ -9,7 +9,8 @@ import tensorflow as tf
 from sparse_transformer import config
 from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits
 
-from sparse_attention.layers.written_out import dropout, dropout_keys, gelu
+from sparse_attention.layers.dropout import dropout, dropout_keys
+from sparse_attention.layers.rows import gelu
 from sparse_attention.recompute import recomputable
 
 TINY = replace(

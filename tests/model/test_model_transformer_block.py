@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from sparse_attention.layers import SparseTransformerBlock
-from sparse_attention.layers.written_out import dropout
+from sparse_attention.layers.dropout import dropout
 
 TIME, WIDTH = 64, 32
 PATTERN = dict(heads=2, attn_mode="fixed", local_attn_ctx=16, blocksize=8, num_verts=2, vertsize=1)
