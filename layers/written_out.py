@@ -5,7 +5,7 @@
 TensorFlow's own gradient keeps some forty tensors of a block's width, and runs attention twice where it is recomputed.
 Here each setting of `recompute` keeps a number of them, in units of x:
 
-    none         both norms, attention's output, q, k, v, the pre-activation and the activation    6 + 2 ff_ratio
+    none         both norms, attention's output, q, k, v, pre-activation and activation    6 + 2 ff_ratio; nothing runs again
     selective    x, h, attention's output                 3; four of the six products, norms and activation run again
     whole        x                                                        1; all but the last product runs again
 
