@@ -5,9 +5,9 @@
 TensorFlow's own gradient keeps some forty tensors of a block's width, and runs attention twice where it is recomputed.
 Here each setting of `recompute` keeps a number of them, in units of x:
 
-    none         both norms, attention's output, q, k, v, pre-activation and activation    6 + 2 ff_ratio; nothing runs again
-    selective    x, h, attention's output                 3; four of the six products, norms and activation run again
-    whole        x                                                        1; all but the last product runs again
+    none         6 + 2 ff_ratio: both norms, attention's output, q, k, v, pre-activation, activation; nothing runs again
+    selective    3: x, h, attention's output; four of the six products, both norms and the activation run again
+    whole        1: x; all but the last product runs again
 
 Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
 Between two products the time goes into bytes, so that fewer passes over rows are what counts:

@@ -1,5 +1,6 @@
 """The residual block: dropout that both passes agree on, recomputation that changes nothing."""
 
+import re
 from dataclasses import replace
 
 import keras
@@ -69,6 +70,14 @@ def test_both_passes_draw_the_same_mask(jit):
     y, gradient = both(tf.random.stateless_uniform([4, 16, 32], [1, 2], 1.0, 2.0), tf.constant(2, tf.int64))
     assert (kept(y) == kept(gradient)).all()
     assert (kept(y) == mask()).all()
+
+
+def test_xla_gets_no_constant_of_all_places():
+    """Each pass of dropout would read one of twice the bytes of its rows."""
+    compiled = tf.function(lambda x, keys: dropout(x, 0.4, keys), jit_compile=True)
+    arguments = tf.zeros([4, 512, 64]), dropout_keys(1, 2, 3, 4)
+    text = compiled.experimental_get_compiler_ir(*arguments)(stage="hlo")
+    assert "multiply" in text and not re.search(r"\[512,64\]\S* constant", text)
 
 
 def gradients(settings, shared=True):
