@@ -66,6 +66,8 @@ def main() -> None:
         stopping.moment = "while it waited for other workers"
         watchdog.gather()
         stopping.moment = "before its first step"
+        if not args.deterministic:
+            command.choose_fast_products()
         command.import_tensorflow()
 
         from sparse_transformer import training

@@ -171,16 +171,19 @@ class SparseSelfAttention(keras.layers.Layer):
         """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
         segment_ids.
         """
+        full = (
+            segments is None and self.sees is None and all(m.sees_itself for m in head_modes(**self.pattern))
+        )
         if not self.blocksparse:
             dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
-            return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense))
+            return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense), full)
         if self.sees is None:
             bst, order, joined = blocksparse_passes(x.shape[1], **self.pattern, max_time=self.max_time)
         else:
             bst, order, joined = self._own_pattern(x), 1, []
         given = dict(order=order, joined=joined, any_time=True, **self.sharing, segment_ids=segments)
         return written_out.Attention(
-            partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given)
+            partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given), full
         )
 
     def compute_output_spec(

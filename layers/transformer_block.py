@@ -14,7 +14,9 @@ from blocksparse.recomputation.attach import once, with_gradient
 
 from ..attention import MAX_TIME
 from . import written_out
+from .dropout import dropout_keys
 from .masks import layer_segments, refuse_attention_mask
+from .rows import gelu
 from .self_attention import SparseSelfAttention, load_predicates
 
 
@@ -30,7 +32,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         ff_ratio: width of the pre-activation over the input's.
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
         seed: of dropout, an integer; drawn from Keras's global generator by default.
-        recompute: what the backward pass computes again. "none" keeps about 6 + ff_ratio tensors of x's size a block;
+        recompute: what the backward pass computes again. "none" keeps about 7 + 2 ff_ratio tensors of x's size a block;
             "selective" 3, attention running once; "whole" x alone.
         epsilon: of both norms.
 
@@ -95,7 +97,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         )
         own = dict(dtype=self.dtype_policy)
         self.expand = keras.layers.Dense(
-            inner, activation=written_out.gelu, kernel_initializer=first, name="expand", **own
+            inner, activation=gelu, kernel_initializer=first, name="expand", **own
         )
         self.contract = keras.layers.Dense(width, kernel_initializer=last, name="contract", **own)
         for layer in (self.norm1, attention, self.norm2, self.expand):
@@ -136,8 +138,8 @@ class SparseTransformerBlock(keras.layers.Layer):
             y, kept = passes(x).forward(weights, x)
 
             def gradient(dy):
-                again = kept if tf.executing_eagerly() else late(kept, dy)
-                dx, found = passes(x).gradient(dy, again, weights)
+                again = kept if tf.executing_eagerly() else self.late(kept, dy)
+                dx, found = passes(x).gradient(tf.ensure_shape(dy, x.shape), again, weights)
                 return once([dx, *found], [dy, x, *values])
 
             return y, gradient
@@ -149,11 +151,18 @@ class SparseTransformerBlock(keras.layers.Layer):
         attention = self.attention.passes(x, segments)
         return written_out.Block(attention, self.epsilon, self.recompute, self.dropout, keys)
 
+    def late(self, kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
+        """The same tensors; nothing can merge what is computed again of them with what was computed first."""
+        if self.recompute == "none":
+            return kept
+        names = [name for name, x in kept._asdict().items() if x is not None]
+        return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))
+
     def _drawn(self, x):
         """Keys of a new draw, of which every replica takes its share."""
         batch, (one, other) = tf.shape(x)[0], tf.unstack(tf.cast(self.draws.next(), tf.uint32))
         row = first_row(batch)
-        return tf.stack([written_out.dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
+        return tf.stack([dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
 
     def _is_quantized(self) -> bool:
         maps = self.attention, self.expand, self.contract
@@ -192,9 +201,3 @@ def first_row(batch):
     """The number of this replica's first row in a batch that replicas share."""
     context = tf.distribute.get_replica_context()
     return (context.replica_id_in_sync_group if context else 0) * batch
-
-
-def late(kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
-    """The same tensors, of which nothing can merge what is computed again with what was computed first."""
-    names = [name for name, x in kept._asdict().items() if x is not None]
-    return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))

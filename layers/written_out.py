@@ -5,15 +5,17 @@
 TensorFlow's own gradient keeps some forty tensors of a block's width, and runs attention twice where it is recomputed.
 Here each setting of `recompute` keeps a number of them, in units of x:
 
-    none         x, h, attention's output, q, k, v, the pre-activation    6 + ff_ratio; norms and activation run again
-    selective    x, h, attention's output                                 3; four of the six products run again too
-    whole        x                                                        1; all but the last product runs again
+    none         6 + 2 ff_ratio: both norms, attention's output, q, k, v, pre-activation, activation; nothing runs again
+    selective    3: x, h, attention's output; four of the six products, both norms and the activation run again
+    whole        1: x; all but the last product runs again
 
 Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
 Between two products the time goes into bytes, so that fewer passes over rows are what counts:
 
 - gamma and beta go into the maps behind a norm, which are small: (n gamma + beta) W + b = n (gamma W) + (beta W + b).
   Their gradients then come from the map's, and no pass over the rows is made for them.
+- Nor for two of the four constants around attention: that of the keys cancels in the softmax, that of the values goes
+  around it into the projection's.
 - A tensor that has to be rounded and stored anyway is stored once (`stored`): left to itself, XLA keeps a second one
   in float32, or computes all that led to it again.
 """
@@ -24,12 +26,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
-from blocksparse.native.devices import in_xla
+from .dropout import dropout
+from .rows import (
+    flat,
+    gelu,
+    in_turn,
+    normal,
+    normal_and_scale,
+    normal_gradient,
+    scale_of,
+    slope,
+    stored,
+    unflat,
+    wide,
+)
 
 RECOMPUTE = ("none", "selective", "whole")
-_PHILOX = 1
 
 
 class Weights(NamedTuple):
@@ -52,12 +65,20 @@ class Weights(NamedTuple):
     contract: Any
     contract_bias: Any
 
-    def attention_maps(self, dtype) -> list[Map]:
-        """Those of queries, keys and values behind the first norm."""
-        return [self._folded(0, at, dtype) for at in (2, 4, 6)]
+    def attention_maps(self, dtype, carried: bool) -> list[Map]:
+        """Those of queries, keys and values behind the first norm; carried: without the values' constant.
 
-    def projection(self, dtype) -> Map:
-        return Map(tf.cast(self.project, dtype), tf.cast(self.project_bias, dtype))
+        A constant of the keys adds one number to all scores of a query, which softmax does not see: they have none.
+        """
+        query, key, value = (self._folded(0, at, dtype) for at in (2, 4, 6))
+        return [query, Map(key.kernel, None), Map(value.kernel, None) if carried else value]
+
+    def projection(self, dtype, carried: bool) -> Map:
+        """carried: with the values' constant, which attention hands on as it is, weights of a row adding up to 1."""
+        bias = wide(self.project_bias)
+        if carried:
+            bias += _times(self._constant(0, 6), self.project)
+        return Map(tf.cast(self.project, dtype), tf.cast(bias, dtype))
 
     def expansion(self, dtype) -> Map:
         """Behind the second norm."""
@@ -66,22 +87,46 @@ class Weights(NamedTuple):
     def contraction(self, dtype) -> Map:
         return Map(tf.cast(self.contract, dtype), tf.cast(self.contract_bias, dtype))
 
+    def carry_back(self, dkernel, dbias) -> tuple:
+        """The gradients of the projection's kernel, and of the values' constant, given those of `projection`."""
+        constant = self._constant(0, 6)
+        return wide(dkernel) + constant[:, None] * dbias, tf.linalg.matvec(wide(self.project), dbias)
+
+    def _constant(self, norm: int, at: int) -> tf.Tensor:
+        return _times(self[norm + 1], self[at]) + wide(self[at + 1])
+
     def _folded(self, norm: int, at: int, dtype) -> Map:
-        gamma, beta, kernel, bias = (wide(x) for x in (*self[norm : norm + 2], *self[at : at + 2]))
-        bias += tf.reduce_sum(beta[:, None] * kernel, axis=0)
-        return Map(tf.cast(gamma[:, None] * kernel, dtype), tf.cast(bias, dtype))
+        return folded(*self[norm : norm + 2], *self[at : at + 2], dtype)
 
     def unfold(self, norm: int, gradients: list) -> tuple[list, tuple]:
         """The gradients of the maps behind a norm, and those of its gamma and beta, given those of the folded maps."""
-        gamma, beta = map(wide, self[norm : norm + 2])
         maps, dgamma, dbeta = [], 0.0, 0.0
         for at, (dkernel, dbias) in zip(range(norm + 2, norm + 8, 2), gradients):
-            kernel = wide(self[at])
-            folded = wide(dkernel)
-            maps += [gamma[:, None] * folded + beta[:, None] * dbias, dbias]
-            dgamma += tf.reduce_sum(kernel * folded, axis=1)
-            dbeta += tf.reduce_sum(kernel * dbias, axis=1)
+            dbias = tf.zeros_like(wide(self[at + 1])) if dbias is None else dbias
+            own, *of_norm = unfolded(*self[norm : norm + 2], self[at], dkernel, dbias)
+            maps += [own, dbias]
+            dgamma, dbeta = dgamma + of_norm[0], dbeta + of_norm[1]
         return maps, (dgamma, dbeta)
+
+
+def folded(gamma, beta, kernel, bias, dtype) -> Map:
+    """The map of normed rows that stands for n -> (n gamma + beta) W + b; bias None is none."""
+    constant = _times(beta, kernel)
+    if bias is not None:
+        constant += wide(bias)
+    return Map(tf.cast(wide(gamma)[:, None] * wide(kernel), dtype), tf.cast(constant, dtype))
+
+
+def unfolded(gamma, beta, kernel, dkernel, dbias) -> tuple:
+    """The gradients of W, gamma and beta, given those of the folded map's two."""
+    kernel, dkernel = wide(kernel), wide(dkernel)
+    own = wide(gamma)[:, None] * dkernel + wide(beta)[:, None] * dbias
+    return own, tf.reduce_sum(kernel * dkernel, axis=1), tf.reduce_sum(kernel * dbias, axis=1)
+
+
+def _times(vector: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """vector W, float32."""
+    return tf.reduce_sum(wide(vector)[:, None] * wide(matrix), axis=0)
 
 
 class Map(NamedTuple):
@@ -94,16 +139,25 @@ class Map(NamedTuple):
         product = tf.matmul(rows, self.kernel)
         return product if self.bias is None else product + self.bias
 
-    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    def gradient(self, d: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor | None]]:
         """The rows' gradient, and (dW of W's dtype, db in float32)."""
-        dkernel = tf.matmul(rows, d, transpose_a=True)
-        return tf.matmul(d, self.kernel, transpose_b=True), (dkernel, tf.reduce_sum(wide(d), axis=0))
+        dbias = None if self.bias is None else tf.reduce_sum(wide(d), axis=0)
+        return self.rows_gradient(d), (self.kernel_gradient(d, rows), dbias)
+
+    def rows_gradient(self, d: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(d, self.kernel, transpose_b=True)
+
+    @staticmethod
+    def kernel_gradient(d: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(rows, d, transpose_a=True)
 
 
 class Kept(NamedTuple):
     """What a forward pass leaves for the gradient: rows [batch * time, width] of the compute dtype, or None.
 
-    lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none.
+    lse: attention's log-sum-exp, float32 [batch, heads, time], or None where the attention has none. raw: the
+    feed-forward's first product, without its bias. normed, scale: of each norm, what `normal` makes, and 1 / deviation,
+    float32 [batch * time, 1].
     """
 
     x: Any
@@ -113,14 +167,27 @@ class Kept(NamedTuple):
     query: Any = None
     key: Any = None
     value: Any = None
-    expanded: Any = None
+    raw: Any = None
+    active: Any = None
+    normed1: Any = None
+    scale1: Any = None
+    normed2: Any = None
+    scale2: Any = None
+
+    def operands(self) -> tuple:
+        """What attention takes."""
+        return self.query, self.key, self.value
 
 
 class Attention(NamedTuple):
-    """forward(q, k, v) -> (out, lse or None); gradient(q, k, v, out, lse, dout) -> (dq, dk, dv)."""
+    """forward(q, k, v) -> (out, lse or None); gradient(q, k, v, out, lse, dout) -> (dq, dk, dv).
+
+    full: no query sees nothing, so that what all values have in common comes out of it as it went in.
+    """
 
     forward: Callable
     gradient: Callable
+    full: bool = False
 
 
 class Block(NamedTuple):
@@ -138,156 +205,90 @@ class Block(NamedTuple):
     def forward(self, weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, Kept]:
         """y [batch, time, width] of x's dtype, and what `gradient` needs besides dy."""
         kept = self._computed(weights, x)
-        active = tf.cast(gelu(wide(kept.expanded)), x.dtype)
-        y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(active), 1), x)
-        return y, {
-            "none": kept,
-            "selective": kept._replace(query=None, key=None, value=None, expanded=None),
-            "whole": Kept(x),
-        }[self.recompute]
+        y = unflat(self._add(kept.h, weights.contraction(x.dtype).of(kept.active), 1), x)
+        if self.recompute == "none":
+            scales = dict(scale1=scale_of(flat(x), self.epsilon), scale2=scale_of(kept.h, self.epsilon))
+            return y, kept._replace(x=None, h=None, **scales)
+        return y, Kept(x) if self.recompute == "whole" else Kept(x, kept.h, kept.attended, kept.lse)
 
     def _computed(self, weights: Weights, x: tf.Tensor) -> Kept:
-        """All that a forward pass can keep: the block up to the pre-activation."""
-        dtype, rows = x.dtype, flat(x)
-        normed = normal(rows, self.epsilon)
-        q, k, v = (each.of(normed) for each in weights.attention_maps(dtype))
-        attended, lse = self.attention.forward(*(unflat(t, x) for t in (q, k, v)))
+        """The block up to the activation."""
+        kept = self._attention_operands(weights, Kept(x))
+        attended, lse = self.attention.forward(*(unflat(t, x) for t in kept.operands()))
         attended = flat(attended)
-        h = self._add(rows, weights.projection(dtype).of(attended), 0)
-        expanded = weights.expansion(dtype).of(normal(h, self.epsilon))
-        return Kept(x, h, attended, lse, q, k, v, expanded)
+        h = stored(self._add(flat(x), weights.projection(x.dtype, self._carried(weights)).of(attended), 0))
+        return self._feed_forward(weights, kept._replace(h=h, attended=attended, lse=lse))
+
+    def _attention_operands(self, weights: Weights, kept: Kept) -> Kept:
+        """kept, with what is computed from x up to the attention."""
+        normed = normal(flat(kept.x), self.epsilon)
+        maps = weights.attention_maps(normed.dtype, self._carried(weights))
+        q, k, v = (each.of(normed) for each in maps)
+        return kept._replace(query=q, key=k, value=v, normed1=normed)
+
+    def _feed_forward(self, weights: Weights, kept: Kept) -> Kept:
+        """kept, with what is computed from h up to the activation."""
+        normed, expansion = normal(kept.h, self.epsilon), weights.expansion(kept.h.dtype)
+        raw = Map(expansion.kernel, None).of(normed)
+        active = tf.cast(gelu(wide(raw) + wide(expansion.bias)), raw.dtype)
+        return kept._replace(raw=raw, active=active, normed2=normed)
+
+    def _carried(self, weights: Weights) -> bool:
+        """Whether the values' constant takes the way around attention: each value has one reader, and all rows keys."""
+        return self.attention.full and weights.value.shape[1] == weights.project.shape[0]
 
     def gradient(self, dy: tf.Tensor, kept: Kept, weights: Weights) -> tuple[tf.Tensor, Weights]:
         """dx, and the gradients of the weights, each of its weight's dtype."""
-        if kept.h is None:
+        if kept.attended is None:
             kept = self._computed(weights, kept.x)
-        x, dtype = kept.x, kept.x.dtype
+        if kept.raw is None:
+            kept = self._feed_forward(weights, kept)
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
-        dattended, dproject = weights.projection(dtype).gradient(self._drop(dh, 0), kept.attended)
-        normed, maps = normal(flat(x), self.epsilon), weights.attention_maps(dtype)
-        q, k, v = (
-            each.of(normed) if own is None else own
-            for each, own in zip(maps, (kept.query, kept.key, kept.value))
-        )
-        dqkv = self.attention.gradient(
-            *(unflat(t, x) for t in (q, k, v, kept.attended)), kept.lse, unflat(dattended, x)
-        )
-        found = [each.gradient(flat(d), normed) for each, d in zip(maps, dqkv)]
-        dx = normal_gradient(sum(wide(d) for d, _ in found), flat(x), self.epsilon)
-        dmaps, dnorm = weights.unfold(0, [d for _, d in found])
-        dx = unflat(tf.cast(wide(dh) + dx, dtype), x)
-        found = Weights(*dnorm, *dmaps, *dproject, *feed_forward)
-        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(found, weights)))
+        if kept.query is None:
+            kept = self._attention_operands(weights, kept)
+        dx, of_attention = self._attention_gradient(dh, kept, weights, like=dy)
+        dx = unflat(tf.cast(wide(dh) + dx, dy.dtype), dy)
+        gradients = Weights(*of_attention, *feed_forward)
+        return dx, Weights(*(tf.cast(d, own.dtype) for d, own in zip(gradients, weights)))
+
+    def _attention_gradient(self, dh, kept: Kept, weights: Weights, like):
+        """Of x through the branch, float32, and of gamma1, beta1 and the four maps; like: of x's shape."""
+        carried = self._carried(weights)
+        projection = weights.projection(dh.dtype, carried)
+        dattended, (dproject, dbias) = projection.gradient(self._drop(dh, 0), kept.attended)
+        operands = (unflat(t, like) for t in (*kept.operands(), kept.attended))
+        dqkv = self.attention.gradient(*operands, kept.lse, unflat(dattended, like))
+        maps = weights.attention_maps(dh.dtype, carried)
+        found = [each.gradient(flat(d), kept.normed1) for each, d in zip(maps, dqkv)]
+        of_maps = [d for _, d in found]
+        if carried:
+            dproject, dconstant = weights.carry_back(dproject, dbias)
+            of_maps[2] = of_maps[2][0], dconstant
+        dmaps, dnorm = weights.unfold(0, of_maps)
+        normed = self._normed(kept.x, kept.normed1, kept.scale1)
+        dx = normal_gradient(sum(wide(d) for d, _ in found), *normed)
+        return dx, (*dnorm, *dmaps, dproject, dbias)
 
     def _feed_forward_gradient(self, dy, kept: Kept, weights: Weights):
         """dh, and the gradients of gamma2, beta2 and the two maps."""
-        dtype, h = kept.x.dtype, kept.h
-        normed, expansion = normal(h, self.epsilon), weights.expansion(dtype)
-        expanded = expansion.of(normed) if kept.expanded is None else kept.expanded
-        active, slope = gelu_and_slope(wide(expanded))
-        dactive, dcontract = weights.contraction(dtype).gradient(self._drop(dy, 1), tf.cast(active, dtype))
-        dexpanded = stored(tf.cast(wide(dactive) * slope, dtype))
-        dnormed, dexpand = expansion.gradient(dexpanded, normed)
-        (dmap, dnorm) = weights.unfold(10, [dexpand])
-        dh = stored(tf.cast(wide(dy) + normal_gradient(wide(dnormed), h, self.epsilon), dtype))
-        return dh, (*dnorm, *dmap, *dcontract)
+        dtype, expansion, contraction = dy.dtype, weights.expansion(dy.dtype), weights.contraction(dy.dtype)
+        d = self._drop(dy, 1)
+        dbias = tf.reduce_sum(wide(d), axis=0)
+        d, dkernel = in_turn(d, lambda d: contraction.kernel_gradient(d, kept.active))
+        dactive = contraction.rows_gradient(d)
+        dexpanded = stored(tf.cast(wide(dactive) * slope(wide(kept.raw) + wide(expansion.bias)), dtype))
+        dnormed, dexpand = expansion.gradient(dexpanded, kept.normed2)
+        dmap, dnorm = weights.unfold(10, [dexpand])
+        dnormed = normal_gradient(wide(dnormed), *self._normed(kept.h, kept.normed2, kept.scale2))
+        dh = stored(tf.cast(wide(dy) + dnormed, dtype))
+        return dh, (*dnorm, *dmap, dkernel, dbias)
+
+    def _normed(self, rows, normed, scale):
+        """Both in float32, as kept, or of the rows that were."""
+        return normal_and_scale(flat(rows), self.epsilon) if scale is None else (wide(normed), scale)
 
     def _add(self, rows, branch_rows, branch: int):
         return tf.cast(wide(rows) + wide(self._drop(branch_rows, branch)), rows.dtype)
 
     def _drop(self, rows, branch: int):
         return rows if self.keys is None else dropout(rows, self.rate, self.keys[branch])
-
-
-def dropout_keys(seed, step, branch, batch, first_row=0) -> tf.Tensor:
-    """uint32 [batch, 2]: what decides the dropout of a branch's batch rows; all arguments integers or scalar tensors.
-
-    Philox is a counter: row r of the global batch takes draw r, so the keys do not depend on how many replicas share
-    the batch.
-    """
-    key = tf.cast(step, tf.uint64) * 2**16 + tf.cast(branch, tf.uint64)
-    drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=tf.stack([batch, 4]),  # a count gives four numbers
-        key=key[None],
-        counter=tf.stack([tf.cast(first_row, tf.uint64), tf.cast(seed, tf.uint64)]),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
-    return drawn[:, :2]
-
-
-def dropout(rows: tf.Tensor, rate: float, keys: tf.Tensor) -> tf.Tensor:
-    """x / (1 - rate) with probability 1 - rate, else 0, for rows [batch * time, width] or [batch, time, width].
-
-    Decided by keys [batch, 2] (uint32) and the place in the batch row alone: a second pass drops the same. The bits
-    are a hash of the place, two multiplications and a few shifts, which XLA computes where it needs them; bits of a
-    random operation would be written to memory and read back. Constants: Wellons' lowbias32.
-    """
-    batch, width = tf.shape(keys)[0], rows.shape[-1]
-    time = tf.size(rows) // (batch * width)
-    place = tf.range(time)[:, None] * width + tf.range(width)
-    bits = tf.bitwise.bitwise_xor(tf.cast(place, tf.uint32), keys[:, 0, None, None])
-    bits = _shifted(bits, 16) * tf.constant(0x7FEB352D, tf.uint32) + keys[:, 1, None, None]
-    bits = _shifted(_shifted(bits, 15) * tf.constant(0x846CA68B, tf.uint32), 16)
-    kept = tf.reshape(bits >= tf.constant(round(rate * 2**32), tf.uint32), tf.shape(rows))
-    scale = tf.constant(1 / (1 - rate), rows.dtype)
-    return tf.where(kept, rows * scale, tf.zeros([], rows.dtype))
-
-
-def _shifted(bits: tf.Tensor, by: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(by, tf.uint32)))
-
-
-def wide(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(x, tf.float32)
-
-
-def flat(x: tf.Tensor) -> tf.Tensor:
-    """[batch, time, width] -> [batch * time, width]: a product of two matrices, where a batched one is slower."""
-    return tf.reshape(x, [-1, x.shape[-1]])
-
-
-def unflat(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """rows as [batch, time, their width], batch and time being x's."""
-    time = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
-    made = tf.reshape(rows, [-1, time, rows.shape[-1]])
-    made.set_shape([x.shape[0], x.shape[1], rows.shape[-1]])
-    return made
-
-
-def gelu(x: tf.Tensor) -> tf.Tensor:
-    """f(x) = x sigmoid(1.702 x) (section 5.2)."""
-    return x * tf.sigmoid(1.702 * x)
-
-
-def gelu_and_slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """f(x) and f'(x) = s + 1.702 x s (1 - s), s = sigmoid(1.702 x)."""
-    s = tf.sigmoid(1.702 * x)
-    return x * s, s * (1 + 1.702 * x * (1 - s))
-
-
-def stored(x: tf.Tensor) -> tf.Tensor:
-    """x, which XLA writes to memory as it is, rounded."""
-    if not in_xla():
-        return x
-    return xla.optimization_barrier(x)[0]
-
-
-def normal(rows: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) along the width, of the rows' dtype."""
-    return tf.cast(_normal(rows, epsilon)[0], rows.dtype)
-
-
-def _normal(rows, epsilon: float):
-    x = wide(rows)
-    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    scale = tf.math.rsqrt(tf.reduce_mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return centred * scale, scale
-
-
-def normal_gradient(d: tf.Tensor, rows: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The rows' gradient, float32, given `normal`'s."""
-    normed, scale = _normal(rows, epsilon)
-    mean = tf.reduce_mean(d, axis=-1, keepdims=True)
-    along = tf.reduce_mean(d * normed, axis=-1, keepdims=True)
-    return scale * (d - mean - normed * along)

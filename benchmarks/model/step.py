@@ -26,9 +26,11 @@ from benchmarks.common import examples  # noqa: F401  first
 
 from benchmarks.common import machine, timing  # isort: skip
 from benchmarks.common.processes import TENSORFLOWS, add, alone, read, together  # isort: skip
+from sparse_transformer import command  # isort: skip
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+command.choose_fast_products()  # as train.py does
 
 GROUPS = {  # the first of a group is what the others are compared with
     "enwik8": ("enwik8_dense", "enwik8", "enwik8_strided"),
@@ -90,6 +92,7 @@ class Steps:
             "peak_gb": self.peak(),
             "deterministic": os.environ.get("TF_DETERMINISTIC_OPS") == "1",
             "xla": self.settings.xla,
+            "xla_flags": os.environ["XLA_FLAGS"],
             **machine.record(),
         }
 

@@ -150,7 +150,7 @@ def temps(key: StepKey | str) -> list[tuple[str, str]]:
 
 def _map(key: StepKey, name: str, given: str, out: str, depth: int, columns: int, **how) -> Launch:
     flags = dict(PARTS=0, NORM=False, BIAS=True, GELU=False, ADD=False) | how
-    cut, options = _cut(key, depth, columns)
+    cut, options = _cut(key, depth, columns, joins=flags["PARTS"] > 1)
     types = dict(x="fp32" if given == "parts" else None, sums="fp32", norm="fp32")
     types |= dict(out="fp32" if out == "logits" else None)
     pointers = dict(x=given, sums="sums", norm="norm", weight="weight", bias="bias", out=out)
@@ -160,12 +160,17 @@ def _map(key: StepKey, name: str, given: str, out: str, depth: int, columns: int
     return _launch(key, "step_map", name, pointers, types, constants, options, grid)
 
 
-def _cut(key: StepKey, depth: int, columns: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Tile and warps of a product: of vectors for one row, of matrix units for more."""
+def _cut(key: StepKey, depth: int, columns: int, joins: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile and warps of a product: of vectors for one row, of matrix units for more.
+
+    joins: each program reads all parts of attention's sums, so that half as many of twice the warps are faster, where
+    a row has a number for each thread.
+    """
     if key.batch == 1:
         deep = _power(depth)
-        wide = max(1, min(_HELD // deep, _power(columns // PROGRAMS + 1) // 2))
-        return dict(ROWS=1, COLUMNS=wide, DEPTH=deep), dict(num_warps=4, num_stages=1)
+        more = 2 if joins and deep >= 256 else 1
+        wide = max(1, min(_HELD // deep, more * _power(columns // PROGRAMS + 1) // 2))
+        return dict(ROWS=1, COLUMNS=wide, DEPTH=deep), dict(num_warps=4 * more, num_stages=1)
     rows = min(32, max(16, _power(key.batch)))
     deep = 32 if key.dtype == "f32" else 128
     wide = 32 if columns >= 8 * PROGRAMS else 16

@@ -45,6 +45,11 @@ class Mode:
         """Some query sees a key ahead of it."""
         return not self.causal or self.prefix > 0
 
+    @property
+    def sees_itself(self) -> bool:
+        """Every query sees its own key, so that none sees nothing."""
+        return any(TABLE[part].sees_itself for part in self.parts)
+
     def natural(self) -> Pattern | None:
         """The union of all that is planned in the order of positions, or None where there is nothing of it."""
         parts = [part for part in self.parts if not TABLE[part].by_residue]
@@ -108,6 +113,7 @@ class Row:
     divides: tuple[Callable[[Sizes], None], ...] = ()  # raise ValueError where blocks cannot hold the pattern
     by_residue: bool = False  # its blocks lie in the order (i % local_attn_ctx, i // local_attn_ctx)
     looks_ahead: bool = False  # its pattern says itself what a causal query sees ahead
+    sees_itself: bool = True  # every query sees its own key
     cache: Callable[[Mode, int], caches.Cache] | None = None  # of a mode with n_ctx positions
 
 
@@ -174,12 +180,14 @@ TABLE = {
         pattern=lambda mode: patterns.previous(mode.local_attn_ctx),
         needs=("local_attn_ctx",),
         divides=(_chunks_are_blocks,),
+        sees_itself=False,
         cache=caches.two_chunks,
     ),
     "summary": Row(
         pattern=lambda mode: patterns.summary(mode.local_attn_ctx, mode.first, mode.last),
         needs=("local_attn_ctx", "num_verts", "vertsize"),
         divides=(_chunks_are_blocks, _groups_fill_chunks, _groups_share_heads),
+        sees_itself=False,
         cache=caches.columns,
     ),
     "fixed": Row(parts=("chunk", "summary")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,14 @@ def number(lowest: float) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def choose_fast_products() -> None:
+    """Has XLA try several of cuBLAS's ways for each product of a GPU and take the fastest, unless XLA_FLAGS is set.
+
+    To be called before TensorFlow is imported. Which way is fastest, and so the last bits, may differ between runs.
+    """
+    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_cublaslt=true")
 
 
 def import_tensorflow() -> None:

@@ -12,9 +12,11 @@ import tensorflow as tf
 from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
 from sparse_attention.layers import SparseTransformerBlock
-from sparse_attention.layers.transformer_block import first_row, late
-from sparse_attention.layers.written_out import Weights, dropout_keys
+from sparse_attention.layers.dropout import dropout_keys
+from sparse_attention.layers.transformer_block import first_row
+from sparse_attention.layers.written_out import Weights
 
+from . import loss
 from .config import Config
 
 VOCABULARY = 256  # bytes
@@ -119,19 +121,27 @@ class ResidualBlock(SparseTransformerBlock):
 
     def _backward(self, dy, kept, values, keys):
         if not self.config.xla:  # inlined, with what the forward pass computed
-            kept = late(kept, dy)
-        dx, found = self.passes(kept.x, keys).gradient(dy, kept, Weights(*values))
+            kept = self.late(kept, dy)
+        dx, found = self.passes(dy, keys).gradient(dy, kept, Weights(*values))
         return [dx, *found]
 
     def shared(self, values, x, keys):
         """`run` traced once for all layers of this mode, and compiled where the configuration says so.
 
-        Two functions: a compiled one hands its own gradient a copy of each argument.
+        Two functions: a compiled one hands its own gradient a copy of each argument. Where the gradient does without
+        x, it does not hold it.
         """
 
         def compute(x, *values):
             y, kept = self.forward(values, x, keys)
-            return y, lambda dy: once(self.backward(dy, kept._replace(x=x), values, keys), [dy, x, *values])
+            held = [] if self.recompute == "none" else [x]
+
+            def gradient(dy):
+                dy = tf.ensure_shape(dy, y.shape)
+                again = kept._replace(x=held[0]) if held else kept
+                return once(self.backward(dy, again, values, keys), [dy, *held, *values])
+
+            return y, gradient
 
         return with_gradient(compute, x, *values)
 
@@ -172,6 +182,7 @@ class SparseTransformer(keras.Model):
         # Compiled, or the gradient of the positions, a sum over batch rows, takes as long as a block's.
         compiled = partial(tf.function, autograph=False, jit_compile=True)
         self.embed = compiled(self._embed) if shared and config.xla else self._embed
+        self.loss_of = loss.Loss(self.norm.epsilon, config.xla)
         self.build((None, config.padded))
 
     def build(self, shape):
@@ -194,15 +205,24 @@ class SparseTransformer(keras.Model):
         """
         if training and step is None:
             step = self.optimizer.iterations.value
-        rest = iter(values or ())
+        x = self._stream(iter(values or ()), tokens, step if training else None)
+        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+
+    def nats(self, tokens, step, values):
+        """The mean of -ln p of all tokens in training step `step`, for these values of trainable_variables."""
+        rest = iter(values)
+        x = self._stream(rest, tokens, step)
+        return self.loss_of(loss.Weights(*_next(rest, self.norm), *_next(rest, self.logits)), x, tokens)
+
+    def _stream(self, rest, tokens, step):
+        """The residual stream behind the last block; takes the values that it needs of rest."""
         x = self.pad(self.embed(_next(rest, self.embedding), tokens))
-        step = step if training else None
         modes = self.config.layer_modes
         for index, block in enumerate(self.blocks):
             like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
             run = like.shared if self.shared else like.run
             x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
-        return tf.cast(self.logits(self.norm(x[:, : self.config.n_ctx])), tf.float32)
+        return x
 
     def pad(self, x):
         """[batch, n_ctx, width] with zeros behind: the config.padded positions of the residual stream."""

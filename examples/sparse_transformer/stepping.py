@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from sparse_attention.decode import DecodeStep
-from sparse_attention.layers.written_out import Map, gelu
+from sparse_attention.layers.rows import gelu
+from sparse_attention.layers.written_out import Map
 
 from .config import Config
 from .model import SparseTransformer

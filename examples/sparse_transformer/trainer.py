@@ -15,7 +15,7 @@ from blocksparse.plan.checks import nearest_multiple
 from . import flat
 from .cluster import Cluster
 from .config import Config
-from .model import SparseTransformer, bits
+from .model import SparseTransformer
 from .replica import Replica
 
 
@@ -119,10 +119,9 @@ class Trainer:
             half = [tf.cast(weights[0], self.model.compute_dtype), *weights[1:]]
             values = flat.unpack(self.model, half)
             with keras.StatelessScope(zip(self.model.trainable_variables, values, strict=True)):
-                logits = self.model(tokens, training=True, step=step, values=values)
-            loss = tf.reduce_mean(bits(logits, tokens))
-            loss /= context.num_replicas_in_sync
-            nats = replica.optimizer.scale_loss(loss * tf.math.log(2.0))
+                nats = self.model.nats(tokens, step, values)
+            loss = nats / (tf.math.log(2.0) * context.num_replicas_in_sync)
+            nats = replica.optimizer.scale_loss(nats / context.num_replicas_in_sync)
         # One call is one collective, after the backward pass. In buckets beside it, NCCL's kernels wait for the other
         # replicas on multiprocessors that the pass then lacks, which costs more than they hide.
         terms = [loss, *tape.gradient(nats, weights)]

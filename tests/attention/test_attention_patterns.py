@@ -161,3 +161,10 @@ def test_planning_takes_seconds_and_memory_of_what_is_active():
     for line, seconds in zip(out.splitlines(), (5, 15), strict=True):
         took, gigabytes = map(float, line.split())
         assert took < seconds and gigabytes < 2, out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mode", [*MODES, "previous+summary", "summary+local"])
+def test_which_modes_let_every_query_see_its_own_key(mode, causal):
+    (one,) = head_modes(mode, 1, 16, 8, 1, 1, causal)
+    assert one.sees_itself == evaluate(one.pattern(), 64).diagonal().all()

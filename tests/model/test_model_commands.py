@@ -90,6 +90,17 @@ def test_what_is_wrong_is_said_at_once(name, arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fast_products_are_chosen_where_the_user_has_not(monkeypatch):
+    from sparse_transformer.command import choose_fast_products
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    choose_fast_products()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_cublaslt=true"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    choose_fast_products()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
+
+
 def test_one_mode_is_that_of_every_layer():
     from sparse_transformer import config
 

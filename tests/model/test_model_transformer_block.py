@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from sparse_attention.layers import SparseTransformerBlock
-from sparse_attention.layers.written_out import dropout
+from sparse_attention.layers.dropout import dropout
 
 TIME, WIDTH = 64, 32
 PATTERN = dict(heads=2, attn_mode="fixed", local_attn_ctx=16, blocksize=8, num_verts=2, vertsize=1)
@@ -63,7 +63,13 @@ def error(came, want):
 @pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
 @pytest.mark.parametrize(
     ("pattern", "jit"),
-    [(PATTERN, False), (PATTERN, True), (MERGED, False), (dict(PATTERN, blocksparse=False), False)],
+    [
+        (PATTERN, False),
+        (PATTERN, True),
+        (MERGED, False),
+        (dict(PATTERN, blocksparse=False), False),
+        (dict(PATTERN, attn_mode="summary"), False),  # whose first rows see nothing
+    ],
 )
 def test_gradients_are_those_of_the_layers(pattern, jit, recompute):
     block, x = made(recompute=recompute, **pattern), rows()

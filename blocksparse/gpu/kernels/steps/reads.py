@@ -21,7 +21,6 @@ def step_attention(
     The new key is taken from qkv, by the first part, so that nobody waits for it to arrive in the cache. Tables and
     older keys are from before this step: the first tile of them comes while the kernel before still makes qkv.
     """
-    begin(PDL)
     member = tl.program_id(0) % MEMBERS
     row = tl.program_id(0) // MEMBERS
     part = tl.program_id(1)
@@ -38,6 +37,7 @@ def step_attention(
     cache += (row.to(tl.int64) * SLOTS * MEMBERS + member) * (KEY + VALUE)
     seen, k, v = _tile(cache, words, begins, part * TILE, end, d, e, KEY, VALUE, MEMBERS, TILE)
     wait(PDL)
+    begin(PDL)  # not before: programs of the projection would take room that parts of the keys wait for
     line = qkv + row * HEADS * (2 * KEY + VALUE) + head * KEY
     q = tl.load(line + d, mask=d < KEY, other=0.0).to(tl.float32) * (1.4426950408889634 / KEY**0.5)
     key = tl.load(line + HEADS * KEY + d, mask=d < KEY, other=0.0)
