@@ -37,7 +37,7 @@ class _Kernel:
     scales: str
 
 
-_CUT = "query_segments key_segments cut_spans cut_columns cut_mask cut_masks"
+_CUT = "query_segments key_segments cut_spans cut_columns cut_mask cut_masks cut_sources"
 _FORWARD = _Kernel("q", "q k v out lse", "scale_log2")
 _KERNELS = {
     "attention_forward": _FORWARD,
@@ -49,6 +49,7 @@ _KERNELS = {
     "attention_cut_keys": _Kernel("k", _CUT, ""),
 }
 _ARE_CUTS = {"attention_cut_queries", "attention_cut_keys"}
+_CUT_SHARES, _CUT_NUMBERS = 4, 4096  # programs a row tile; segment numbers that one loads at a time
 _CUT_LAUNCH = tuning.Launch(warps=4, stages=1, registers=None, split=False, heaviest_first=False)
 _KNOWS_SINGLE = {"attention_closed_forward", "attention_whole_gradient"}
 
@@ -93,6 +94,7 @@ def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
         (f"{side}.cut_columns", f"{4 * (n // g)}*{lists}"),
         (f"{side}.cut_mask", f"4*{lists}"),
         (f"{side}.cut_masks", f"{4 * m * -(-n // 32)}*{lists}"),
+        (f"{side}.cut_sources", f"4*{lists}"),
     ]
 
 
@@ -194,7 +196,9 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
     """The flags of plain kernels or of those with warp roles."""
     if function in _ARE_CUTS:
-        return dict(KEEP=key.closed > 0 and function == "attention_cut_queries")
+        _, n, _ = _side(key, _KERNELS[function].side)
+        keep = key.closed > 0 and function == "attention_cut_queries"
+        return dict(KEEP=keep, SHARES=_CUT_SHARES, AT_ONCE=_CUT_NUMBERS // n)
     if how.roles:
         turns = 2 if how.programs else 1
         return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns)
@@ -226,7 +230,7 @@ def _cut_values(key: Key, function: str) -> dict[str, str]:
         return {name: room[cut] for name, cut in lists.items()}
     masks = dict(_cut_temps(key, side))[f"{side}.cut_masks"]
     sizes = dict(batches="i:batch", column_tiles=f"i:{side}.column_tiles", mask_words=f"i:{masks}/4")
-    return room | sizes | dict(count=f"i:{side}.tiles*batch*{_groups(key, side)}")
+    return room | sizes | dict(count=f"i:{_CUT_SHARES}*{side}.tiles*batch*{_groups(key, side)}")
 
 
 def _pointer_type(key: Key, name: str) -> str:

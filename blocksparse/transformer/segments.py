@@ -6,9 +6,8 @@ import tensorflow as tf
 
 from ..tensors import TensorLike, as_tensor
 
-Segments = tuple[tf.Tensor, tf.Tensor]  # int32 [batch, query_time], [batch, key_time]: what is equal may meet
-
-_PADDED_QUERY, _PADDED_KEY = -1, -2  # numbers that equal no other: padding sees nothing, and nothing sees it
+# int32 [batch, query_time], [batch, key_time]: what is equal may meet, but a negative number is padding and meets nothing
+Segments = tuple[tf.Tensor, tf.Tensor]
 
 
 def segment_numbers(
@@ -26,7 +25,7 @@ def segment_numbers(
     if segment_ids is None and lengths is None:
         return ()
     if segment_ids is None:
-        query = key = tf.zeros(tf.shape(q)[:2], tf.int32)
+        query = key = None
     elif isinstance(segment_ids, tuple):
         if len(segment_ids) != 2:
             raise ValueError(
@@ -41,14 +40,25 @@ def segment_numbers(
         _check_square("lengths", "is given", q, k)
         lengths = _checked("lengths", lengths, q.shape[:1], "[batch]")
         inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
-        query, key = (tf.where(inside, x, -1) for x in (query, key))
-    return tf.where(query < 0, _PADDED_QUERY, query), tf.where(key < 0, _PADDED_KEY, key)
+        query, key = padding_where(inside, query), padding_where(inside, key)
+    return query, key
+
+
+def padding_where(there: tf.Tensor, numbers: tf.Tensor | None = None) -> tf.Tensor:
+    """The numbers, or 0, where `there`, else -1.
+
+    Written in operations that run on GPUs. Int32 tensors TensorFlow compares and adds on the host, even on a GPU machine:
+    the kernels would wait for copies there and back.
+    """
+    padding = tf.cast(tf.cast(there, tf.float32) - 1.0, tf.int32)
+    return padding if numbers is None else tf.bitwise.bitwise_or(numbers, padding)
 
 
 def equal_segments(segments: Segments) -> tf.Tensor:
     """bool [batch, 1, query_time, key_time]: whether a query's number is a key's."""
     query, key = segments
-    return tf.equal(query[:, None, :, None], key[:, None, None, :])
+    query, key = query[:, None, :, None], key[:, None, None, :]
+    return tf.equal(query, key) & (query >= 0)
 
 
 def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:

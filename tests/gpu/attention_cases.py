@@ -137,7 +137,7 @@ def arrays_of(case, tensors, dout, dlse):
     arrays["lse"] = np.full((batch, case.heads, query_time), np.nan, np.float32)
     if case.segments:
         for name, x in zip(("query_segments", "key_segments"), numbers(case)[0], strict=True):
-            arrays[name] = np.ascontiguousarray(np.where(x < 0, -1 - (name == "key_segments"), x), np.int32)
+            arrays[name] = np.ascontiguousarray(x, np.int32)
     return arrays | dict(dlse=dlse.astype(np.float32))
 
 

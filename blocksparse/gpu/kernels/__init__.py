@@ -49,6 +49,7 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     SEGMENTS         positions have segment numbers: offset, columns, mask and masks are what cut.py has left for each
                      batch row, and `full` is not read
     KEEP             (cut.py) no column tile is left out
+    SHARES, AT_ONCE  (cut.py) programs a row tile; column tiles that one looks at at a time
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 

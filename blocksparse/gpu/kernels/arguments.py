@@ -63,6 +63,8 @@ class Flags(NamedTuple):
     GROUP: int = 1
     SEGMENTS: bool = False
     KEEP: bool | None = None
+    SHARES: int | None = None
+    AT_ONCE: int | None = None
 
 
 def flags_of(constexprs: dict) -> Flags:
