@@ -14,8 +14,8 @@ class Visits {
  public:
   explicit Visits(const TilePlan& tiles) : tiles_(tiles), mask_(int64_t{tiles.row_tile} * tiles.mask_words()) {}
 
-  // Starts a row tile. rows, columns: segment numbers of the tensors' rows that its rows and columns are, negative where
-  // these meet nobody; data is null where positions have none.
+  // Starts a row tile. rows, columns: segment numbers of the tensors' rows that its rows and columns are, negative
+  // where these meet nobody; data is null where positions have none.
   void start(int32_t tile, const HeadRows<const int32_t>& rows, const HeadRows<const int32_t>& columns) {
     tile_ = tile, column_numbers_ = columns, visited_.clear();
     parted_ = columns.data != nullptr;

@@ -8,7 +8,7 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
 DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
-query_time, key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
+query_time, key_time, the plan's query_rows, key_rows and headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
 An ARG is p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers
 are not listed; kernels in CUDA C++ have none.
 """
@@ -101,7 +101,7 @@ def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
 def _groups(key: Key, side: str) -> str:
     """Heads that lie in orders of their own have lists of their own; of keys, as many as there are key heads."""
     heads = "kv_heads" if key.group > 1 and side == "k" else "heads"
-    return heads if key.permuted else "1"
+    return heads if key.orders else "1"
 
 
 def text(
@@ -137,6 +137,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     how = replace(_CUT_LAUNCH if function in _ARE_CUTS else how, **changes)
     pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles", *(["count"] if how.roles else [])]
+    integers += ["query_rows", "key_rows"] if key.bounded else []
     integers += ["batches", "column_tiles", "mask_words"] if function in _ARE_CUTS else []
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
@@ -188,7 +189,13 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
         WIDE=key.wide,
     ) | {
         name: value
-        for name, value in (("JOINED", key.joined), ("GROUP", key.group), ("SEGMENTS", key.segments))
+        for name, value in (
+            ("JOINED", key.joined),
+            ("GROUP", key.group),
+            ("SEGMENTS", key.segments),
+            ("ORDERS", key.orders),
+            ("BOUNDED", key.bounded),
+        )
         if value > 1 or value is True
     }
 
@@ -215,7 +222,9 @@ def _values(key: Key, kernel: _Kernel) -> dict[str, str]:
     }
     if of_keys:
         values |= dict(head_index="p:key_index", residues="p:key_residues")
-    values |= dict(heads=f"i:{heads}") | {name: f"i:{name}" for name in ("query_time", "key_time")}
+    values |= dict(heads=f"i:{heads}") | {
+        name: f"i:{name}" for name in ("query_time", "key_time", "query_rows", "key_rows")
+    }
     return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*{heads}*batch")
 
 

@@ -14,7 +14,7 @@ segments' in one with it. The kernels then read these lists in the place of the 
     sources  [batch, groups, column tiles]      what a mask is made of: twice its number in the plan, or -2 where the
                                                 plan shows all; one more where segments part the tile
 
-groups: heads where PERMUTED, as each head may lie in an order of its own, else 1. batches, column_tiles: the sizes of
+groups: heads where ORDERS, as their rows lie in different orders, else 1. batches, column_tiles: the sizes of
 `batch` and `column tiles`. mask_words: of all masks; not read, but the launcher refuses a number above 32 bits, and the
 kernels count with so many.
 
@@ -25,38 +25,46 @@ SHARES-th of what is kept, since masks take more. So no program waits for anothe
 import triton
 import triton.language as tl
 
-from .primitives import gathered_rows, tensor_rows
+from .primitives import gathered_rows, key_extent, query_extent, tensor_rows
 
 
 @triton.jit
-def granule_rows(granules, time, stride, flags):
+def granule_rows(granules, extent, stride, flags):
     """The first tensor row of each of these granules."""
     if flags.GROUP > 1:  # of queries of several heads one behind the other, which have the same numbers
-        granules %= time // flags.GRANULE
-    return tensor_rows(granules * flags.GRANULE, time, stride, flags.PERMUTED)
+        granules %= extent.rows // flags.GRANULE
+    return tensor_rows(granules * flags.GRANULE, extent.rows, stride, flags.PERMUTED)
 
 
 @triton.jit
-def ranges(columns, ids, j, count, time, stride, flags):
+def load_numbers(ids, rows, extent, flags):
+    """The segment numbers of rows; BOUNDED: a row past the tensors' end meets nobody."""
+    if flags.QK.BOUNDED:
+        return tl.load(ids + rows, mask=(rows >= 0) & (rows < extent.time), other=-1)
+    return tl.load(ids + rows)
+
+
+@triton.jit
+def ranges(columns, ids, j, count, extent, stride, flags):
     """(tile numbers from j on, the least and the greatest segment number of each)"""
     parts: tl.constexpr = flags.N // flags.GRANULE
     tile = j + tl.arange(0, flags.AT_ONCE)
     place = tl.minimum(tile, count - 1)[:, None] * parts + tl.arange(0, parts)[None, :]
-    first = granule_rows(tl.load(columns + place), time, stride, flags)
+    first = granule_rows(tl.load(columns + place), extent, stride, flags)
     within = tl.arange(0, flags.GRANULE) * (stride if flags.PERMUTED else 1)
-    numbers = tl.load(ids + (first[:, :, None] + within[None, None, :]))
+    numbers = load_numbers(ids, first[:, :, None] + within[None, None, :], extent, flags)
     return tile, tl.min(tl.min(numbers, 2), 1), tl.max(tl.max(numbers, 2), 1)
 
 
 @triton.jit
-def sort_out(columns, ids, j, count, full, time, stride, least, greatest, flags):
+def sort_out(columns, ids, j, count, full, extent, stride, least, greatest, flags):
     """(tile numbers from j on, which of them need no mask, which need one, in which several numbers meet); the rest the
     rows do not meet.
 
     least, greatest: of the row tile's numbers. KEEP: none is left out, as in a closed plan each key's gradient is
     written by the one row tile that visits it.
     """
-    tile, low, high = ranges(columns, ids, j, count, time, stride, flags)
+    tile, low, high = ranges(columns, ids, j, count, extent, stride, flags)
     parted = (low != high) | (low != least) | (high != greatest) | (low < 0)
     whole = (tile < full) & (parted == 0)
     meets = tl.minimum(high, greatest) >= tl.maximum(tl.maximum(low, least), 0)
@@ -65,7 +73,9 @@ def sort_out(columns, ids, j, count, full, time, stride, least, greatest, flags)
 
 
 @triton.jit
-def place_tiles(tile, chosen, source, place, share, columns, start, cut_columns, cut_mask, cut_sources, flags):
+def place_tiles(
+    tile, chosen, source, place, share, columns, start, cut_columns, cut_mask, cut_sources, flags
+):
     """Writes the chosen tiles from `place` on, those that are this share's."""
     parts: tl.constexpr = flags.N // flags.GRANULE
     place += tl.cumsum(chosen.to(tl.int32), 0) - 1
@@ -80,7 +90,7 @@ def place_tiles(tile, chosen, source, place, share, columns, start, cut_columns,
 
 
 @triton.jit
-def store_masks(own, ids, time, stride, masks, first, last, cut_columns, cut_sources, cut_masks, flags):
+def store_masks(own, ids, extent, stride, masks, first, last, cut_columns, cut_sources, cut_masks, flags):
     """The masks of every SHARES-th place from `first` to `last`."""
     bits: tl.constexpr = min(flags.N, 32)
     words: tl.constexpr = flags.N // bits
@@ -95,9 +105,9 @@ def store_masks(own, ids, time, stride, masks, first, last, cut_columns, cut_sou
         shown = tl.load(planned, mask=at * 0 + source >= 0, other=-1)
         if source & 1 != 0:
             tile = cut_columns + slot * (flags.N // flags.GRANULE)
-            rows = granule_rows(tl.load(tile + column // flags.GRANULE), time, stride, flags)
+            rows = granule_rows(tl.load(tile + column // flags.GRANULE), extent, stride, flags)
             rows += column % flags.GRANULE * (stride if flags.PERMUTED else 1)
-            numbers = tl.load(ids + rows)
+            numbers = load_numbers(ids, rows, extent, flags)
             numbers = tl.where(numbers < 0, -2, numbers)
             same = (own[:, None, None] == numbers[None, :, :]).to(tl.int32) << bit[None, :, :]
             shown &= tl.sum(same, 2)
@@ -106,14 +116,14 @@ def store_masks(own, ids, time, stride, masks, first, last, cut_columns, cut_sou
 
 @triton.jit
 def cut_tiles(
-    own_ids, ids, cut_spans, cut_columns, cut_mask, cut_masks, cut_sources, plan, heads, own_time, time, batches,
+    own_ids, ids, cut_spans, cut_columns, cut_mask, cut_masks, cut_sources, plan, heads, own_extent, extent, batches,
     column_tiles, flags,
 ):  # fmt: skip
     """A share of the column tiles of one row tile in one batch row and group."""
-    groups = heads if flags.PERMUTED else 1
+    groups = heads if flags.ORDERS else 1
     share, program = tl.program_id(0) % flags.SHARES, tl.program_id(0) // flags.SHARES
     group, batch, tile = program % groups, program // groups % batches, program // (groups * batches)
-    if flags.PERMUTED and not flags.SHARED:
+    if flags.ORDERS and not flags.SHARED:
         like = tl.load(plan.head_index + group)
         if (tile < tl.load(plan.head_tiles + like)) | (tile >= tl.load(plan.head_tiles + like + 1)):
             return
@@ -122,23 +132,28 @@ def cut_tiles(
     count = tl.load(plan.offset + tile + 1) - first
     columns, mask = plan.columns + first * (flags.N // flags.GRANULE), plan.mask + first
     start = (batch * groups + group) * column_tiles + first
-    # Rows of a batch row are whole granules: so a thread loads four numbers at once.
-    ids += tl.multiple_of(batch.to(tl.int64) * time, flags.GRANULE)
-    own_rows = gathered_rows(plan.rows, tile, tile + 1, own_time, stride, flags.M, flags)
-    own = tl.load(own_ids + batch.to(tl.int64) * own_time + own_rows)
+    before = batch.to(tl.int64) * extent.time
+    # A batch row is whole granules, unless the tensors end before the plan: so a thread loads four numbers at once.
+    ids += before if flags.QK.BOUNDED else tl.multiple_of(before, flags.GRANULE)
+    own_rows = gathered_rows(plan.rows, tile, tile + 1, own_extent, stride, flags.M, flags)
+    own = load_numbers(own_ids + batch.to(tl.int64) * own_extent.time, own_rows, own_extent, flags)
     least, greatest = tl.min(own, 0), tl.max(own, 0)
     wholes = 0
     for j in range(0, full, flags.AT_ONCE):
-        _, whole, _, _ = sort_out(columns, ids, j, count, full, time, stride, least, greatest, flags)
+        _, whole, _, _ = sort_out(columns, ids, j, count, full, extent, stride, least, greatest, flags)
         wholes += tl.sum(whole.to(tl.int32), 0)
     taken, place = 0, wholes
     for j in range(0, count, flags.AT_ONCE):
         numbers, whole, masked, parted = sort_out(
-            columns, ids, j, count, full, time, stride, least, greatest, flags
+            columns, ids, j, count, full, extent, stride, least, greatest, flags
         )
         source = tl.load(mask + numbers, mask=masked & (numbers >= full), other=-1) * 2 + parted.to(tl.int32)
-        place_tiles(numbers, whole, source, taken, share, columns, start, cut_columns, cut_mask, cut_sources, flags)
-        place_tiles(numbers, masked, source, place, share, columns, start, cut_columns, cut_mask, cut_sources, flags)
+        place_tiles(
+            numbers, whole, source, taken, share, columns, start, cut_columns, cut_mask, cut_sources, flags
+        )
+        place_tiles(
+            numbers, masked, source, place, share, columns, start, cut_columns, cut_mask, cut_sources, flags
+        )
         taken += tl.sum(whole.to(tl.int32), 0)
         place += tl.sum(masked.to(tl.int32), 0)
     if share == 0:
@@ -149,7 +164,7 @@ def cut_tiles(
     tl.debug_barrier()  # below, threads read what others have written above
     mine = (share - wholes % flags.SHARES + flags.SHARES) % flags.SHARES
     store_masks(
-        own, ids, time, stride, plan.masks, start + wholes + mine, start + place, cut_columns, cut_sources, cut_masks,
+        own, ids, extent, stride, plan.masks, start + wholes + mine, start + place, cut_columns, cut_sources, cut_masks,
         flags,
     )  # fmt: skip
 
@@ -162,7 +177,7 @@ def attention_cut_queries(
     """The side whose rows are queries."""
     cut_tiles(
         query_segments, key_segments, cut_spans, cut_columns, cut_mask, cut_masks, cut_sources, plan, sizes.heads,
-        sizes.query_time, sizes.key_time, batches, column_tiles, flags,
+        query_extent(sizes, flags), key_extent(sizes, flags), batches, column_tiles, flags,
     )  # fmt: skip
 
 
@@ -174,5 +189,5 @@ def attention_cut_keys(
     """The side whose rows are keys."""
     cut_tiles(
         key_segments, query_segments, cut_spans, cut_columns, cut_mask, cut_masks, cut_sources, plan, sizes.heads,
-        sizes.key_time, sizes.query_time, batches, column_tiles, flags,
+        key_extent(sizes, flags), query_extent(sizes, flags), batches, column_tiles, flags,
     )  # fmt: skip

@@ -67,9 +67,9 @@ extern "C" void blocksparse_gpu_folder(const char* key, char* out, int size) {
 
 // The key of a call on a plan in host memory, on tensors of which `missing` queries are not there; for the test that
 // compares it with key.py's.
-extern "C" void blocksparse_gpu_key(const int32_t* plan, int orders, int onto, int segments, int missing,
-                                    int backward, const char* dtype, int64_t batch, int head_dim, int value_dim,
-                                    int capability, char* out, int size) {
+extern "C" void blocksparse_gpu_key(const int32_t* plan, int orders, int onto, int segments, int missing, int backward,
+                                    const char* dtype, int64_t batch, int head_dim, int value_dim, int capability,
+                                    char* out, int size) {
   using namespace blocksparse::gpu;
   blocksparse::Call call{backward != 0,
                          dtype,

@@ -21,7 +21,7 @@ int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] ==
 
 Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
-  Symbols symbols = {call.shape.batch,   call.shape.heads, call.shape.head_dim, call.shape.value_dim,
+  Symbols symbols = {call.shape.batch,      call.shape.heads,    call.shape.head_dim, call.shape.value_dim,
                      call.shape.query_time, call.shape.key_time, header[kDistinct]};
   std::copy_n(header + kByQuery, side::kCount, symbols.begin() + kQuerySymbols);
   std::copy_n(header + kByKey, side::kCount, symbols.begin() + kKeySymbols);
@@ -66,8 +66,8 @@ std::string key_of(const Call& call, bool backward, int capability) {
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
                       tiles, "-o", int{call.orders != 0}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
-                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "",
-                      segments, fills_plan(call) ? "" : "-b1", "-sm", capability);
+                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "", segments,
+                      fills_plan(call) ? "" : "-b1", "-sm", capability);
 }
 
 namespace {

@@ -4,7 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from ..primitives import LOG2_E
+from ..primitives import LOG2_E, key_extent, query_extent
 from .results import added, store_rows, through
 from .ring import (
     PLAIN,
@@ -195,7 +195,7 @@ def attention_key_gradient_roles(
 ):
     """dk and dv of row tiles of keys; their column tiles are queries."""
     shape = make_shape(flags)
-    walk = make_walk(plan, sizes, count, sizes.key_time, sizes.query_time, flags)
+    walk = make_walk(plan, sizes, count, key_extent(sizes, flags), query_extent(sizes, flags), flags)
     element: gl.constexpr = q.dtype.element_ty
     k_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
     v_own = make_own(element, flags.TURNS, shape, shape.VALUE_PAD)

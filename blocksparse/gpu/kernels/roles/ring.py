@@ -130,8 +130,12 @@ def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def gathered_rows(granules, j, last, time, stride, COUNT: gl.constexpr, shape, layout: gl.constexpr):
-    """Tensor rows of row or column tile j, int32 [COUNT]; the first ones from `last` on."""
+def gathered_rows(
+    granules, j, last, time, plan_rows, stride, COUNT: gl.constexpr, shape, layout: gl.constexpr
+):
+    """Tensor rows of row or column tile j, int32 [COUNT]; the first ones from `last` on. BOUNDED: -1 where there is no
+    such row.
+    """
     n = gl.arange(0, COUNT, layout=layout)
     place = j * COUNT
     granules += place // shape.GRANULE
@@ -142,18 +146,19 @@ def gathered_rows(granules, j, last, time, stride, COUNT: gl.constexpr, shape, l
             granule = gl.where(n >= run * shape.GRANULE, number, granule)
     else:
         granule = gl.load(granules + n // shape.GRANULE, mask=n * 0 + j < last, other=0)
-    first = tensor_rows(granule * shape.GRANULE, time, stride, shape.PERMUTED)
+    first = tensor_rows(granule * shape.GRANULE, plan_rows, stride, shape.PERMUTED)
     within = (place % shape.GRANULE + n) % shape.GRANULE
     if shape.PERMUTED:
         within *= stride
-    return first + within
+    rows = first + within
+    return gl.where(rows < time, rows, -1) if shape.BOUNDED else rows
 
 
 @gluon.jit
 def own_rows(walk, work, shape, layout: gl.constexpr):
     """Tensor rows of the row tile."""
     return gathered_rows(
-        walk.rows, work.tile, work.tile + 1, walk.own_time, work.stride, shape.M, shape, layout
+        walk.rows, work.tile, work.tile + 1, walk.own_time, walk.own_rows, work.stride, shape.M, shape, layout
     )
 
 
@@ -173,15 +178,19 @@ def part_rows(granules, walk, work, PART: gl.constexpr, shape, layout: gl.conste
     within = row % shape.GRANULE
     if shape.PERMUTED:
         within *= work.stride
-    first = tensor_rows(granules * shape.GRANULE, walk.own_time, work.stride, shape.PERMUTED)
-    return first + within, row < work.stored
+    first = tensor_rows(granules * shape.GRANULE, walk.own_rows, work.stride, shape.PERMUTED)
+    rows = first + within
+    exist = row < work.stored
+    return rows, exist & (rows < walk.own_time) if shape.BOUNDED else exist
 
 
 @gluon.jit
 def column_rows(walk, work, j, count, shape, layout: gl.constexpr):
     """Tensor rows of column tile j."""
     columns = walk.columns + work.start * (shape.TILE // shape.GRANULE)
-    return gathered_rows(columns, j, count, walk.time, work.stride, shape.N, shape, layout)
+    return gathered_rows(
+        columns, j, count, walk.other_time, walk.other_rows, work.stride, shape.N, shape, layout
+    )
 
 
 @gluon.jit
@@ -216,21 +225,32 @@ def mask_words(walk, number, j, shape):
 
 @gluon.jit
 def addresses(pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
-    """(pointers [rows, PAD] into one head's rows, which of them are inside DIM)"""
+    """(pointers [rows, PAD] into one head's rows, which of them are inside DIM, and where BOUNDED not of row -1)"""
     if shape.WIDE:
         rows = rows.to(gl.int64)
     column = gl.arange(0, PAD, layout=gl.SliceLayout(0, layout))[None, :]
-    return pointer + (rows[:, None] * (heads * DIM) + column), column < DIM
+    where = pointer + (rows[:, None] * (heads * DIM) + column)
+    inside = column < DIM
+    return where, inside & (rows >= 0)[:, None] if shape.BOUNDED else inside
 
 
 @gluon.jit
 def copy_rows(shared, pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    """Asks for rows of one head, zeros past DIM."""
+    """Asks for rows of one head, zeros past DIM and where BOUNDED in row -1."""
     where, inside = addresses(pointer, rows, heads, shape, DIM, PAD, copied(PAD))
-    if DIM == PAD:
+    if DIM == PAD and not shape.BOUNDED:
         async_copy.async_load(shared, where)
     else:
         async_copy.async_load(shared, where, mask=inside)
+
+
+@gluon.jit
+def copy_places(shared, statistics, places, exist, shape):
+    """Asks for numbers of queries; BOUNDED: zero for those that do not exist."""
+    if shape.BOUNDED:
+        async_copy.async_load(shared, statistics + places, mask=exist)
+    else:
+        async_copy.async_load(shared, statistics + places)
 
 
 @gluon.jit
@@ -252,18 +272,18 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     count, full = work.column_tiles(shape)
     if len(statistics) > 0:
-        head = (work.batch * walk.time * walk.heads + work.head) * shape.GROUP
+        head = (work.batch * walk.other_time * walk.heads + work.head) * shape.GROUP
         heads = walk.heads if READERS == 1 else 1
     else:
         heads = walk.heads // shape.GROUP
-        head = work.batch * walk.time * heads + work.head // shape.GROUP
+        head = work.batch * walk.other_time * heads + work.head // shape.GROUP
     x += head * shape.HEAD_DIM
     y += head * shape.VALUE_DIM
     # Row and mask numbers are loaded a tile ahead: else every tile's copies would wait for the load of its numbers.
     rows = fetched_rows(walk, work, 0, count, shape, x_layout, READERS)
     number = mask_number(walk, work, 0, count, shape)
     if len(statistics) > 0:
-        sums = (work.batch * walk.heads + work.head) * READERS * walk.time
+        sums = (work.batch * walk.heads + work.head) * READERS * walk.other_time
         few = fetched_places(walk, work, 0, count, shape, VECTOR, READERS)
     for j in range(count):
         stage = (place + j) % shape.STAGES
@@ -272,7 +292,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
         words = mask_words(walk, number, j, shape)
         number = mask_number(walk, work, j + 1, count, shape)
         if len(statistics) > 0:
-            places = sums + few
+            places, exist = sums + few, few >= 0
             few = fetched_places(walk, work, j + 1, count, shape, VECTOR, READERS)
         mbarrier.wait(ring.empty.index(stage), (place + j) // shape.STAGES & 1 ^ 1)
         copy_rows(ring.x.index(stage), x, x_rows, heads, shape, shape.HEAD_DIM, shape.HEAD_PAD)
@@ -280,7 +300,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
             for word in gl.static_range(shape.N // 32):
                 async_copy.async_load(ring.words.index(stage * (shape.N // 32) + word), words + word)
         for pair in gl.static_range(len(statistics)):
-            async_copy.async_load(statistics[pair][0].index(stage), statistics[pair][1] + places)
+            copy_places(statistics[pair][0].index(stage), statistics[pair][1], places, exist, shape)
         async_copy.mbarrier_arrive(ring.x_full.index(stage), increment_count=False)
         y_rows = gl.convert_layout(x_rows, y_layout)
         copy_rows(ring.y.index(stage), y, y_rows, heads, shape, shape.VALUE_DIM, shape.VALUE_PAD)
