@@ -3,8 +3,8 @@
     forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
-with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments` (-i2 where
-also `orders`), then -b1 where `bounded`.
+with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments` (-i2
+where also `orders`), then -b1 where `bounded`.
 
 The launcher makes the same word in C++ (key_of in launcher/launcher.cc; a test compares the two), looks for a folder of
 that name among the compiled kernels, and hands the word to compile.py where there is none.
@@ -130,8 +130,8 @@ def key_of(
     """The key of one pass over a plan.
 
     plan: a blocksparse.plan.plan.Plan. (Its class is not imported: this folder also stands alone, see compile.py.)
-    op, dtype, head_dim, value_dim, capability, joined, segments, bounded: as in Key. batch: its rows, which matter for `wide`
-        alone.
+    op, dtype, head_dim, value_dim, capability, joined, segments, bounded: as in Key. batch: its rows, which matter for
+        `wide` alone.
     """
     by_query, by_key = (
         (side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)

@@ -8,7 +8,8 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
 DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
-query_time, key_time, the plan's query_rows, key_rows and headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
+query_time, key_time, the plan's query_rows and key_rows and its headers (q.most_tiles ...; all names are in
+launcher/manifest.h, which reads this).
 An ARG is p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers
 are not listed; kernels in CUDA C++ have none.
 """

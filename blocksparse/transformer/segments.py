@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from ..tensors import TensorLike, as_tensor
 
-# int32 [batch, query_time], [batch, key_time]: what is equal may meet, but a negative number is padding and meets nothing
+# int32 [batch, query_time], [batch, key_time]: what is equal may meet; a negative number is padding and meets nothing
 Segments = tuple[tf.Tensor, tf.Tensor]
 
 
@@ -47,8 +47,8 @@ def segment_numbers(
 def padding_where(there: tf.Tensor, numbers: tf.Tensor | None = None) -> tf.Tensor:
     """The numbers, or 0, where `there`, else -1.
 
-    Written in operations that run on GPUs. Int32 tensors TensorFlow compares and adds on the host, even on a GPU machine:
-    the kernels would wait for copies there and back.
+    Written in operations that run on GPUs. Int32 tensors TensorFlow compares and adds on the host, even on a GPU
+    machine: the kernels would wait for copies there and back.
     """
     padding = tf.cast(tf.cast(there, tf.float32) - 1.0, tf.int32)
     return padding if numbers is None else tf.bitwise.bitwise_or(numbers, padding)

@@ -2,8 +2,9 @@
 
 Positions of different segment numbers do not see each other, whatever the plan shows, and those of a negative one see
 nobody. So each row tile keeps of its column tiles those that can hold a number of its own. First come those that every
-row sees whole, then the others, each with a mask of its own: the plan's, and where several numbers meet in the tile the
-segments' in one with it. The kernels then read these lists in the place of the plan's, and nothing else in them changes.
+row sees whole, then the others, each with a mask of its own: the plan's, and where several numbers meet in the tile,
+the segments' in one with it. The kernels then read these lists in the place of the plan's, and nothing else in them
+changes.
 
 `tiles` are the plan's lists of one side, `cut` what becomes of them:
 
