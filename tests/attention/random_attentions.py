@@ -147,6 +147,7 @@ def check(number: int) -> str:
 
 def main(count: int, first: int = 0) -> int:
     """Checks attentions first, first + 1, ...; prints how many ran in each way, and returns how many were wrong."""
+    tf.get_logger().setLevel("ERROR")
     outcomes, wrong = Counter(), 0
     for number in range(first, first + count):
         try:
@@ -157,7 +158,8 @@ def main(count: int, first: int = 0) -> int:
         if number % 50 == 49:
             tf.keras.backend.clear_session()
             print(number + 1 - first, "checked,", wrong, "wrong", flush=True)
-    print(dict(outcomes), wrong, "wrong")
+    ways = ", ".join(f"{outcomes[way]} {way}" for way in WAYS)
+    print(f"{count} attentions: {ways}, {wrong} wrong")
     return wrong
 
 
