@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, fetch_tiles
 from .results import loaded_part, store_rows, through
 from .ring import (
     accumulator,
@@ -16,8 +17,6 @@ from .ring import (
     await_x,
     await_y,
     copied,
-    copy_own,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,

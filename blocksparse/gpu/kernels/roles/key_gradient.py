@@ -5,6 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, fetch_tiles
 from .results import added, store_rows, through
 from .ring import (
     PLAIN,
@@ -13,8 +14,6 @@ from .ring import (
     await_x,
     await_y,
     copied,
-    copy_own,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,

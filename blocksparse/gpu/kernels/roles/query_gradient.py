@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, copy_places, fetch_tiles
 from .results import added, loaded_part, loaded_rows, store_rows, through
 from .ring import (
     PLAIN,
@@ -19,9 +20,6 @@ from .ring import (
     await_y,
     column_rows,
     copied,
-    copy_own,
-    copy_places,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,
