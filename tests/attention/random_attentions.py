@@ -42,7 +42,8 @@ class Attention:
         self.sharing: dict = dict(kv_heads=self.kv_heads)
         self.meeting = np.ones((BATCH, 1, self.time, self.time), bool)
         if draw.random() < 0.6:
-            kind = str(draw.choice(SEGMENTS))
+            kinds = [kind for kind in SEGMENTS if self.time > 1 or kind != "padded"]
+            kind = str(draw.choice(kinds))
             (query, key), _ = segments(draw, kind, BATCH, self.time, self.time)
             self.sharing["segment_ids"] = (query, key) if draw.random() < 0.3 else query
             key = key if isinstance(self.sharing["segment_ids"], tuple) else query

@@ -59,14 +59,14 @@ def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         after = next_work(walk, number, work, shape)
+        head = (work.batch * walk.heads + work.head) * walk.own_time
         rows = own_rows(walk, work, shape, VECTOR)
-        sums = (work.batch * walk.heads + work.head) * walk.own_time + rows
         slot = turn % inputs.COUNT
         inputs.await_empty(turn)
         copy_own(own.q.index(slot), q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         copy_own(own.dout.index(slot), dout, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
-        copy_places(own.lse.index(slot), lse, sums, rows >= 0, shape)
-        copy_places(own.dlse.index(slot), dlse, sums, rows >= 0, shape)
+        copy_places(own.lse.index(slot), lse, head + rows, rows >= 0, shape)
+        copy_places(own.dlse.index(slot), dlse, head + rows, rows >= 0, shape)
         inputs.fill(turn)
         outputs.await_empty(turn)
         copy_own(own.out.index(0), out, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
