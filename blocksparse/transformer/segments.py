@@ -38,7 +38,7 @@ def segment_numbers(
         query = key = _numbers("segment_ids", segment_ids, q)
     if lengths is not None:
         _check_square("lengths", "is given", q, k)
-        lengths = _checked("lengths", lengths, q.shape[:1], "[batch]")
+        lengths = tf.ensure_shape(_checked("lengths", lengths, q.shape[:1], "[batch]"), q.shape[:1])
         inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
         query, key = padding_where(inside, query), padding_where(inside, key)
     return query, key
@@ -62,7 +62,13 @@ def equal_segments(segments: Segments) -> tf.Tensor:
 
 
 def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:
-    return _checked(name, x, rows.shape[:2], "[batch, time]")
+    x, wanted = _checked(name, x, rows.shape[:2], "[batch, time]"), rows.shape[:2]
+    if x.shape.rank is not None and all(
+        size in (None, own) for size, own in zip(wanted.as_list(), x.shape.as_list(), strict=True)
+    ):
+        return x
+    # TensorFlow ensures the shape of int32 tensors on the host, even on a GPU machine, as it compares them there.
+    return tf.bitcast(tf.ensure_shape(tf.bitcast(x, tf.float32), wanted), tf.int32)
 
 
 def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.Tensor:
@@ -71,7 +77,7 @@ def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.
         raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
     if not x.shape.is_compatible_with(wanted):
         raise ValueError(f"{name} has shape {x.shape}; it has to be {axes} = {wanted}")
-    return tf.ensure_shape(x, wanted)
+    return x
 
 
 def _check_square(name: str, what: str, q: tf.Tensor, k: tf.Tensor) -> None:
