@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from blocksparse.transformer.segments import Segments, segment_numbers
+from blocksparse.transformer.segments import Segments, padding_where, segment_numbers
 
 
 def layer_segments(x: tf.Tensor, mask: Any, segment_ids: Any, lengths: Any) -> Segments | None:
@@ -20,8 +20,8 @@ def layer_segments(x: tf.Tensor, mask: Any, segment_ids: Any, lengths: Any) -> S
             f"mask is {mask.dtype.name} of shape {mask.shape}; it has to be bool [batch, time] = {x.shape[:2]}, False "
             "where padding is"
         )
-    query, key = numbers or (0, 0)
-    return tf.where(mask, query, -1), tf.where(mask, key, -1)
+    query, key = numbers or (None, None)
+    return padding_where(mask, query), padding_where(mask, key)
 
 
 def refuse_attention_mask(attention_mask: Any) -> None:

@@ -2,9 +2,10 @@
 
     python benchmarks/attention/peers.py OUT.json [--start FILE] [--cases NAME ...] [--peers NAME ...]
 
-FlexAttention (compiled; blocks of 128 and 64; strided gets inputs already transposed) on every pattern; on causal
-attention also scaled_dot_product_attention's cuDNN and flash kernels and, where it is installed, FlashAttention-4 (on
-local windows too), with their deterministic backward passes. Each gets its inputs contiguous, in the layout it likes.
+FlexAttention (compiled; blocks of 128 and 64; strided gets inputs already transposed; documents in its mask, key heads
+by enable_gqa) on every pattern; on causal attention also scaled_dot_product_attention's cuDNN and flash kernels and,
+where it is installed, FlashAttention-4 (on local windows too), with their deterministic backward passes. Each gets its
+inputs contiguous, in the layout it likes.
 They compile and are checked against float64 side by side, in many processes; then one at a time is timed with events
 while all others sleep. --start: timing waits until FILE exists, and what is not ready by then is left out.
 """
@@ -37,9 +38,13 @@ def processes(names, peers):
         if case.name.startswith("audio") or (names and case.name not in names):
             continue  # audio is asked for only as the ratio of two sizes of this library
         groups = [[("flex", 128)], [("flex", 64)]]
-        if case.attn_mode == "all":
+        if case.attn_mode == "all" and case.documents is None:
             groups.append([(peer, option) for peer in ("cudnn", "flash") for option in (False, True)])
-        if case.attn_mode in ("all", "local") and importlib.util.find_spec("flash_attn") is not None:
+        if (
+            case.attn_mode in ("all", "local")
+            and case.documents is None
+            and importlib.util.find_spec("flash_attn") is not None
+        ):
             groups.append(
                 [("fa4", option) for option in ((False, True) if case.attn_mode == "all" else (False,))]
             )
@@ -51,6 +56,13 @@ def processes(names, peers):
 
 def mask_of(case):
     """mask_mod, of integers only; strided in transposed order, where it is block-diagonal."""
+    pattern = pattern_of(case)
+    if case.documents is None:
+        return pattern
+    return lambda b, h, q, k: pattern(b, h, q, k) & (q // case.documents == k // case.documents)
+
+
+def pattern_of(case):
     if case.attn_mode == "all":
         return lambda b, h, q, k: q >= k
     if case.attn_mode == "local":

@@ -34,6 +34,7 @@ class Case:
     num_verts: int | None = None
     vertsize: int | None = None
     kv_heads: int | None = None  # as many as heads by default
+    documents: int | None = None  # positions of each document in a row; a query sees keys of its own alone
 
     @property
     def group(self) -> int:
@@ -72,7 +73,14 @@ class Case:
     def sees(self, head: int) -> Callable:
         """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""
         modes = _modes(self)
-        return modes[head % len(modes)].pattern().sees
+        return self.within_documents(modes[head % len(modes)].pattern().sees)
+
+    def within_documents(self, sees: Callable) -> Callable:
+        """A predicate that holds inside a document only, where there are several."""
+        size = self.documents
+        if size is None:
+            return sees
+        return lambda query, key: sees(query, key) & (query // size == key // size)
 
 
 GPU = (
@@ -94,6 +102,9 @@ GPU = (
     Case("audio strided", 1, 8, 65536, 64, "strided", 32, 256),
     Case("enwik8 fixed c32, 2 key heads", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1, kv_heads=2),
     Case("enwik8 local, 2 key heads", 4, 8, 12288, 64, "local", 32, 128, kv_heads=2),
+    Case("enwik8 all, documents of 1024", 4, 8, 12288, 64, "all", 64, documents=1024),
+    Case("enwik8 fixed c32, documents of 1024", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1, documents=1024),
+    Case("enwik8 local, documents of 1024", 4, 8, 12288, 64, "local", 32, 128, documents=1024),
 )
 CPU = (
     Case("all", 1, 4, 4096, 64, "all"),

@@ -29,7 +29,8 @@ inline bool fills(const Shape& shape, const Plan& plan) {
 template <typename T>
 struct Inputs {
   const T *q, *k, *v;  // [batch, time, heads * head_dim], v with value_dim; k and v may have the plan's fewer key heads
-  // Segment numbers [batch, query_time] and [batch, key_time], or null: a query sees only keys of its own number.
+  // Segment numbers [batch, query_time] and [batch, key_time], or null: a query sees only keys of its own number, and
+  // none where that is negative.
   const int32_t *query_segments = nullptr, *key_segments = nullptr;
 };
 

@@ -16,7 +16,7 @@ struct Call {
   const char* dtype;  // f16, bf16, f32 or tf32, as the keys of GPU kernels have it
   Shape shape;
   const int32_t* header;  // the plan's first 64 words, on the host
-  bool reordered;         // some head's rows are not in the tensor's order
+  int32_t orders;         // Plan::orders
   const void* plan;       // the whole plan, where the tensors are
   int64_t plan_size;      // int32 words
   // out and lse are written by the forward pass and read by the backward pass.

@@ -88,7 +88,9 @@ REGISTER_OP("BlocksparseAttention")
     .SetShapeFn(forward_shapes)
     .Doc(
         "out = softmax(scale * q k^T) v over the keys that the plan lets each query see; lse = log sum exp. "
-        "segments: none, or the numbers of queries and of keys: a query then sees only keys of its own number.");
+        "segments: none, or the numbers of queries and of keys: a query then sees only keys of its own number, and "
+        "none "
+        "where that is negative.");
 
 REGISTER_OP("BlocksparseAttentionGrad")
     .Input("q: T")

@@ -42,12 +42,12 @@ struct Plan {
   Order query_order(int32_t head) const { return {query_time / residues[head], residues[head]}; }
   Order key_order(int32_t head) const { return {key_time / residues[head], residues[head]}; }
 
-  // Some head's rows are not in the tensor's order.
-  bool reordered() const {
-    for (int32_t head = 0; head < heads; ++head) {
-      if (residues[head] != 1) return true;
+  // 0: every head's rows lie in the tensor's order; 1: all in another one; 2: heads lie in different orders.
+  int32_t orders() const {
+    for (int32_t head = 1; head < heads; ++head) {
+      if (residues[head] != residues[0]) return 2;
     }
-    return false;
+    return residues[0] != 1;
   }
 };
 

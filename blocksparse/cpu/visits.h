@@ -14,12 +14,12 @@ class Visits {
  public:
   explicit Visits(const TilePlan& tiles) : tiles_(tiles), mask_(int64_t{tiles.row_tile} * tiles.mask_words()) {}
 
-  // Starts a row tile. rows, columns: segment numbers of the tensors' rows that its rows and columns are; data is null
-  // where positions have none.
+  // Starts a row tile. rows, columns: segment numbers of the tensors' rows that its rows and columns are, negative
+  // where these meet nobody; data is null where positions have none.
   void start(int32_t tile, const HeadRows<const int32_t>& rows, const HeadRows<const int32_t>& columns) {
     tile_ = tile, column_numbers_ = columns, visited_.clear();
     parted_ = columns.data != nullptr;
-    if (parted_) rows_.read(rows, {tiles_.row_granules(tile), tiles_.granule}, tiles_.row_count[tile]);
+    if (parted_) rows_.read(rows, {tiles_.row_granules(tile), tiles_.granule}, tiles_.row_count[tile], -1);
     for (int32_t column = tiles_.offset[tile]; column < tiles_.offset[tile + 1]; ++column) {
       if (!parted_ || read(column).meets(rows_)) visited_.push_back(column);
     }
@@ -54,13 +54,15 @@ class Visits {
     int32_t numbers[kMostRows];
     int32_t count, least, greatest;
 
-    void read(const HeadRows<const int32_t>& from, Granules granules, int32_t rows) {
+    // nobody: in the place of negative numbers, one that those of the other side do not have.
+    void read(const HeadRows<const int32_t>& from, Granules granules, int32_t rows, int32_t nobody) {
       count = rows;
       least = INT32_MAX, greatest = INT32_MIN;  // where no row is there they meet no others
       for_rows(
           from, granules, 0, rows,
-          [this](int32_t i, const int32_t* at) {
-            numbers[i] = *at, least = std::min(least, *at), greatest = std::max(greatest, *at);
+          [this, nobody](int32_t i, const int32_t* at) {
+            const int32_t number = *at < 0 ? nobody : *at;
+            numbers[i] = number, least = std::min(least, number), greatest = std::max(greatest, number);
           },
           [this](int32_t i) { numbers[i] = 0; });
     }
@@ -77,7 +79,7 @@ class Visits {
   };
 
   const Numbers& read(int32_t column) {
-    columns_.read(column_numbers_, {tiles_.granules(column), tiles_.granule}, tiles_.column_tile);
+    columns_.read(column_numbers_, {tiles_.granules(column), tiles_.granule}, tiles_.column_tile, -2);
     return columns_;
   }
 

@@ -15,7 +15,7 @@ class Meeting:
     key: tf.Tensor | None = None
 
     def by_query(self, rows, columns, visible):
-        """`visible` where the block row's query and the column's key have one number.
+        """`visible` where the block row's query and the column's key have one number, which is not negative.
 
         rows [R], columns [R, C]: numbers of blocks. visible: bool [R, block_size, C * block_size].
         """
@@ -33,6 +33,6 @@ def per_head(numbers: tf.Tensor, like: tf.Tensor, heads: int) -> tf.Tensor:
 
 
 def _equal(own, other, rows, columns):
-    beside = tf.gather(other, columns, axis=1)
+    own, beside = tf.gather(own, rows, axis=1), tf.gather(other, columns, axis=1)
     _, count, width, size, _ = beside.shape.as_list()
-    return tf.equal(tf.gather(own, rows, axis=1), tf.reshape(beside, [-1, count, 1, width * size]))
+    return tf.equal(own, tf.reshape(beside, [-1, count, 1, width * size])) & (own >= 0)

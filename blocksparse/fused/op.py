@@ -138,7 +138,8 @@ def attend(
 
     passes: layouts, no two of which show a query the same key, each with its order, one number a head. A row without
     keys has lse -inf. kv_heads: heads of k and v, as many as of q by default.
-    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number.
+    segments: int32 [batch, query_time] and [batch, key_time], or nothing: a query sees only keys of its own number, and
+        none where that is negative.
     """
     segments = _hiding(segments, q, k, passes)
     call = _Call(q, v, passes, kv_heads, segments)
@@ -259,7 +260,8 @@ def _hiding(segments, q, k, passes) -> Sequence[tf.Tensor]:
     """The segments, or one of all that exists where a GPU has to hide what is behind the end of an unknown time."""
     if segments or not (cuda.capabilities() and any(layout.looks_ahead for layout, _ in passes)):
         return segments
-    return [tf.zeros(tf.shape(x)[:2], tf.int32) for x in (q, k)]
+    # Not tf.zeros(..., tf.int32), which TensorFlow makes on the host: the kernels would wait for the copy.
+    return [tf.cast(tf.zeros(tf.shape(x)[:2]), tf.int32) for x in (q, k)]
 
 
 def _library():

@@ -44,8 +44,8 @@ class There:
     def segments(self, q, segments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Segment numbers of all rows of the tables: those that do not exist meet nobody."""
         found = []
-        for side, nobody in enumerate((tf.int32.min, tf.int32.min + 1)):
+        for side in (0, 1):
             rows = tf.zeros([tf.shape(q)[0], self.times[side]], tf.int32) if not segments else segments[side]
-            rows = tf.pad(rows, [[0, 0], [0, self.whole[side] - self.times[side]]], constant_values=nobody)
+            rows = tf.pad(rows, [[0, 0], [0, self.whole[side] - self.times[side]]], constant_values=-1)
             found.append(tf.ensure_shape(rows, [None, self.whole[side]]))
         return found

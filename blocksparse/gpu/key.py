@@ -3,7 +3,8 @@
     forward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-o<0|1>-w<0|1>-s<0|1>-r<0|1>-c<0|1|2>-sm<capability>
     backward-<dtype>-d<head_dim>-v<value_dim>-m<M>-n<N>-g<g>-M<M>-N<N>-G<g>-o..-w..-s..-r..-c..-sm<capability>
 
-with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments`.
+with -j1 before -sm where `joined`, then -k<group> where query heads share key heads, then -i1 where `segments` (-i2
+where also `orders`), then -b1 where `bounded`.
 
 The launcher makes the same word in C++ (key_of in launcher/launcher.cc; a test compares the two), looks for a folder of
 that name among the compiled kernels, and hands the word to compile.py where there is none.
@@ -24,7 +25,7 @@ _TEXT = re.compile(
     r"(?P<op>forward|backward)-(?P<dtype>f16|bf16|f32|tf32)-d(?P<head_dim>\d+)-v(?P<value_dim>\d+)"
     r"-m(?P<m>\d+)-n(?P<n>\d+)-g(?P<g>\d+)(?:-M(?P<key_m>\d+)-N(?P<key_n>\d+)-G(?P<key_g>\d+))?"
     r"-o(?P<permuted>[01])-w(?P<wide>[01])-s(?P<shared>[01])-r(?P<long_rows>[01])-c(?P<closed>[012])"
-    r"(?P<joined>-j1)?(?:-k(?P<group>[1-9]\d*))?(?P<segments>-i1)?-sm(?P<capability>\d+)"
+    r"(?P<joined>-j1)?(?:-k(?P<group>[1-9]\d*))?(?P<segments>-i[12])?(?P<bounded>-b1)?-sm(?P<capability>\d+)"
 )
 
 
@@ -49,6 +50,8 @@ class Key:
     )
     group: int = 1  # k: so many query heads read one key head
     segments: bool = False  # i: positions have segment numbers
+    orders: bool = False  # i, 2: and heads lie in different orders
+    bounded: bool = False  # b: tensors have fewer rows than the plan
 
     def __str__(self) -> str:
         m, n, g = self.by_query
@@ -56,7 +59,8 @@ class Key:
         flags = f"-o{self.permuted:d}-w{self.wide:d}-s{self.shared:d}-r{self.long_rows:d}-c{self.closed:d}"
         flags += "-j1" if self.joined else ""
         flags += f"-k{self.group}" if self.group > 1 else ""
-        flags += "-i1" if self.segments else ""
+        flags += f"-i{1 + self.orders}" if self.segments else ""
+        flags += "-b1" if self.bounded else ""
         tiles = f"m{m}-n{n}-g{g}{by_key}"
         return f"{self.op}-{self.dtype}-d{self.head_dim}-v{self.value_dim}-{tiles}{flags}-sm{self.capability}"
 
@@ -106,6 +110,8 @@ def parse(text: str) -> Key:
         joined=found["joined"] is not None,
         group=int(found["group"] or 1),
         segments=found["segments"] is not None,
+        orders=found["segments"] == "-i2",
+        bounded=found["bounded"] is not None,
     )
 
 
@@ -119,12 +125,13 @@ def key_of(
     capability: int = 90,
     joined: bool = False,
     segments: bool = False,
+    bounded: bool = False,
 ) -> Key:
     """The key of one pass over a plan.
 
     plan: a blocksparse.plan.plan.Plan. (Its class is not imported: this folder also stands alone, see compile.py.)
-    op, dtype, head_dim, value_dim, capability, joined, segments: as in Key. batch: its rows, which matter for `wide`
-        alone.
+    op, dtype, head_dim, value_dim, capability, joined, segments, bounded: as in Key. batch: its rows, which matter for
+        `wide` alone.
     """
     by_query, by_key = (
         (side.row_tile, side.column_tile, side.granule) for side in (plan.by_query, plan.by_key)
@@ -146,4 +153,6 @@ def key_of(
         joined=joined,
         group=plan.group,
         segments=segments,
+        orders=segments and len(set(plan.residues.tolist())) > 1,
+        bounded=bounded,
     )

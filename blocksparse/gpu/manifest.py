@@ -8,7 +8,8 @@ Imports neither Triton nor TensorFlow. A manifest is text, one record a line:
     launch NAME FILE FUNCTION WARPS SHARED GRIDX GRIDY GRIDZ ARG ARG ...
 
 DIGEST is file_digest's. A temp's BYTES, GRID and i: arguments are integer expressions over batch, heads, kv_heads,
-query_time, key_time and the plan's headers (q.most_tiles ...; all names are in launcher/manifest.h, which reads this).
+query_time, key_time, the plan's query_rows and key_rows and its headers (q.most_tiles ...; all names are in
+launcher/manifest.h, which reads this).
 An ARG is p:NAME (pointer), i:EXPRESSION (int32), f:scale or f:scale_log2 (float). Triton's trailing scratch pointers
 are not listed; kernels in CUDA C++ have none.
 """
@@ -37,7 +38,7 @@ class _Kernel:
     scales: str
 
 
-_CUT = "query_segments key_segments cut_spans cut_columns cut_mask cut_masks"
+_CUT = "query_segments key_segments cut_spans cut_columns cut_mask cut_masks cut_sources"
 _FORWARD = _Kernel("q", "q k v out lse", "scale_log2")
 _KERNELS = {
     "attention_forward": _FORWARD,
@@ -49,6 +50,7 @@ _KERNELS = {
     "attention_cut_keys": _Kernel("k", _CUT, ""),
 }
 _ARE_CUTS = {"attention_cut_queries", "attention_cut_keys"}
+_CUT_SHARES, _CUT_NUMBERS = 4, 4096  # programs a row tile; segment numbers that one loads at a time
 _CUT_LAUNCH = tuning.Launch(warps=4, stages=1, registers=None, split=False, heaviest_first=False)
 _KNOWS_SINGLE = {"attention_closed_forward", "attention_whole_gradient"}
 
@@ -93,13 +95,14 @@ def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
         (f"{side}.cut_columns", f"{4 * (n // g)}*{lists}"),
         (f"{side}.cut_mask", f"4*{lists}"),
         (f"{side}.cut_masks", f"{4 * m * -(-n // 32)}*{lists}"),
+        (f"{side}.cut_sources", f"4*{lists}"),
     ]
 
 
 def _groups(key: Key, side: str) -> str:
     """Heads that lie in orders of their own have lists of their own; of keys, as many as there are key heads."""
     heads = "kv_heads" if key.group > 1 and side == "k" else "heads"
-    return heads if key.permuted else "1"
+    return heads if key.orders else "1"
 
 
 def text(
@@ -135,6 +138,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     how = replace(_CUT_LAUNCH if function in _ARE_CUTS else how, **changes)
     pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles", *(["count"] if how.roles else [])]
+    integers += ["query_rows", "key_rows"] if key.bounded else []
     integers += ["batches", "column_tiles", "mask_words"] if function in _ARE_CUTS else []
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
@@ -186,7 +190,13 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
         WIDE=key.wide,
     ) | {
         name: value
-        for name, value in (("JOINED", key.joined), ("GROUP", key.group), ("SEGMENTS", key.segments))
+        for name, value in (
+            ("JOINED", key.joined),
+            ("GROUP", key.group),
+            ("SEGMENTS", key.segments),
+            ("ORDERS", key.orders),
+            ("BOUNDED", key.bounded),
+        )
         if value > 1 or value is True
     }
 
@@ -194,7 +204,9 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
 def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str, Any]:
     """The flags of plain kernels or of those with warp roles."""
     if function in _ARE_CUTS:
-        return dict(KEEP=key.closed > 0 and function == "attention_cut_queries")
+        _, n, _ = _side(key, _KERNELS[function].side)
+        keep = key.closed > 0 and function == "attention_cut_queries"
+        return dict(KEEP=keep, SHARES=_CUT_SHARES, AT_ONCE=_CUT_NUMBERS // n)
     if how.roles:
         turns = 2 if how.programs else 1
         return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns)
@@ -211,7 +223,9 @@ def _values(key: Key, kernel: _Kernel) -> dict[str, str]:
     }
     if of_keys:
         values |= dict(head_index="p:key_index", residues="p:key_residues")
-    values |= dict(heads=f"i:{heads}") | {name: f"i:{name}" for name in ("query_time", "key_time")}
+    values |= dict(heads=f"i:{heads}") | {
+        name: f"i:{name}" for name in ("query_time", "key_time", "query_rows", "key_rows")
+    }
     return values | dict(tiles=f"i:{side}.most_tiles", count=f"i:{side}.most_tiles*{heads}*batch")
 
 
@@ -226,7 +240,7 @@ def _cut_values(key: Key, function: str) -> dict[str, str]:
         return {name: room[cut] for name, cut in lists.items()}
     masks = dict(_cut_temps(key, side))[f"{side}.cut_masks"]
     sizes = dict(batches="i:batch", column_tiles=f"i:{side}.column_tiles", mask_words=f"i:{masks}/4")
-    return room | sizes | dict(count=f"i:{side}.tiles*batch*{_groups(key, side)}")
+    return room | sizes | dict(count=f"i:{_CUT_SHARES}*{side}.tiles*batch*{_groups(key, side)}")
 
 
 def _pointer_type(key: Key, name: str) -> str:

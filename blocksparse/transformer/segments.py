@@ -6,9 +6,8 @@ import tensorflow as tf
 
 from ..tensors import TensorLike, as_tensor
 
-Segments = tuple[tf.Tensor, tf.Tensor]  # int32 [batch, query_time], [batch, key_time]: what is equal may meet
-
-_PADDED_QUERY, _PADDED_KEY = -1, -2  # numbers that equal no other: padding sees nothing, and nothing sees it
+# int32 [batch, query_time], [batch, key_time]: what is equal may meet; a negative number is padding and meets nothing
+Segments = tuple[tf.Tensor, tf.Tensor]
 
 
 def segment_numbers(
@@ -26,7 +25,7 @@ def segment_numbers(
     if segment_ids is None and lengths is None:
         return ()
     if segment_ids is None:
-        query = key = tf.zeros(tf.shape(q)[:2], tf.int32)
+        query = key = None
     elif isinstance(segment_ids, tuple):
         if len(segment_ids) != 2:
             raise ValueError(
@@ -39,20 +38,37 @@ def segment_numbers(
         query = key = _numbers("segment_ids", segment_ids, q)
     if lengths is not None:
         _check_square("lengths", "is given", q, k)
-        lengths = _checked("lengths", lengths, q.shape[:1], "[batch]")
+        lengths = tf.ensure_shape(_checked("lengths", lengths, q.shape[:1], "[batch]"), q.shape[:1])
         inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
-        query, key = (tf.where(inside, x, -1) for x in (query, key))
-    return tf.where(query < 0, _PADDED_QUERY, query), tf.where(key < 0, _PADDED_KEY, key)
+        query, key = padding_where(inside, query), padding_where(inside, key)
+    return query, key
+
+
+def padding_where(there: tf.Tensor, numbers: tf.Tensor | None = None) -> tf.Tensor:
+    """The numbers, or 0, where `there`, else -1.
+
+    Written in operations that run on GPUs. Int32 tensors TensorFlow compares and adds on the host, even on a GPU
+    machine: the kernels would wait for copies there and back.
+    """
+    padding = tf.cast(tf.cast(there, tf.float32) - 1.0, tf.int32)
+    return padding if numbers is None else tf.bitwise.bitwise_or(numbers, padding)
 
 
 def equal_segments(segments: Segments) -> tf.Tensor:
     """bool [batch, 1, query_time, key_time]: whether a query's number is a key's."""
     query, key = segments
-    return tf.equal(query[:, None, :, None], key[:, None, None, :])
+    query, key = query[:, None, :, None], key[:, None, None, :]
+    return tf.equal(query, key) & (query >= 0)
 
 
 def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:
-    return _checked(name, x, rows.shape[:2], "[batch, time]")
+    x, wanted = _checked(name, x, rows.shape[:2], "[batch, time]"), rows.shape[:2]
+    if x.shape.rank is not None and all(
+        size in (None, own) for size, own in zip(wanted.as_list(), x.shape.as_list(), strict=True)
+    ):
+        return x
+    # TensorFlow ensures the shape of int32 tensors on the host, even on a GPU machine, as it compares them there.
+    return tf.bitcast(tf.ensure_shape(tf.bitcast(x, tf.float32), wanted), tf.int32)
 
 
 def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.Tensor:
@@ -61,7 +77,7 @@ def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.
         raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
     if not x.shape.is_compatible_with(wanted):
         raise ValueError(f"{name} has shape {x.shape}; it has to be {axes} = {wanted}")
-    return tf.ensure_shape(x, wanted)
+    return x
 
 
 def _check_square(name: str, what: str, q: tf.Tensor, k: tf.Tensor) -> None:

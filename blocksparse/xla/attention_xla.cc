@@ -66,7 +66,7 @@ class AttentionXla : public tensorflow::XlaOpKernel {
  private:
   static std::string pass_words(const Plan& view, const tensorflow::Tensor& plan) {
     PassConstants constants;
-    constants.reordered = view.reordered();
+    constants.orders = view.orders();
     std::copy_n(plan.vec<int32_t>().data(), kHeaderWords, constants.header);
     return words(constants);
   }

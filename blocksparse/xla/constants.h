@@ -20,7 +20,7 @@ constexpr size_t kWords = sizeof(Constants) / sizeof(int32_t);
 
 // Follows Constants once for each pass, in the order of the plans.
 struct PassConstants {
-  int32_t reordered;
+  int32_t orders;
   int32_t header[kHeaderWords];  // the plan's first words
 };
 constexpr size_t kPassWords = sizeof(PassConstants) / sizeof(int32_t);

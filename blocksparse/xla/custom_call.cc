@@ -83,7 +83,7 @@ ffi::Error run_call(ffi::RemainingArgs arguments, ffi::RemainingRets results, ff
     std::memcpy(&own, words.begin() + kWords + pass * kPassWords, sizeof(own));
     call.onto = pass > 0;
     call.header = own.header;
-    call.reordered = own.reordered;
+    call.orders = own.orders;
     call.plan = in[first_plan + pass];
     call.plan_size = rows[first_plan + pass];
     const std::string error = run(call);

@@ -5,10 +5,12 @@ import oracle
 import pytest
 import tensorflow as tf
 from layouts import SEGMENTS, segments
+from tensorflow.python.framework import kernels as registry
 
 from blocksparse.fused.op import kernel_name
 from blocksparse.native import devices
 from blocksparse.native.compiler import BuildError
+from blocksparse.transformer.segments import padding_where
 from sparse_attention import attention_impl, blocksparse_attention_impl, get_attn_mask
 
 BATCH, TIME, HEADS = 3, 64, 2
@@ -139,6 +141,41 @@ def test_another_batch_is_refused_when_it_is_known_first(generator, monkeypatch)
         )
         with pytest.raises(tf.errors.InvalidArgumentError):
             attend(*inputs[:3], numbers)
+
+
+@pytest.mark.parametrize("batch, time", [(BATCH, TIME), (None, TIME), (None, None)])
+def test_on_a_gpu_numbers_reach_the_kernel_without_the_host(batch, time):
+    """TensorFlow runs many int32 operations on the host, beside a GPU too: two copies and two waits a forward pass."""
+    if kernel_name() == "reference":
+        pytest.skip("no C++ compiler")
+    spec = [tf.TensorSpec([batch, TIME, HEADS * 8])] * 3 + [tf.TensorSpec([batch, time], tf.int32)]
+    spec.append(tf.TensorSpec([batch, time], tf.bool))
+
+    def step(q, k, v, numbers, mask):
+        numbers = padding_where(mask, numbers)
+        return blocksparse_attention_impl(q, k, v, HEADS, "all", blocksize=8, segment_ids=numbers)
+
+    graph = tf.function(step, input_signature=spec).get_concrete_function().graph
+    (attention,) = (op for op in graph.get_operations() if op.type == "BlocksparseAttention")
+    waiting, seen = [x.op for x in attention.inputs[-2:]], set()
+    while waiting:
+        op = waiting.pop()
+        if op.type not in ("Placeholder", "Const") and op.name not in seen:
+            seen.add(op.name)
+            assert not host_memory(op), (op.name, op.type)
+            waiting += [x.op for x in op.inputs]
+    assert seen
+
+
+def host_memory(op):
+    """What of an operation's int32 tensors its GPU kernel keeps in host memory."""
+    found = []
+    for kernel in registry.get_registered_kernels_for_op(op.type).kernel:
+        own = {c.name: c.allowed_values.list.type for c in kernel.constraint}
+        fits = all(op.get_attr(name).as_datatype_enum in types for name, types in own.items())
+        if kernel.device_type in ("GPU", "DEFAULT") and fits:
+            found.append(list(kernel.host_memory_arg))
+    return min(found, key=len, default=[])
 
 
 def test_tiles_of_other_documents_are_not_visited(generator):

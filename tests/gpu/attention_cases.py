@@ -56,7 +56,13 @@ class Case:
     poison: dict = field(default_factory=dict)
     group: int = 1  # query heads that read one key head
     segments: str | None = None  # a kind of layouts.SEGMENTS
+    missing: int = 0  # so many rows fewer than the plan's have the tensors
     then: tuple = ()  # passes after this one over other keys, in one softmax with it: fields in place of this one's
+
+    @property
+    def there(self):
+        """Rows of the tensors of queries and of keys."""
+        return self.time[0] - self.missing, self.time[1] - self.missing
 
     @property
     def passes(self):
@@ -92,12 +98,13 @@ def visible(case):
             columns = tensor_row(np.arange(key_time), key_time, order)
             union[head][np.ix_(rows, columns)] += grids(one)[head]
     assert union.max() <= 1, "two passes show a query the same key"
+    union = union[:, : case.there[0], : case.there[1]]
     return union == 1 if case.segments is None else (union == 1) & numbers(case)[1]
 
 
 def numbers(case):
     """(segment numbers of queries and keys, who may meet)"""
-    return layouts.segments(np.random.default_rng(1), case.segments, case.batch, *case.time)
+    return layouts.segments(np.random.default_rng(1), case.segments, case.batch, *case.there)
 
 
 def tensor_row(rows, time, order):
@@ -119,6 +126,7 @@ def passes_of(case, capability=90):
                 capability,
                 joined=number > 0,
                 segments=case.segments is not None,
+                bounded=case.missing > 0,
             )
             yield replace(key, wide=case.wide), plan
 
@@ -130,14 +138,14 @@ def eval_(expression, values):
 
 def arrays_of(case, tensors, dout, dlse):
     """Every tensor by its name in a manifest, encoded; results are NaN."""
-    encode, batch, query_time = ENCODE[case.dtype], case.batch, case.time[0]
+    encode, batch, query_time = ENCODE[case.dtype], case.batch, case.there[0]
     arrays = {name: encode(x) for name, x in zip("qkv", tensors, strict=True)} | dict(dout=encode(dout))
     results = dict(out=dout, dq=tensors[0], dk=tensors[1], dv=tensors[2])
     arrays |= {name: encode(np.full(like.shape, np.float32(np.nan))) for name, like in results.items()}
     arrays["lse"] = np.full((batch, case.heads, query_time), np.nan, np.float32)
     if case.segments:
         for name, x in zip(("query_segments", "key_segments"), numbers(case)[0], strict=True):
-            arrays[name] = np.ascontiguousarray(np.where(x < 0, -1 - (name == "key_segments"), x), np.int32)
+            arrays[name] = np.ascontiguousarray(x, np.int32)
     return arrays | dict(dlse=dlse.astype(np.float32))
 
 
@@ -160,7 +168,8 @@ def results_of(case, arrays):
 
 def values_of(case, plan):
     """Every number that a manifest's expressions name."""
-    values = dict(batch=case.batch, heads=case.heads, query_time=case.time[0], key_time=case.time[1])
+    values = dict(batch=case.batch, heads=case.heads, query_time=case.there[0], key_time=case.there[1])
+    values |= dict(query_rows=case.time[0], key_rows=case.time[1])
     values |= dict(kv_heads=case.heads // case.group)
     values |= dict(scale=case.scale, scale_log2=case.scale * 1.4426950408889634)
     for side, tiles in (("q", plan.by_query), ("k", plan.by_key)):
@@ -172,7 +181,7 @@ def values_of(case, plan):
 
 def draw(case, seed=0):
     random = np.random.default_rng(seed)
-    (query_time, key_time), (head_dim, value_dim) = case.time, case.dims
+    (query_time, key_time), (head_dim, value_dim) = case.there, case.dims
 
     def normal(*shape):
         return DECODE[case.dtype](ENCODE[case.dtype](random.standard_normal(shape)))
@@ -356,6 +365,22 @@ CASES |= {
         chunk(16), bs=8, order=[1, 1, 4, 4], heads=4, group=2, segments="sorted", dtype="f16"
     ),
     "segments, joined": Case(local(20), dtype="bf16", then=(STRIDED,), segments="sorted"),
+}
+CASES |= {
+    "fewer rows": Case(causal, bs=8, missing=13),
+    "fewer rows, split, wide": Case(causal, tiles=SMALL, split=True, wide=True, missing=1, batch=3),
+    "fewer rows, dims differ": Case(local(20), dtype="bf16", dims=(24, 40), missing=20),
+    "fewer rows, closed": Case(chunk(16), bs=8, order=4, dtype="f16", missing=9),
+    "fewer rows, joined, key heads": Case(local(20), heads=4, group=2, then=(STRIDED,), missing=7),
+    "fewer rows, segments": Case(
+        lambda h, q, k: np.where(h == 0, local(20)(h, q, k), chunk(16)(h, q, k)),
+        order=[1, 4],
+        segments="padded",
+        missing=5,
+    ),
+    "fewer rows, segments, looking ahead": Case(
+        lambda h, q, k: abs(q - k) < 20, segments="one", dtype="f16", missing=11
+    ),
 }
 POISONED = {
     "NaN key, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, poison={"k": 17}),

@@ -56,8 +56,8 @@ def committed():
     yield from keys("f16", (64, 64), 32, "short", 90, permuted=True, closed=1, joined=True)
     yield from keys("f16", (128, 128), 32, "short", 90, permuted=True, closed=2, joined=True)
     yield from keys("f16", (64, 64), 32, "long", 90, segments=True)
-    yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, segments=True)
-    yield from keys("f16", (64, 64), 32, "long", 90, group=4)
+    yield from keys("f32", (64, 64), 32, "short", 80, permuted=True, closed=1, segments=True, orders=True)
+    yield from keys("f16", (64, 64), 32, "long", 90, group=4, bounded=True)
     yield from keys("f16", (32, 32), 8, "short", 80, permuted=True, closed=1, group=2)
     for capability in (89, 120):
         yield from keys("f16", (64, 64), 32, "long", capability)

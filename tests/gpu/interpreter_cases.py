@@ -116,7 +116,8 @@ def run(key, buffers, values, split):
                 else int(cases.eval_(what, values))
             )
         grid = tuple(cases.eval_(size, values) for size in launch.grid)
-        constexprs = launch.constexprs if split is None else launch.constexprs | dict(SPLIT=split)
+        changes = dict(SPLIT=split, AT_ONCE=4)  # few at once, so that small cases take several rounds
+        constexprs = {name: changes.get(name) or value for name, value in launch.constexprs.items()}
         names = [name for name, kind in launch.signature.items() if kind != "constexpr"]
         kernel = getattr(kernels, launch.function)
         given = dict(zip(names, arguments, strict=True))

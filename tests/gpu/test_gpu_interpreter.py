@@ -32,7 +32,9 @@ segments|segments in no order|segments, one|segments, per head|segments, one ord
 segments, closed|segments, closed, several column tiles|segments, rectangular, many column tiles
 segments, wide tiles|segments, joined|segments, key heads|segments, key heads, order
 key heads|key heads, split, one for all|key heads, a layout a head|key heads, small granules|key heads, closed
-key heads, joined, dims differ|key heads, wide|NaN key, key heads"""
+key heads, joined, dims differ|key heads, wide|NaN key, key heads
+fewer rows|fewer rows, split, wide|fewer rows, dims differ|fewer rows, closed|fewer rows, joined, key heads
+fewer rows, segments|fewer rows, segments, looking ahead"""
 
 
 @pytest.mark.parametrize("case", CASES.replace("\n", "|").split("|"))

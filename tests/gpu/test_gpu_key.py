@@ -42,13 +42,17 @@ CALLS = [
 ]
 
 
-def key_of_launcher(library, plan, op, dtype, head_dim, value_dim, batch, capability, joined, segments):
+def key_of_launcher(
+    library, plan, op, dtype, head_dim, value_dim, batch, capability, joined, segments, bounded
+):
+    orders = set(plan.residues.tolist())
     blob, out = pack(plan), ctypes.create_string_buffer(256)
     library.blocksparse_gpu_key(
         blob.ctypes.data_as(ctypes.c_void_p),
-        int((plan.residues != 1).any()),
+        2 if len(orders) > 1 else int(orders != {1}),
         int(joined),
         int(segments),
+        int(bounded),
         int(op == "backward"),
         dtype.encode(),
         ctypes.c_int64(batch),
@@ -61,11 +65,14 @@ def key_of_launcher(library, plan, op, dtype, head_dim, value_dim, batch, capabi
     return out.value.decode()
 
 
-@pytest.mark.parametrize(("joined", "segments"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("joined", "segments", "bounded"),
+    [(False, False, False), (True, False, True), (False, True, False), (True, True, True)],
+)
 @pytest.mark.parametrize("op", ["forward", "backward"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_the_launcher_makes_the_same_key(library, plan, op, joined, segments):
-    for call in ((*one, joined, segments) for one in CALLS):
+def test_the_launcher_makes_the_same_key(library, plan, op, joined, segments, bounded):
+    for call in ((*one, joined, segments, bounded) for one in CALLS):
         assert key_of_launcher(library, plan, op, *call) == str(key_of(plan, op, *call))
 
 
@@ -82,7 +89,10 @@ def test_the_table_of_plans_has_every_flag():
     [
         FORWARD,
         BACKWARD,
-        *(FORWARD.replace("-sm", f"-{new}-sm") for new in ("j1", "k16", "j1-k2", "i1", "j1-i1", "j1-k2-i1")),
+        *(
+            FORWARD.replace("-sm", f"-{new}-sm")
+            for new in ("j1", "k16", "j1-k2", "i1", "j1-i2", "j1-k2-i1-b1")
+        ),
     ],
 )
 def test_parse_is_the_inverse_of_str(text):
@@ -91,9 +101,10 @@ def test_parse_is_the_inverse_of_str(text):
 
 def test_a_key_tells_every_difference():
     key = parse(BACKWARD)
-    other = parse("backward-f16-d64-v64-m64-n128-g16-M16-N16-G8-o0-w0-s1-r0-c1-j1-k2-i1-sm90")
+    other = parse("backward-f16-d64-v64-m64-n128-g16-M16-N16-G8-o0-w0-s1-r0-c1-j1-k2-i2-b1-sm90")
     for field in fields(Key)[1:]:
-        assert str(replace(key, **{field.name: getattr(other, field.name)})) != BACKWARD, field.name
+        one = replace(key, segments=field.name == "orders")
+        assert str(replace(one, **{field.name: getattr(other, field.name)})) != str(one), field.name
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,8 @@ def test_a_key_tells_every_difference():
         FORWARD + "-x",
         FORWARD.replace("-sm", "-j0-sm"),
         FORWARD.replace("-sm", "-i1-j1-sm"),
+        FORWARD.replace("-sm", "-b1-i1-sm"),
+        FORWARD.replace("-sm", "-i3-sm"),
         FORWARD.replace("-sm", "-k0-sm"),
         FORWARD.replace("-sm", "-k2-j1-sm"),
         FORWARD.replace("f16", "f64"),

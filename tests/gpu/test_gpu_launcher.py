@@ -14,19 +14,20 @@ import tensorflow as tf
 
 from blocksparse.gpu import manifest
 from blocksparse.gpu.cuda import nvrtc
+from blocksparse.gpu.key import parse
 from blocksparse.native import cache, cuda, devices
 
 SYMBOLS = (
     "batch heads head_dim value_dim query_time key_time distinct q.M q.N q.g q.tiles q.column_tiles q.distinct_masks "
     "q.most_tiles q.most_columns k.M k.N k.g k.tiles k.column_tiles k.distinct_masks k.most_tiles k.most_columns "
-    "kv_heads multiprocessors"
+    "kv_heads multiprocessors query_rows key_rows"
 ).split()
 KEYS = [
     "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90",
     "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s0-r1-c0-sm80",
     "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-sm90",
     "forward-f16-d64-v64-m64-n64-g32-o1-w0-s1-r0-c0-i1-sm90",
-    "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o0-w1-s1-r0-c0-i1-sm80",
+    "backward-tf32-d40-v128-m32-n64-g8-M64-N128-G16-o1-w1-s1-r0-c0-i2-b1-sm80",
     "backward-f16-d64-v64-m64-n64-g32-M64-N64-G32-o1-w0-s1-r0-c2-k4-sm90",
 ]
 
@@ -80,23 +81,23 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
     for launch in manifest.launches(key):
         assert f"{launch.function}.cubin 4 {manifest.file_digest(b'code')}" in lines
     by_name = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    groups = 8 if "-o1" in key else 1  # of column tiles that segments have cut
+    groups = 8 if parse(key).orders else 1  # of column tiles that segments have cut
     for launch in manifest.launches(key):
         side = "q" if "p:q.rows" in launch.args else "k"
         heads = sizes["heads"] if side == "q" or "-k4-" not in key else sizes["kv_heads"]
         programs = sizes[f"{side}.most_tiles"] * heads * 3
         if "cut" in launch.function:
-            programs = sizes[f"{side}.tiles"] * groups * 3
+            programs = launch.constexprs["SHARES"] * sizes[f"{side}.tiles"] * groups * 3
         words = by_name[launch.function]
         assert words[:5] == ["4", "1000", str(programs), "1", "1"]
         assert len(words) == 5 + len(launch.args)
-    if "-i1" in key:
+    if parse(key).segments:
         assert by_name["q.cut_spans"] == [str(12 * 17 * groups * 3)]
-        assert by_name["q.cut_masks"] == [str(4 * 2 * (64 if groups > 1 else 32) * 23 * groups * 3)]
+        assert by_name["q.cut_masks"] == [str(4 * 2 * parse(key).by_query[0] * 23 * groups * 3)]
     assert by_name.get("delta") == ([str(4 * 3 * 8 * 7)] if "attention_key_gradient" in by_name else None)
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if "-i1" not in key])
+@pytest.mark.parametrize("key", [key for key in KEYS if not parse(key).segments])
 def test_without_segments_nothing_of_them_is_compiled_or_launched(key):
     cut = key.replace("-sm", "-i1-sm")
     assert len(manifest.launches(cut)) > len(manifest.launches(key)) and len(manifest.temps(cut)) > len(

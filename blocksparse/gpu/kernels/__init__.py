@@ -29,6 +29,7 @@ plan: the arrays of the side whose rows are owned, int32, contiguous; blockspars
 scale and scale_log2: float32, the factor of the scores, and that times log2(e). sizes, all int32:
 
     heads, query_time, key_time      heads: of the rows that are owned, queries' or keys'
+    query_rows, key_rows   (BOUNDED alone) the plan's: granules and residue classes are of so many rows
     tiles            most row tiles that a head has; heads with fewer have programs that end at once
     count            (warp roles, apart from sizes) tiles * heads * batch: row tiles in all
 
@@ -48,7 +49,10 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
                      query_time / g
     SEGMENTS         positions have segment numbers: offset, columns, mask and masks are what cut.py has left for each
                      batch row, and `full` is not read
+    ORDERS           (with SEGMENTS) heads lie in different orders, so that each has cut lists of its own
+    BOUNDED          tensors have fewer rows than the plan: rows past their end are read as zeros and not stored
     KEEP             (cut.py) no column tile is left out
+    SHARES, AT_ONCE  (cut.py) programs a row tile; column tiles that one looks at at a time
     SINGLE           (closed kernels) every row tile has just one column tile, of its own number: no loop, no offset
     PRECISION        (plain kernels) of float32 products: "ieee", exact, or "tf32", operands rounded to 10 bits
 

@@ -33,12 +33,31 @@ class Sizes(NamedTuple):
     tiles: Any
 
 
+class BoundedSizes(NamedTuple):
+    """Sizes, and the plan's rows, which are more than the tensors'."""
+
+    heads: Any
+    query_time: Any
+    key_time: Any
+    tiles: Any
+    query_rows: Any
+    key_rows: Any
+
+
+class Extent(NamedTuple):
+    """How many rows one side has."""
+
+    time: Any  # in the tensors
+    rows: Any  # in the plan
+
+
 class RowLayout(NamedTuple):
     """How a head's rows lie in a tensor and in registers."""
 
     DIM: int
     PAD: int
     WIDE: bool
+    BOUNDED: bool = False
 
 
 class Flags(NamedTuple):
@@ -62,15 +81,18 @@ class Flags(NamedTuple):
     JOINED: bool = False
     GROUP: int = 1
     SEGMENTS: bool = False
+    ORDERS: bool = False
     KEEP: bool | None = None
+    SHARES: int | None = None
+    AT_ONCE: int | None = None
 
 
 def flags_of(constexprs: dict) -> Flags:
     """The flags out of a launch's flat list."""
-    rest, wide = dict(constexprs), constexprs["WIDE"]
-    del rest["WIDE"]
-    qk = RowLayout(rest.pop("HEAD_DIM"), rest.pop("HEAD_PAD"), wide)
-    return Flags(qk, RowLayout(rest.pop("VALUE_DIM"), rest.pop("VALUE_PAD"), wide), **rest)
+    rest = dict(constexprs)
+    both = rest.pop("WIDE"), rest.pop("BOUNDED", False)
+    qk = RowLayout(rest.pop("HEAD_DIM"), rest.pop("HEAD_PAD"), *both)
+    return Flags(qk, RowLayout(rest.pop("VALUE_DIM"), rest.pop("VALUE_PAD"), *both), **rest)
 
 
 class ColumnTiles(NamedTuple):
@@ -81,11 +103,11 @@ class ColumnTiles(NamedTuple):
     masks: Any  # the table of masks
     unmasked: Any  # the first so many are seen whole
     count: Any
-    time: Any  # rows of the tensors that are gathered from
+    extent: Any  # of the tensors that are gathered from
     stride: Any  # of this head's residue classes
 
 
-GROUPS: dict[str, Any] = dict(plan=Plan, sizes=Sizes)
+GROUPS: dict[str, Any] = dict(plan=Plan, sizes=Sizes, bounded_sizes=BoundedSizes)
 
 
 def grouped(names, values: dict, constexprs: dict) -> dict:
@@ -95,7 +117,8 @@ def grouped(names, values: dict, constexprs: dict) -> dict:
         if name == "flags":
             return flags_of(constexprs)
         if name in GROUPS:
-            return GROUPS[name](**{field: values[field] for field in GROUPS[name]._fields})
+            group = GROUPS["bounded_sizes" if name == "sizes" and "query_rows" in values else name]
+            return group(**{field: values[field] for field in group._fields})
         return values[name]
 
     return {name: argument(name) for name in names}

@@ -11,10 +11,13 @@ from .primitives import (
     LOG2_E,
     gather,
     gathered_rows,
+    key_extent,
+    load_places,
     load_rows,
     locate,
     mask_words,
     put_rows,
+    query_extent,
     reader_rows,
     row_tile,
     visible,
@@ -31,7 +34,7 @@ def gather_query_gradient(
     FINITE takes NaN and infinite keys as 0 in the product with ds: 0 * NaN would reach the queries that do not see
     them, and those that do have NaN in ds already. Row and mask numbers are loaded ahead, as in the forward pass.
     """
-    rows = gathered_rows(tiles.columns, first, last, tiles.time, tiles.stride, flags.N, flags)
+    rows = gathered_rows(tiles.columns, first, last, tiles.extent, tiles.stride, flags.N, flags)
     if MASKED:
         wanted = (first >= tiles.unmasked) & (first < last)  # a plan need not have any mask
         low, high = mask_words(tiles.masks, tl.load(tiles.mask + first, mask=wanted, other=0), wanted, flags)
@@ -39,7 +42,7 @@ def gather_query_gradient(
     for j in range(first, last):
         keys = gather(k, rows, heads, flags.QK)
         values = gather(v, rows, heads, flags.VO)
-        rows = gathered_rows(tiles.columns, j + 1, last, tiles.time, tiles.stride, flags.N, flags)
+        rows = gathered_rows(tiles.columns, j + 1, last, tiles.extent, tiles.stride, flags.N, flags)
         s = tl.dot(q, keys.T, input_precision=flags.PRECISION)
         dp = tl.dot(dout, values.T, input_precision=flags.PRECISION)
         p = tl.exp2(s * scale_log2 - lse[:, None])
@@ -67,7 +70,9 @@ def attention_query_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(
+        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+    )
 
     query_row = batch * sizes.query_time * heads + head
     statistics = (batch * heads + head) * sizes.query_time + own
@@ -107,9 +112,9 @@ def attention_query_gradient(
 def query_rows(tiles, j, last, heads, flags):
     """reader_rows; where a key head has one reader one vector, which is both."""
     if flags.GROUP == 1:
-        rows = gathered_rows(tiles.columns, j, last, tiles.time, tiles.stride, flags.N, flags)
+        rows = gathered_rows(tiles.columns, j, last, tiles.extent, tiles.stride, flags.N, flags)
     else:
-        rows = reader_rows(tiles.columns, j, last, tiles.time, tiles.stride, heads, flags)
+        rows = reader_rows(tiles.columns, j, last, tiles.extent, tiles.stride, heads, flags)
     return rows
 
 
@@ -140,9 +145,12 @@ def gather_key_gradient(
             rows, places, row_heads = found[0], found[1], 1
         queries = gather(q, rows, row_heads, flags.QK)
         s = tl.dot(k, queries.T, input_precision=flags.PRECISION) * scale_log2
-        s -= (tl.load(lse + places) * LOG2_E)[None, :]
+        s -= (load_places(lse, places, flags) * LOG2_E)[None, :]
         gradients = gather(dout, rows, row_heads, flags.VO)
-        dp = tl.dot(v, gradients.T, input_precision=flags.PRECISION) - tl.load(delta + places)[None, :]
+        dp = (
+            tl.dot(v, gradients.T, input_precision=flags.PRECISION)
+            - load_places(delta, places, flags)[None, :]
+        )
         if MASKED:
             seen = visible(low, high, flags)
             low, high = mask_words(tiles.masks, number, (j + 1 >= tiles.unmasked) & (j + 1 < last), flags)
@@ -168,7 +176,9 @@ def attention_key_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.key_time, sizes.query_time, flags)
+    tiles, own, stored = row_tile(
+        plan, sizes, batch, head, tile, key_extent(sizes, flags), query_extent(sizes, flags), flags
+    )
 
     key_row = batch * sizes.key_time * heads + head
     keys = load_rows(k + key_row * flags.QK.DIM, own, stored, heads, flags.QK)

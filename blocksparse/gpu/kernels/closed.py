@@ -13,9 +13,11 @@ from .primitives import (
     column_rows,
     held,
     join,
+    key_extent,
     locate,
     mask_words,
     put_rows,
+    query_extent,
     row_tile,
     store_rows,
     visible,
@@ -29,7 +31,9 @@ def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: 
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(
+        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+    )
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head
@@ -98,7 +102,9 @@ def attention_whole_gradient(
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(
+        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+    )
     seen, real = column_rows(tiles, 0, flags)
 
     query_row = batch * sizes.query_time * heads + head

@@ -11,9 +11,11 @@ from .primitives import (
     gather,
     gathered_rows,
     join,
+    key_extent,
     load_rows,
     locate,
     mask_words,
+    query_extent,
     row_tile,
     store_rows,
     visible,
@@ -26,7 +28,7 @@ def absorb(q, k, v, tiles, first, last, m, l, acc, scale_log2, heads, flags, MAS
 
     Row numbers are loaded one tile ahead and mask numbers two ahead, so that no load waits for the one before it.
     """
-    rows = gathered_rows(tiles.columns, first, last, tiles.time, tiles.stride, flags.N, flags)
+    rows = gathered_rows(tiles.columns, first, last, tiles.extent, tiles.stride, flags.N, flags)
     if MASKED:
         wanted = (first >= tiles.unmasked) & (first < last)  # a plan need not have any mask
         low, high = mask_words(tiles.masks, tl.load(tiles.mask + first, mask=wanted, other=0), wanted, flags)
@@ -34,7 +36,7 @@ def absorb(q, k, v, tiles, first, last, m, l, acc, scale_log2, heads, flags, MAS
     for j in range(first, last):
         keys = gather(k, rows, heads, flags.QK)
         values = gather(v, rows, heads, flags.VO)
-        rows = gathered_rows(tiles.columns, j + 1, last, tiles.time, tiles.stride, flags.N, flags)
+        rows = gathered_rows(tiles.columns, j + 1, last, tiles.extent, tiles.stride, flags.N, flags)
         s = tl.dot(q, keys.T, input_precision=flags.PRECISION)
         if MASKED:
             s = tl.where(visible(low, high, flags), s, -float("inf"))
@@ -59,7 +61,9 @@ def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.cons
     if not exists:
         return
     heads = sizes.heads
-    tiles, own, stored = row_tile(plan, sizes, batch, head, tile, sizes.query_time, sizes.key_time, flags)
+    tiles, own, stored = row_tile(
+        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+    )
 
     queries = load_rows(
         q + (batch * sizes.query_time * heads + head) * flags.QK.DIM, own, stored, heads, flags.QK

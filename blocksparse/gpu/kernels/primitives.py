@@ -7,7 +7,7 @@ head's row is `dim` numbers at a stride of heads * dim. Letters and arguments: s
 import triton
 import triton.language as tl
 
-from .arguments import ColumnTiles
+from .arguments import ColumnTiles, Extent
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -48,9 +48,19 @@ def tensor_rows(rows, time, stride, PERMUTED: tl.constexpr):
 
 
 @triton.jit
-def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
+def query_extent(sizes, flags):
+    return Extent(sizes.query_time, sizes.query_rows if flags.QK.BOUNDED else sizes.query_time)
+
+
+@triton.jit
+def key_extent(sizes, flags):
+    return Extent(sizes.key_time, sizes.key_rows if flags.QK.BOUNDED else sizes.key_time)
+
+
+@triton.jit
+def gathered_rows(granules, j, last, extent, stride, COUNT: tl.constexpr, flags):
     """Tensor rows of row or column tile j, int32 [COUNT]: COUNT / GRANULE runs of GRANULE plan rows; row 0 from `last`
-    on.
+    on. BOUNDED: -1 where a tensor has no such row.
     """
     n = tl.arange(0, COUNT)
     # Up to four granule numbers are loaded one by one: a vector of them changes layouts through shared memory in every
@@ -64,36 +74,41 @@ def gathered_rows(granules, j, last, time, stride, COUNT: tl.constexpr, flags):
         granule = tl.load(
             granules + j * (COUNT // flags.GRANULE) + n // flags.GRANULE, mask=n * 0 + j < last, other=0
         )
-    first = tensor_rows(granule * flags.GRANULE, time, stride, flags.PERMUTED)
+    first = tensor_rows(granule * flags.GRANULE, extent.rows, stride, flags.PERMUTED)
     # A run never crosses from one residue class into the next: the plan is checked for that.
-    if flags.PERMUTED:
-        return first + n % flags.GRANULE * stride
-    return first + n % flags.GRANULE
+    rows = first + n % flags.GRANULE * stride if flags.PERMUTED else first + n % flags.GRANULE
+    return tl.where(rows < extent.time, rows, -1) if flags.QK.BOUNDED else rows
 
 
 @triton.jit
-def reader_rows(granules, j, last, time, stride, heads, flags):
-    """Queries of a key head's column tile j: (their rows in [time, heads * GROUP], their places in [GROUP, time])."""
+def reader_rows(granules, j, last, extent, stride, heads, flags):
+    """Queries of a key head's column tile j: (their rows in [time, heads * GROUP], their places in [GROUP, time]);
+    BOUNDED: as in gathered_rows.
+    """
     n = tl.arange(0, flags.N)
     step = stride if flags.PERMUTED else 1
-    own = time // flags.GRANULE
+    own = extent.rows // flags.GRANULE
     if flags.N // flags.GRANULE <= 4:  # as in gathered_rows; numbers are divided one by one, not in a vector
         rows, places = n * 0, n * 0
         for run in tl.static_range(flags.N // flags.GRANULE):
             number = tl.load(granules + j * (flags.N // flags.GRANULE) + run, mask=j < last, other=0)
             reader = number // own
-            first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
+            first = tensor_rows((number - reader * own) * flags.GRANULE, extent.rows, stride, flags.PERMUTED)
             rows = tl.where(n >= run * flags.GRANULE, first * (heads * flags.GROUP) + reader, rows)
-            places = tl.where(n >= run * flags.GRANULE, first + reader * time, places)
+            places = tl.where(n >= run * flags.GRANULE, first + reader * extent.time, places)
     else:
         number = tl.load(
             granules + j * (flags.N // flags.GRANULE) + n // flags.GRANULE, mask=n * 0 + j < last, other=0
         )
         reader = number // own
-        first = tensor_rows((number - reader * own) * flags.GRANULE, time, stride, flags.PERMUTED)
-        rows, places = first * (heads * flags.GROUP) + reader, first + reader * time
+        first = tensor_rows((number - reader * own) * flags.GRANULE, extent.rows, stride, flags.PERMUTED)
+        rows, places = first * (heads * flags.GROUP) + reader, first + reader * extent.time
     within = n % flags.GRANULE * step
-    return rows + within * (heads * flags.GROUP), places + within
+    rows, places = rows + within * (heads * flags.GROUP), places + within
+    if flags.QK.BOUNDED:
+        exist = rows < extent.time * (heads * flags.GROUP)
+        rows, places = tl.where(exist, rows, -1), tl.where(exist, places, -1)
+    return rows, places
 
 
 @triton.jit
@@ -102,13 +117,15 @@ def column_rows(tiles, j, flags):
 
     A short column tile repeats its first granule, and only closed kernels have to know: they store to these rows.
     """
-    rows = gathered_rows(tiles.columns, j, tiles.count, tiles.time, tiles.stride, flags.N, flags)
+    rows = gathered_rows(tiles.columns, j, tiles.count, tiles.extent, tiles.stride, flags.N, flags)
     n = tl.arange(0, flags.N)
     real = n * 0 + j < tiles.count
+    if flags.QK.BOUNDED:
+        real = real & (rows >= 0)
     if flags.N > flags.GRANULE:
         first = tl.load(tiles.columns + j * (flags.N // flags.GRANULE), mask=j < tiles.count, other=0)
         run = (
-            tensor_rows(first * flags.GRANULE, tiles.time, tiles.stride, flags.PERMUTED)
+            tensor_rows(first * flags.GRANULE, tiles.extent.rows, tiles.stride, flags.PERMUTED)
             + n % flags.GRANULE * tiles.stride
         )
         real = real & ((n < flags.GRANULE) | (rows != run))
@@ -116,7 +133,7 @@ def column_rows(tiles, j, flags):
 
 
 @triton.jit
-def row_tile(plan, sizes, batch, head, tile, own_time, time, flags):
+def row_tile(plan, sizes, batch, head, tile, own_extent, extent, flags):
     """(its ColumnTiles, its own rows, which of those are stored)"""
     stride = tl.load(plan.residues + head) if flags.PERMUTED else 1
     if flags.SEGMENTS:
@@ -127,9 +144,11 @@ def row_tile(plan, sizes, batch, head, tile, own_time, time, flags):
         count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
         unmasked = tl.load(plan.full + tile)
     stored = tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
-    own = gathered_rows(plan.rows, tile, tile + 1, own_time, stride, flags.M, flags)
+    own = gathered_rows(plan.rows, tile, tile + 1, own_extent, stride, flags.M, flags)
+    if flags.QK.BOUNDED:
+        stored = stored & (own >= 0)
     columns = plan.columns + first * (flags.N // flags.GRANULE)
-    return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, time, stride), own, stored
+    return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, extent, stride), own, stored
 
 
 @triton.jit
@@ -137,7 +156,7 @@ def cut_span(plan, sizes, batch, head, tile, flags):
     """Where cut.py has left the row tile's three numbers, in the place of the plan's offsets."""
     batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
     span = tile * batches + batch.to(tl.int32)
-    return plan.offset + 3 * (span * sizes.heads + head if flags.PERMUTED else span)
+    return plan.offset + 3 * (span * sizes.heads + head if flags.ORDERS else span)
 
 
 @triton.jit
@@ -187,11 +206,21 @@ def inside(exists, layout):
 
 @triton.jit
 def gather(pointer, rows, heads, layout):
-    """[N, PAD] of one head, zeros past DIM. Every row exists."""
+    """[N, PAD] of one head, zeros past DIM. Every row exists but, where BOUNDED, row -1, which is zeros."""
+    if layout.BOUNDED:
+        return load_rows(pointer, rows, rows >= 0, heads, layout)
     where = addresses(pointer, rows, heads, layout)
     if layout.DIM == layout.PAD:
         return tl.load(where)
     return tl.load(where, mask=tl.arange(0, layout.PAD)[None, :] < layout.DIM, other=0.0)
+
+
+@triton.jit
+def load_places(statistics, places, flags):
+    """Of queries; BOUNDED: 0 at place -1."""
+    if flags.QK.BOUNDED:
+        return tl.load(statistics + places, mask=places >= 0, other=0.0)
+    return tl.load(statistics + places)
 
 
 @triton.jit

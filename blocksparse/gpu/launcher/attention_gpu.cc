@@ -81,7 +81,7 @@ class AttentionGpu : public tensorflow::OpKernel {
  private:
   static absl::Status run_pass(OpKernelContext* context, const DevicePlan& plan, void* stream, Call* call) {
     call->header = plan.header.data();
-    call->reordered = plan.reordered;
+    call->orders = plan.orders;
     call->plan = plan.blob.data();
     call->plan_size = plan.host.NumElements();
     std::vector<Tensor> temps;  // released to the allocator at return: it reuses memory in the stream's order

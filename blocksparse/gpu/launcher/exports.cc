@@ -65,16 +65,17 @@ extern "C" void blocksparse_gpu_folder(const char* key, char* out, int size) {
   write(folder.ok() ? *folder : absl::StrCat("error: ", folder.status().message()), out, size);
 }
 
-// The key of a call on a plan in host memory; for the test that compares it with key.py's.
-extern "C" void blocksparse_gpu_key(const int32_t* plan, int reordered, int onto, int segments, int backward,
+// The key of a call on a plan in host memory, on tensors of which `missing` queries are not there; for the test that
+// compares it with key.py's.
+extern "C" void blocksparse_gpu_key(const int32_t* plan, int orders, int onto, int segments, int missing, int backward,
                                     const char* dtype, int64_t batch, int head_dim, int value_dim, int capability,
                                     char* out, int size) {
   using namespace blocksparse::gpu;
   blocksparse::Call call{backward != 0,
                          dtype,
-                         {batch, plan[blocksparse::kHeads], head_dim, value_dim, 1, plan[blocksparse::kQueryTime],
-                          plan[blocksparse::kKeyTime]}};
-  call.header = plan, call.reordered = reordered != 0, call.onto = onto != 0;
+                         {batch, plan[blocksparse::kHeads], head_dim, value_dim, 1,
+                          plan[blocksparse::kQueryTime] - missing, plan[blocksparse::kKeyTime]}};
+  call.header = plan, call.orders = orders, call.onto = onto != 0;
   call.query_segments = segments != 0 ? plan : nullptr;
   write(key_of(call, call.backward, capability), out, size);
 }

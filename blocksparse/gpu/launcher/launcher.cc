@@ -21,12 +21,14 @@ int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] ==
 
 Symbols symbols_of(const Call& call, const Device& device) {
   const int32_t* header = call.header;
-  Symbols symbols = {call.shape.batch,   call.shape.heads, call.shape.head_dim, call.shape.value_dim,
-                     header[kQueryTime], header[kKeyTime], header[kDistinct]};
+  Symbols symbols = {call.shape.batch,      call.shape.heads,    call.shape.head_dim, call.shape.value_dim,
+                     call.shape.query_time, call.shape.key_time, header[kDistinct]};
   std::copy_n(header + kByQuery, side::kCount, symbols.begin() + kQuerySymbols);
   std::copy_n(header + kByKey, side::kCount, symbols.begin() + kKeySymbols);
-  symbols[kSymbolCount - 2] = key_heads_of(header);
-  symbols[kSymbolCount - 1] = device.multiprocessors;
+  symbols[kSymbolCount - 4] = key_heads_of(header);
+  symbols[kSymbolCount - 3] = device.multiprocessors;
+  symbols[kSymbolCount - 2] = header[kQueryTime];
+  symbols[kSymbolCount - 1] = header[kKeyTime];
   return symbols;
 }
 
@@ -60,11 +62,12 @@ std::string key_of(const Call& call, bool backward, int capability) {
   if (backward) absl::StrAppend(&tiles, "-M", k[0], "-N", k[1], "-G", k[2]);
   const Shape& shape = call.shape;
   const int32_t group = shape.heads / key_heads_of(call.header);
+  const char* segments = call.query_segments == nullptr ? "" : call.orders == 2 ? "-i2" : "-i1";
   return absl::StrCat(backward ? "backward-" : "forward-", call.dtype, "-d", shape.head_dim, "-v", shape.value_dim,
-                      tiles, "-o", int{call.reordered}, "-w", int{is_wide(call)}) +
+                      tiles, "-o", int{call.orders != 0}, "-w", int{is_wide(call)}) +
          absl::StrCat("-s", int{call.header[kDistinct] == 1}, "-r", int{long_rows}, "-c", call.header[kClosed],
-                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "",
-                      call.query_segments != nullptr ? "-i1" : "", "-sm", capability);
+                      call.onto ? "-j1" : "", group > 1 ? absl::StrCat("-k", group) : "", segments,
+                      fills_plan(call) ? "" : "-b1", "-sm", capability);
 }
 
 namespace {
@@ -158,11 +161,12 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   if (!scope.status().ok()) return scope.status();
   absl::StatusOr<Device> device = KernelCache::global().device(**driver, scope.context());
   if (!device.ok()) return device.status();
-  const auto run_whole = [&](const Call& whole) {
-    return run_in_context(**driver, whole, *device, scope.context(), stream, allocate);
+  const auto run_one = [&](const Call& one) {
+    return run_in_context(**driver, one, *device, scope.context(), stream, allocate);
   };
-  const absl::Status status =
-      fills_plan(call) ? run_whole(call) : run_padded(**driver, call, stream, allocate, run_whole);
+  // Kernels that end where the tensors do (keys with -b1) are right in Triton's interpreter and have run on no GPU yet, and
+  // those in CUDA C++ know nothing of such tensors: till then, copies that fill the plan.
+  const absl::Status status = !fills_plan(call) ? run_padded(**driver, call, stream, allocate, run_one) : run_one(call);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }

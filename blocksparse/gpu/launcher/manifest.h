@@ -21,8 +21,9 @@
 
 namespace blocksparse::gpu {
 
-// q.* are of the plan's by_query record, k.* of by_key; multiprocessors: the GPU's. Both lists are known to manifest.py
-// under these names.
+// query_time and key_time are the tensors', query_rows and key_rows the plan's, which may be more. q.* are of the
+// plan's by_query record, k.* of by_key; multiprocessors: the GPU's. Both lists are known to manifest.py under these
+// names.
 constexpr absl::string_view kSymbols[] = {
     "batch",
     "heads",
@@ -49,6 +50,8 @@ constexpr absl::string_view kSymbols[] = {
     "k.most_columns",
     "kv_heads",
     "multiprocessors",
+    "query_rows",
+    "key_rows",
 };
 constexpr absl::string_view kPointers[] = {
     "null",         "q",           "k",        "v",

@@ -101,6 +101,7 @@ absl::Status run_padded(const Driver& driver, const Call& call, Handle stream, c
   };
   const Rows sums = {shape.batch * shape.heads, sizeof(float), shape.query_time, call.header[kQueryTime]};
   Call whole = call;
+  whole.shape.query_time = call.header[kQueryTime], whole.shape.key_time = call.header[kKeyTime];
   Padding padding(driver, stream, allocate);
   padding.replace(&whole.q, queries(shape.head_dim), true, false);
   padding.replace(&whole.k, keys(shape.head_dim), true, false);

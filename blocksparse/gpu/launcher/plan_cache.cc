@@ -12,7 +12,7 @@ absl::StatusOr<std::shared_ptr<const DevicePlan>> upload(tensorflow::OpKernelCon
   if (!driver.ok()) return driver.status();
   const int32_t* words = host.vec<int32_t>().data();
   auto uploaded = std::make_shared<DevicePlan>();
-  uploaded->host = host, uploaded->plan = plan, uploaded->reordered = plan.reordered();
+  uploaded->host = host, uploaded->plan = plan, uploaded->orders = plan.orders();
   std::copy_n(words, uploaded->header.size(), uploaded->header.begin());
   absl::Status status = context->allocate_temp(host.dtype(), host.shape(), &uploaded->blob);
   if (!status.ok()) return status;

@@ -19,7 +19,7 @@ struct DevicePlan {
   tensorflow::Tensor host;  // what `plan` views
   Plan plan;
   std::array<int32_t, kHeaderWords> header;
-  bool reordered;
+  int32_t orders;
   tensorflow::Tensor blob;  // in device memory
 };
 

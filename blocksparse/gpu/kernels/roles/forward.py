@@ -8,7 +8,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..primitives import LOG2_E
+from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, fetch_tiles
 from .results import loaded_part, store_rows, through
 from .ring import (
     accumulator,
@@ -16,8 +17,6 @@ from .ring import (
     await_x,
     await_y,
     copied,
-    copy_own,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,
@@ -212,7 +211,7 @@ def fetch(q, k, v, walk, q_own, own, ring, shape):
 def attention_forward_roles(q, k, v, out, lse, plan, scale_log2, sizes, count, flags: gl.constexpr):
     """out and lse of row tiles of queries."""
     shape = make_shape(flags)
-    walk = make_walk(plan, sizes, count, sizes.query_time, sizes.key_time, flags)
+    walk = make_walk(plan, sizes, count, query_extent(sizes, flags), key_extent(sizes, flags), flags)
     element: gl.constexpr = q.dtype.element_ty
     q_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
     own, ring = make_barriers(flags.TURNS), make_ring(element, shape)

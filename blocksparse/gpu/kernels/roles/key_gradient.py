@@ -4,7 +4,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from ..primitives import LOG2_E
+from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, fetch_tiles
 from .results import added, store_rows, through
 from .ring import (
     PLAIN,
@@ -13,8 +14,6 @@ from .ring import (
     await_x,
     await_y,
     copied,
-    copy_own,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,
@@ -195,7 +194,7 @@ def attention_key_gradient_roles(
 ):
     """dk and dv of row tiles of keys; their column tiles are queries."""
     shape = make_shape(flags)
-    walk = make_walk(plan, sizes, count, sizes.key_time, sizes.query_time, flags)
+    walk = make_walk(plan, sizes, count, key_extent(sizes, flags), query_extent(sizes, flags), flags)
     element: gl.constexpr = q.dtype.element_ty
     k_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
     v_own = make_own(element, flags.TURNS, shape, shape.VALUE_PAD)

@@ -3,13 +3,13 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    async_copy,
     fence_async_shared,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from ..primitives import LOG2_E
+from ..primitives import LOG2_E, key_extent, query_extent
+from .copies import copy_own, copy_places, fetch_tiles
 from .results import added, loaded_part, loaded_rows, store_rows, through
 from .ring import (
     PLAIN,
@@ -20,8 +20,6 @@ from .ring import (
     await_y,
     column_rows,
     copied,
-    copy_own,
-    fetch_tiles,
     make_barriers,
     make_own,
     make_ring,
@@ -61,13 +59,14 @@ def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         after = next_work(walk, number, work, shape)
-        sums = (work.batch * walk.heads + work.head) * walk.own_time + own_rows(walk, work, shape, VECTOR)
+        head = (work.batch * walk.heads + work.head) * walk.own_time
+        rows = own_rows(walk, work, shape, VECTOR)
         slot = turn % inputs.COUNT
         inputs.await_empty(turn)
         copy_own(own.q.index(slot), q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         copy_own(own.dout.index(slot), dout, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
-        async_copy.async_load(own.lse.index(slot), lse + sums)
-        async_copy.async_load(own.dlse.index(slot), dlse + sums)
+        copy_places(own.lse.index(slot), lse, head + rows, rows >= 0, shape)
+        copy_places(own.dlse.index(slot), dlse, head + rows, rows >= 0, shape)
         inputs.fill(turn)
         outputs.await_empty(turn)
         copy_own(own.out.index(0), out, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
@@ -259,8 +258,10 @@ def differentiate_again(
     for j in range(count):
         x_rows = column_rows(walk, work, j, count, shape, x_layout)
         y_rows = column_rows(walk, work, j, count, shape, y_layout)
-        keys = loaded_rows(k, x_rows, walk.time, *key_head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        values = loaded_rows(v, y_rows, walk.time, *key_head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        keys = loaded_rows(k, x_rows, walk.other_time, *key_head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        values = loaded_rows(
+            v, y_rows, walk.other_time, *key_head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD
+        )
         ring.x.index(0).store(keys)
         ring.x.index(1).store(gl.where(gl.maximum(keys, -keys) < float("inf"), keys, 0.0))
         ring.y.index(0).store(values)
@@ -314,7 +315,7 @@ def attention_query_gradient_roles(
 ):
     """delta and dq of row tiles of queries."""
     shape = make_shape(flags)
-    walk = make_walk(plan, sizes, count, sizes.query_time, sizes.key_time, flags)
+    walk = make_walk(plan, sizes, count, query_extent(sizes, flags), key_extent(sizes, flags), flags)
     element: gl.constexpr = q.dtype.element_ty
     own = Own(
         make_own(element, flags.TURNS, shape, shape.HEAD_PAD),

@@ -4,7 +4,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from .ring import accumulator, addresses, copied, part_rows
+from .copies import addresses
+from .ring import (
+    accumulator,
+    copied,
+    part_rows,
+)
 
 
 @gluon.jit

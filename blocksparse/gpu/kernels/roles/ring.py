@@ -1,4 +1,4 @@
-"""What the kernels share: the ring of column tiles, who fills it, a row tile's own rows, rows to and from registers.
+"""What the kernels share: the ring of column tiles, where a row tile's rows and masks are, scores and who sees whom.
 
 Barriers: an mbarrier counts arrivals and, each time all have come, changes its phase, 0 or 1. Use number u of a buffer
 (u = place // STAGES, or turn // COUNT) ends phase u & 1 of its barriers. Who waits for `full` waits for the end of
@@ -130,8 +130,12 @@ def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def gathered_rows(granules, j, last, time, stride, COUNT: gl.constexpr, shape, layout: gl.constexpr):
-    """Tensor rows of row or column tile j, int32 [COUNT]; the first ones from `last` on."""
+def gathered_rows(
+    granules, j, last, time, plan_rows, stride, COUNT: gl.constexpr, shape, layout: gl.constexpr
+):
+    """Tensor rows of row or column tile j, int32 [COUNT]; the first ones from `last` on. BOUNDED: -1 where there is no
+    such row.
+    """
     n = gl.arange(0, COUNT, layout=layout)
     place = j * COUNT
     granules += place // shape.GRANULE
@@ -142,18 +146,19 @@ def gathered_rows(granules, j, last, time, stride, COUNT: gl.constexpr, shape, l
             granule = gl.where(n >= run * shape.GRANULE, number, granule)
     else:
         granule = gl.load(granules + n // shape.GRANULE, mask=n * 0 + j < last, other=0)
-    first = tensor_rows(granule * shape.GRANULE, time, stride, shape.PERMUTED)
+    first = tensor_rows(granule * shape.GRANULE, plan_rows, stride, shape.PERMUTED)
     within = (place % shape.GRANULE + n) % shape.GRANULE
     if shape.PERMUTED:
         within *= stride
-    return first + within
+    rows = first + within
+    return gl.where(rows < time, rows, -1) if shape.BOUNDED else rows
 
 
 @gluon.jit
 def own_rows(walk, work, shape, layout: gl.constexpr):
     """Tensor rows of the row tile."""
     return gathered_rows(
-        walk.rows, work.tile, work.tile + 1, walk.own_time, work.stride, shape.M, shape, layout
+        walk.rows, work.tile, work.tile + 1, walk.own_time, walk.own_rows, work.stride, shape.M, shape, layout
     )
 
 
@@ -173,15 +178,19 @@ def part_rows(granules, walk, work, PART: gl.constexpr, shape, layout: gl.conste
     within = row % shape.GRANULE
     if shape.PERMUTED:
         within *= work.stride
-    first = tensor_rows(granules * shape.GRANULE, walk.own_time, work.stride, shape.PERMUTED)
-    return first + within, row < work.stored
+    first = tensor_rows(granules * shape.GRANULE, walk.own_rows, work.stride, shape.PERMUTED)
+    rows = first + within
+    exist = row < work.stored
+    return rows, exist & (rows < walk.own_time) if shape.BOUNDED else exist
 
 
 @gluon.jit
 def column_rows(walk, work, j, count, shape, layout: gl.constexpr):
     """Tensor rows of column tile j."""
     columns = walk.columns + work.start * (shape.TILE // shape.GRANULE)
-    return gathered_rows(columns, j, count, walk.time, work.stride, shape.N, shape, layout)
+    return gathered_rows(
+        columns, j, count, walk.other_time, walk.other_rows, work.stride, shape.N, shape, layout
+    )
 
 
 @gluon.jit
@@ -212,80 +221,6 @@ def mask_words(walk, number, j, shape):
     """Where the first words of mask `number` are that belong to column tile j, of every row."""
     row = gl.arange(0, shape.M, layout=VECTOR)
     return walk.masks + (number * shape.M + row) * (shape.TILE // 32) + j * shape.N % shape.TILE // 32
-
-
-@gluon.jit
-def addresses(pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr, layout: gl.constexpr):
-    """(pointers [rows, PAD] into one head's rows, which of them are inside DIM)"""
-    if shape.WIDE:
-        rows = rows.to(gl.int64)
-    column = gl.arange(0, PAD, layout=gl.SliceLayout(0, layout))[None, :]
-    return pointer + (rows[:, None] * (heads * DIM) + column), column < DIM
-
-
-@gluon.jit
-def copy_rows(shared, pointer, rows, heads, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    """Asks for rows of one head, zeros past DIM."""
-    where, inside = addresses(pointer, rows, heads, shape, DIM, PAD, copied(PAD))
-    if DIM == PAD:
-        async_copy.async_load(shared, where)
-    else:
-        async_copy.async_load(shared, where, mask=inside)
-
-
-@gluon.jit
-def copy_own(own, pointer, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
-    """Asks for the row tile's rows of one tensor."""
-    rows = own_rows(walk, work, shape, gl.SliceLayout(1, copied(PAD)))
-    pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
-    copy_rows(own, pointer, rows, walk.heads, shape, DIM, PAD)
-
-
-@gluon.jit
-def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
-    """Column tiles into the ring from `place` on, and into rings of their own what `statistics` names: pairs (ring,
-    pointer). Gives the place behind them. Where there are statistics the columns are queries, of all heads that read
-    the key head; else keys, of the one that the head reads.
-    """
-    READERS: gl.constexpr = shape.GROUP if len(statistics) > 0 else 1
-    x_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.HEAD_PAD))
-    y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
-    count, full = work.column_tiles(shape)
-    if len(statistics) > 0:
-        head = (work.batch * walk.time * walk.heads + work.head) * shape.GROUP
-        heads = walk.heads if READERS == 1 else 1
-    else:
-        heads = walk.heads // shape.GROUP
-        head = work.batch * walk.time * heads + work.head // shape.GROUP
-    x += head * shape.HEAD_DIM
-    y += head * shape.VALUE_DIM
-    # Row and mask numbers are loaded a tile ahead: else every tile's copies would wait for the load of its numbers.
-    rows = fetched_rows(walk, work, 0, count, shape, x_layout, READERS)
-    number = mask_number(walk, work, 0, count, shape)
-    if len(statistics) > 0:
-        sums = (work.batch * walk.heads + work.head) * READERS * walk.time
-        few = fetched_places(walk, work, 0, count, shape, VECTOR, READERS)
-    for j in range(count):
-        stage = (place + j) % shape.STAGES
-        x_rows = rows
-        rows = fetched_rows(walk, work, j + 1, count, shape, x_layout, READERS)
-        words = mask_words(walk, number, j, shape)
-        number = mask_number(walk, work, j + 1, count, shape)
-        if len(statistics) > 0:
-            places = sums + few
-            few = fetched_places(walk, work, j + 1, count, shape, VECTOR, READERS)
-        mbarrier.wait(ring.empty.index(stage), (place + j) // shape.STAGES & 1 ^ 1)
-        copy_rows(ring.x.index(stage), x, x_rows, heads, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        if j >= full:
-            for word in gl.static_range(shape.N // 32):
-                async_copy.async_load(ring.words.index(stage * (shape.N // 32) + word), words + word)
-        for pair in gl.static_range(len(statistics)):
-            async_copy.async_load(statistics[pair][0].index(stage), statistics[pair][1] + places)
-        async_copy.mbarrier_arrive(ring.x_full.index(stage), increment_count=False)
-        y_rows = gl.convert_layout(x_rows, y_layout)
-        copy_rows(ring.y.index(stage), y, y_rows, heads, shape, shape.VALUE_DIM, shape.VALUE_PAD)
-        async_copy.mbarrier_arrive(ring.y_full.index(stage), increment_count=False)
-    return place + count
 
 
 @gluon.jit

@@ -27,6 +27,8 @@ class Shape:
     OVERLAP: gl.constexpr  # see overlaps
     JOINED: gl.constexpr
     GROUP: gl.constexpr
+    ORDERS: gl.constexpr
+    BOUNDED: gl.constexpr
 
 
 @gluon.constexpr_function
@@ -45,7 +47,7 @@ def make_shape(flags):
     return Shape(
         flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
         flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS), flags.JOINED,
-        flags.GROUP,
+        flags.GROUP, flags.ORDERS, flags.QK.BOUNDED,
     )  # fmt: skip
 
 
@@ -66,7 +68,10 @@ def computing_registers(registers, scarce=False):
 
 @gluon.aggregate
 class Walk:
-    """The plan of one side, and the row tiles of all batch rows and heads: `count`, of which a head has `tiles`."""
+    """The plan of one side, and the row tiles of all batch rows and heads: `count`, of which a head has `tiles`.
+
+    own: of the tensors whose rows the row tiles are; other: of those that are gathered from.
+    """
 
     head_index: gl.tensor
     residues: gl.tensor
@@ -80,7 +85,9 @@ class Walk:
     masks: gl.tensor
     heads: gl.tensor
     own_time: gl.tensor
-    time: gl.tensor
+    own_rows: gl.tensor
+    other_time: gl.tensor
+    other_rows: gl.tensor
     tiles: gl.tensor
     count: gl.tensor
     SHARED: gl.constexpr
@@ -89,12 +96,12 @@ class Walk:
 
 
 @gluon.jit
-def make_walk(plan, sizes, count, own_time, time, flags):
-    """own_time: of the tensors whose rows the row tiles are; time: of those that are gathered from."""
+def make_walk(plan, sizes, count, own, other, flags):
+    """own, other: primitives.Extent."""
     return Walk(
         plan.head_index, plan.residues, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full,
-        plan.columns, plan.mask, plan.masks, sizes.heads, own_time, time, sizes.tiles, count, flags.SHARED,
-        flags.HEAVIEST_FIRST, flags.SEGMENTS,
+        plan.columns, plan.mask, plan.masks, sizes.heads, own.time, own.rows, other.time, other.rows,
+        sizes.tiles, count, flags.SHARED, flags.HEAVIEST_FIRST, flags.SEGMENTS,
     )  # fmt: skip
 
 
@@ -142,7 +149,7 @@ def find_work(walk, number, shape):
         tile = gl.where(exists, tile, 0)
     if walk.SEGMENTS:  # primitives.cut_span
         span = tile * batches + batch
-        if shape.PERMUTED:
+        if shape.ORDERS:
             span = span * walk.heads + head
         start = gl.load(walk.offset + 3 * span)
         end = start + gl.load(walk.offset + 3 * span + 1)
