@@ -9,6 +9,7 @@
 # make docs    the pages of docs/ as a site, in build/docs
 # make gpu-test    the suite, compute-sanitizer and the table of attention.py, on a machine with a GPU; its report to
 #                  send: runs/gpu-test/report.txt
+# make wheels  a wheel that needs no compiler, for the TensorFlow of .venv, in build/wheels; takes long
 # make compile-all    every GPU kernel for every architecture; needs no GPU, takes long
 # Each makes .venv when needed, and installs again only when setup.py or pyproject.toml changed.
 
@@ -32,7 +33,7 @@ STALE := $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: demo paper test test-all pictures fuzz gpu-test lint format types compile-all clean docs
+.PHONY: demo paper test test-all pictures fuzz gpu-test lint format types wheels compile-all clean docs
 
 demo: .venv/examples.installed
 	$(RUN) attention.py
@@ -93,6 +94,9 @@ types: .venv/test.installed
 	mkdir -p build/types
 	ln -sfn ../.. build/types/sparse_attention
 	$(RUN) -m mypy
+
+wheels: .venv/test.installed
+	$(RUN) .ci/wheels.py build/wheels
 
 compile-all: .venv/test.installed
 	$(RUN) tests/gpu/compile_cases.py --all

@@ -20,6 +20,8 @@ ROOT_MODULES = {
 TENSORFLOW = (
     ">=2.18,<2.23"  # of 2.22 there is a release candidate, which pip takes only where it is asked for
 )
+VERSION = runpy.run_path(str(HERE / "__init__.py"))["__version__"]
+PREBUILT = HERE / "blocksparse" / "prebuilt"  # .ci/wheels.py fills it in a clone: ops for one TensorFlow
 
 
 class BuildPy(build_py):
@@ -30,6 +32,24 @@ class BuildPy(build_py):
         return [m for m in modules if package != "sparse_attention" or m[1] in ROOT_MODULES]
 
 
+COMMANDS = {"build_py": BuildPy}
+if PREBUILT.is_dir():
+    from setuptools.command.bdist_wheel import bdist_wheel
+
+    class BdistWheel(bdist_wheel):
+        """A wheel of machine code for any Python: TensorFlow loads its ops, and no Python does."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            self.root_is_pure = False
+
+        def get_tag(self):
+            return "py3", "none", "linux_x86_64"
+
+    COMMANDS["bdist_wheel"] = BdistWheel
+    built_with = (PREBUILT / "tensorflow").read_text()
+    VERSION, TENSORFLOW = f"{VERSION}+tf{built_with}", f"=={built_with}"
+
 LINUX = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 examples = ["markdown", "matplotlib", "pillow", "scikit-learn", "soundfile", "tqdm"]
 triton = f"triton>=3.6,<3.10; {LINUX}"
@@ -37,7 +57,7 @@ nvrtc = f"nvidia-cuda-nvrtc-cu12>=12,<13; {LINUX}"  # 13 does not know compute c
 
 setup(
     name="sparse_attention",
-    version=runpy.run_path(str(HERE / "__init__.py"))["__version__"],
+    version=VERSION,
     description="Sparse Transformer attention for TensorFlow 2, on a block-sparse engine for any CPU or GPU",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -52,7 +72,7 @@ setup(
     package_dir={"sparse_attention": "."},
     package_data={
         "sparse_attention": ["py.typed"],
-        "blocksparse": ["py.typed", "**/*.h", "**/*.cc", "**/*.cu", "**/*.json"],
+        "blocksparse": ["py.typed", "**/*.h", "**/*.cc", "**/*.cu", "**/*.json", "prebuilt/**"],
     },
     install_requires=["tensorflow" + TENSORFLOW, "numpy>=2.0", "scipy>=1.13"],
     extras_require={
@@ -73,5 +93,5 @@ setup(
             "setuptools>=68",
         ],
     },
-    cmdclass={"build_py": BuildPy},
+    cmdclass=COMMANDS,
 )

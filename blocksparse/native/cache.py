@@ -1,7 +1,7 @@
 """Built libraries: each is compiled once for every TensorFlow, compiler, processor and source.
 
-BLOCKSPARSE_PREBUILT names a folder looked in first (`python -m blocksparse.build --portable` fills one),
-BLOCKSPARSE_CACHE the folder of the cache (folders.py), CXX the compiler's command.
+BLOCKSPARSE_PREBUILT names a folder looked in first (`python -m blocksparse.build --portable` fills one), then come the
+files that a wheel brought along, then the cache in BLOCKSPARSE_CACHE (folders.py). CXX is the compiler's command.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .folders import (
     owners_of,
     prebuilt_folder,
     read_trusted,
+    shipped_folder,
     warn_of_a_passing_folder,
 )
 from .libraries import Library
@@ -41,12 +42,16 @@ def shared_object(library: Library) -> Path:
 
 
 def _find_prebuilt(library: Library) -> Path | None:
-    folder = prebuilt_folder()
-    if folder is None:
+    named, shipped = prebuilt_folder(), shipped_folder()
+    if named is None and shipped is None:
         return None
     names = [_portable_name(library, _identity(library), level) for level in _levels(library)]
-    owners = owners_of(folder)
-    return next((folder / name for name in names if _is_usable(folder / name, owners)), None)
+    if named is not None:
+        owners = owners_of(named)
+        for name in names:
+            if _is_usable(named / name, owners):
+                return named / name
+    return next((shipped / name for name in names if shipped and (shipped / name).exists()), None)
 
 
 def _cached(library: Library) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..gpu import compilers
 from ..gpu.compilers import has_triton
-from .folders import prebuilt_folder
+from .folders import prebuilt_folder, shipped_folder
 
 _GPU = Path(__file__).parents[1] / "gpu"
 
@@ -19,11 +19,11 @@ _GPU = Path(__file__).parents[1] / "gpu"
 def configure(library: ctypes.CDLL, cache: Path) -> None:
     """Point the loaded GPU library at the folders of kernels; new ones go into the user's `cache`."""
     entry = library.blocksparse_gpu_configure
-    entry.argtypes, entry.restype = [ctypes.c_char_p, ctypes.c_char_p], None
-    folders = kernel_folders(cache)
+    entry.argtypes, entry.restype = [ctypes.c_char_p] * 3, None
+    folders, shipped = kernel_folders(cache), shipped_folder()
     command = [sys.executable, _GPU / "compile.py", "--out", folders[-1]]
     command += ["--ptx"] * bool(override()) + ["--no-triton"] * (not has_triton())
-    entry(_lines(folders), _lines(command))
+    entry(_lines(folders), _lines([_kernels(shipped)] if shipped else []), _lines(command))
 
 
 def reason_for_reference(cache: Path) -> str | None:
@@ -61,9 +61,12 @@ def capabilities() -> tuple[int, ...]:
 
 def kernel_folders(cache: Path) -> list[Path]:
     """Folders that may hold KEY/manifest, in the order they are looked in; the writable one is the last."""
-    roots = [prebuilt_folder(), cache]
+    return [_kernels(root) for root in (prebuilt_folder(), shipped_folder(), cache) if root]
+
+
+def _kernels(root: Path) -> Path:
     kind = "-ptx" if override() else ""  # under the same keys
-    return [root / f"kernels-{source_hash()}{kind}" for root in roots if root]
+    return root / f"kernels-{source_hash()}{kind}"
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Where built files lie, and whose are trusted: what lies there is loaded as code.
 
-BLOCKSPARSE_PREBUILT names a folder looked in first, BLOCKSPARSE_CACHE the folder of the cache.
+BLOCKSPARSE_PREBUILT names a folder looked in first, BLOCKSPARSE_CACHE the folder of the cache. Between them comes the
+package's own folder, which wheels with built files have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from .compiler import BuildError
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
+SHIPPED = Path(__file__).parents[1] / "prebuilt"  # filled by .ci/wheels.py
 
 
 def cache_folder() -> Path:
@@ -54,6 +56,13 @@ def prebuilt_folder() -> Path | None:
         )
         return None
     return folder
+
+
+def shipped_folder() -> Path | None:
+    """The package's own built files; None where it has none. Trusted whatever their owner and mode, as the package's
+    Python files are, which lie beside them.
+    """
+    return SHIPPED if SHIPPED.is_dir() else None
 
 
 def read_trusted(path: Path, owners: set[int]) -> bytes | None:

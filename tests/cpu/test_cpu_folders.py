@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blocksparse.native import cache, compiler, folders, loading
+from blocksparse.native import cache, compiler, cuda, folders, loading
 from blocksparse.native.compiler import BuildError
 from blocksparse.native.libraries import Library, Unit
 
@@ -118,6 +118,23 @@ def test_a_prebuilt_file_that_others_may_write_is_not_loaded(small, builds, tmp_
     assert cache.shared_object(small) == path
     path.chmod(0o666)
     assert cache.shared_object(small) != path
+
+
+def test_what_a_wheel_brought_along_is_used_as_it_lies(small, builds, tmp_path, monkeypatch):
+    """pip leaves the modes of its files to the umask; what is imported beside them does not ask for them either."""
+    shipped = tmp_path / "package" / "prebuilt"
+    (path,) = cache.build_portable(small, shipped)
+    monkeypatch.setattr(folders, "SHIPPED", shipped)
+    path.chmod(0o664)
+    assert cache.shared_object(small) == path and len(builds) == 1
+    (named,) = cache.build_portable(small, tmp_path / "named")
+    monkeypatch.setenv("BLOCKSPARSE_PREBUILT", str(tmp_path / "named"))
+    assert cache.shared_object(small) == named
+    monkeypatch.delenv("BLOCKSPARSE_PREBUILT")
+    path.rename(shipped / "of another TensorFlow.so")
+    assert cache.shared_object(small).parent == tmp_path / "cache"
+    shown = [folder.parent for folder in cuda.kernel_folders(tmp_path / "cache")]
+    assert shown == [shipped, tmp_path / "cache"]
 
 
 def test_without_a_home_nothing_is_made_in_the_working_directory(small, builds, tmp_path, monkeypatch):

@@ -428,7 +428,7 @@ def test_a_failing_compiler_is_named(fresh_python, tmp_path):
         from blocksparse import BlocksparseTransformer
         from blocksparse.native import devices
         x = tf.random.normal([1, 64, 64], dtype=tf.float16)
-        devices.gpu_library()[1].blocksparse_gpu_configure(b"/nowhere", b"false")
+        devices.gpu_library()[1].blocksparse_gpu_configure(b"/nowhere", b"", b"false")
         try:
             BlocksparseTransformer(np.ones((2, 2), bool), 32, 1).attention(x, x, x)
         except tf.errors.InternalError as error:

@@ -41,9 +41,10 @@ def compiler(library, tmp_path):
     """Asks for keys from a compile process of the test's own: call(program, key) -> folder or message."""
     out = ctypes.create_string_buffer(4096)
 
-    def configure(program, folders=(tmp_path,)):
+    def configure(program, folders=(tmp_path,), shipped=()):
         command = [sys.executable, "-c", textwrap.dedent(program), str(folders[-1])] if program else []
-        library.blocksparse_gpu_configure("\n".join(map(str, folders)).encode(), "\n".join(command).encode())
+        lists = ("\n".join(map(str, each)).encode() for each in (folders, shipped, command))
+        library.blocksparse_gpu_configure(*lists)
 
     def folder(key):
         library.blocksparse_gpu_folder(key.encode(), out, len(out))
@@ -209,6 +210,8 @@ def test_kernels_that_others_may_have_put_there_are_passed_over(compiler, tmp_pa
     )
     compiler(WRITES, (shipped, tmp_path / "cache"))
     assert compiler.folder("key") == str(tmp_path / "cache" / "key")
+    compiler(None, (shipped, tmp_path / "cache"), (shipped,))  # as the package's own files are
+    assert compiler.folder("key") == str(shipped / "key")
 
 
 def test_a_failing_compiler_is_quoted_and_asked_again(compiler, tmp_path):

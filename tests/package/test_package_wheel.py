@@ -63,3 +63,30 @@ def test_source_archive_builds_the_same_wheel(clone, tmp_path):
     with tarfile.open(archive) as tar:
         assert not [name for name in tar.getnames() if name.endswith(("scratch.py", "conftest.py"))]
     assert wheel_files(archive, tmp_path) == expected_files(clone)
+
+
+@pytest.mark.thorough
+def test_a_wheel_with_built_files_needs_no_compiler(tmp_path):
+    """The ops alone: the GPU kernels that `make wheels` adds take long to compile."""
+    out, place = tmp_path / "out", tmp_path / "place"
+    subprocess.run([sys.executable, ROOT / ".ci" / "wheels.py", out, "--capabilities"], check=True)
+    (wheel,) = out.iterdir()
+    assert "+tf2." in wheel.name and wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    names = [Path(name).name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert sorted(name.split("-")[0] for name in names) == ["cpu", "cpu", "cpu", "gpu", "xla"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place, wheel], check=True
+    )
+    warnings = "error:blocksparse runs in plain TensorFlow:RuntimeWarning"
+    nothing = dict(CXX="not-here", PATH="", HOME=str(tmp_path), PYTHONWARNINGS=warnings)
+    table = [sys.executable, "-m", "sparse_attention.attention", "--batch", "1"]
+    done = subprocess.run(
+        table,
+        cwd=tmp_path,
+        env=nothing | {"PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count(" cpu\n") == 9 and "reference" not in done.stdout
+    assert not list(tmp_path.rglob("*.cache"))

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
@@ -63,14 +64,15 @@ bool is_trusted(const std::string& path, uid_t owner) {
 }
 
 // The first folder's files of the key. Folders that others may write in are passed over; `refused` tells of the last.
-std::string find(const std::vector<std::string>& folders, const std::string& key, std::string* refused) {
-  for (const std::string& folder : folders) {
+std::string find(const CompilerSettings& settings, const std::string& key, std::string* refused) {
+  for (const std::string& folder : settings.folders) {
     std::string found = absl::StrCat(folder, "/", key);
     const std::string manifest = absl::StrCat(found, "/manifest");
     if (access(manifest.c_str(), R_OK) != 0) continue;
+    if (absl::c_linear_search(settings.shipped, folder)) return found;
     struct stat status;
-    const bool shipped = &folder != &folders.back() && stat(folder.c_str(), &status) == 0;
-    const uid_t owner = shipped ? status.st_uid : geteuid();  // a folder that the user named is its owner's to fill
+    const bool named = &folder != &settings.folders.back() && stat(folder.c_str(), &status) == 0;
+    const uid_t owner = named ? status.st_uid : geteuid();  // a folder that the user named is its owner's to fill
     if (is_trusted(folder, owner) && is_trusted(found, owner) && is_trusted(manifest, owner)) return found;
     *refused = absl::StrCat(found, " is not used: it is a link, another user's, or others may write there; ",
                             "chmod -R go-w, or remove it");
@@ -87,7 +89,7 @@ absl::Status no_compiler(const CompilerSettings& settings, const std::string& ke
 }
 
 absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, const std::string& key) {
-  std::string refused, found = find(settings.folders, key, &refused);
+  std::string refused, found = find(settings, key, &refused);
   if (!found.empty()) return found;
   if (settings.command.empty()) {
     return no_compiler(settings, key, refused, "no compiler is set (pip install 'triton>=3.6,<3.10')");
@@ -95,7 +97,7 @@ absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, co
   std::vector<std::string> command = settings.command;
   command.push_back(key);
   absl::Status status = run(command);
-  found = find(settings.folders, key, &refused);
+  found = find(settings, key, &refused);
   if (!found.empty()) return found;
   if (absl::IsNotFound(status)) return no_compiler(settings, key, refused, status.message());
   if (status.ok() && !refused.empty()) return absl::PermissionDeniedError(refused);

@@ -15,6 +15,7 @@ namespace blocksparse::gpu {
 
 struct CompilerSettings {
   std::vector<std::string> folders;  // where KEY/manifest may be; the last one is writable
+  std::vector<std::string> shipped;  // those of them that came with the package: trusted as its own code is
   std::vector<std::string> command;  // the compile process, less the key: python compile.py --out FOLDER; or nothing
 };
 

@@ -47,10 +47,11 @@ void write(const std::string& text, char* out, int size) { out[text.copy(out, st
 }  // namespace
 }  // namespace blocksparse::gpu
 
-// Newline-separated lists: the folders that may hold a key, and the words of the compile process (none: no Triton).
-extern "C" void blocksparse_gpu_configure(const char* folders, const char* command) {
+// Newline-separated lists: the folders that may hold a key, those of them that came with the package, and the words of
+// the compile process (none: no Triton).
+extern "C" void blocksparse_gpu_configure(const char* folders, const char* shipped, const char* command) {
   using namespace blocksparse::gpu;
-  Compiler::global().configure({lines(folders), lines(command)});
+  Compiler::global().configure({lines(folders), lines(shipped), lines(command)});
 }
 
 // Parses a manifest without a GPU and writes what the launcher would run with these symbols (kSymbols); for tests.

@@ -1,0 +1,126 @@
+"""Builds a wheel that needs no compiler: the ops for x86-64-v2 to v4, XLA's, and the GPU kernels of usual attentions.
+
+    python .ci/wheels.py OUT [--capabilities 70 75 80 86 89 90 100 120]
+
+For the TensorFlow of this environment, which the wheel wants, and for any Python. Usual are the table of attention.py
+in every dtype and the models of examples/ in half precision; what is not among them is compiled where it is needed, if
+Triton is there. Wants g++, Triton and NVRTC 12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "examples")]
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import tensorflow as tf  # noqa: E402
+from sparse_transformer.config import load  # noqa: E402
+
+from blocksparse.fused.op import Attention  # noqa: E402
+from blocksparse.gpu import cuda, tuning  # noqa: E402
+from blocksparse.gpu.key import key_of  # noqa: E402
+from blocksparse.native.cuda import source_hash  # noqa: E402
+from blocksparse.plan import make_plan  # noqa: E402
+from blocksparse.plan.modes import head_modes  # noqa: E402
+from blocksparse.transformer.passes import passes  # noqa: E402
+from sparse_attention import compare  # noqa: E402
+
+CAPABILITIES = (70, 75, 80, 86, 89, 90, 100, 120)
+NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
+MODELS = ("enwik8", "enwik8_strided", "enwik8_dense", "cifar10", "imagenet64", "music_65536", "gcide_pocket")
+AT_ONCE = 16  # keys a compile process
+
+
+class Usual(NamedTuple):
+    """An attention that people run: its pattern, time, head_dim and the dtypes it is compiled for."""
+
+    heads: int
+    n_ctx: int
+    blocksize: int
+    modes: tuple
+    dims: tuple[int, int]
+    dtypes: tuple[str, ...]
+
+
+def usual() -> Iterator[Usual]:
+    table = compare._parser().parse_args([])
+    for _, attn_mode, sizes in compare._patterns(table):
+        pattern = dict(local_attn_ctx=None, num_verts=None, vertsize=None) | sizes
+        modes = head_modes(attn_mode, table.heads, pattern.pop("local_attn_ctx"), table.blocksize, **pattern)
+        dims = (table.n_embd // table.heads,) * 2
+        yield Usual(table.heads, table.n_ctx, table.blocksize, tuple(modes), dims, tuple(NAMES))
+    for config in map(load, MODELS):
+        for attn_mode in config.layer_modes:
+            sizes = (config.local_attn_ctx, config.blocksize, config.num_verts, config.vertsize)
+            modes = head_modes(attn_mode, config.heads, *sizes)
+            value_dim = config.width // config.heads
+            dims = (int(value_dim * config.key_ratio), value_dim)
+            yield Usual(config.heads, config.n_ctx, config.blocksize, tuple(modes), dims, ("f16", "bf16"))
+
+
+def keys(attention: Usual, capability: int) -> Iterator[str]:
+    """What a GPU asks for when it runs the attention and its gradient."""
+    for number, (bst, order) in enumerate(
+        passes(attention.n_ctx, attention.heads, attention.modes, attention.blocksize)
+    ):
+        work, reordered = Attention(bst.active).work, set(order) != {1}
+        for dtype in attention.dtypes:
+            if cuda.serves(capability) and dtype == "tf32":
+                continue
+            dims = attention.dims
+            tiles = tuning.choose(NAMES[dtype], *dims, attention.blocksize, work, capability, reordered)
+            plan = make_plan(bst.active, order, attention.heads, *tiles)
+            for op in ("forward", "backward"):
+                yield str(key_of(plan, op, dtype, *dims, capability=capability, joined=number > 0))
+
+
+def compile_kernels(names: list[str], folder: Path) -> None:
+    """Compile what compiles here, and say what does not."""
+    program = [sys.executable, str(ROOT / "blocksparse" / "gpu" / "compile.py"), "--out", str(folder)]
+    for begin in range(0, len(names), AT_ONCE):
+        subprocess.run([*program, *names[begin : begin + AT_ONCE]])
+    made = [name for name in names if (folder / name / "manifest").exists()]
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{len(made)} of {len(names)} keys of GPU kernels, {size / 1e6:.1f} MB", flush=True)
+    if not made:
+        sys.exit("no GPU kernel was compiled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder that gets the wheel")
+    parser.add_argument("--capabilities", nargs="*", type=int, default=CAPABILITIES, help="ten times each")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    clone = args.out / "source"
+    shutil.rmtree(clone, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    prebuilt = clone / "blocksparse" / "prebuilt"
+    subprocess.run(
+        [sys.executable, "-m", "blocksparse.build", "--portable", prebuilt], check=True, cwd=args.out
+    )
+    if args.capabilities:
+        names = sorted({name for each in usual() for cap in args.capabilities for name in keys(each, cap)})
+        compile_kernels(names, prebuilt / f"kernels-{source_hash()}")
+    (prebuilt / "tensorflow").write_text(tf.__version__)  # setup.py reads it
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", args.out, clone], check=True)
+    shutil.rmtree(clone)
+    for wheel in args.out.glob("*.whl"):
+        print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
