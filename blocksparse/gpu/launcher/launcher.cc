@@ -164,8 +164,8 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   const auto run_one = [&](const Call& one) {
     return run_in_context(**driver, one, *device, scope.context(), stream, allocate);
   };
-  // Kernels that end where the tensors do (keys with -b1) are right in Triton's interpreter and have run on no GPU yet, and
-  // those in CUDA C++ know nothing of such tensors: till then, copies that fill the plan.
+  // Kernels that end where the tensors do (keys with -b1) are right in Triton's interpreter and have run on no GPU yet,
+  // and those in CUDA C++ know nothing of such tensors: till then, copies that fill the plan.
   const absl::Status status = !fills_plan(call) ? run_padded(**driver, call, stream, allocate, run_one) : run_one(call);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
