@@ -224,16 +224,17 @@ def _checked_mask(mask: TensorLike, shape: tf.Tensor) -> tf.Tensor:
         raise TypeError(
             f"mask is {mask.dtype.name}; it is what dropout returned, int64, or packed bits, int32"
         )
-    entries = tf.get_static_value(tf.reduce_prod(shape))
-    words = None if entries is None else -(-int(entries) // 32)
-    wanted = [2] if mask.dtype == tf.int64 else [words]
-    if not mask.shape.is_compatible_with(wanted):
-        what = (
-            "the seed that dropout returned"
-            if mask.dtype == tf.int64
-            else f"packed bits of {entries} entries"
+    if mask.dtype == tf.int64:
+        if not mask.shape.is_compatible_with([2]):
+            raise ValueError(
+                f"mask is int64 {mask.shape}; the seed that dropout returned is [2], packed bits int32"
+            )
+        return mask
+    entries, words = tf.get_static_value(tf.reduce_prod(shape)), mask.shape.num_elements()
+    if mask.shape.rank not in (1, None) or (None not in (entries, words) and 32 * words < entries):
+        raise ValueError(
+            f"mask is int32 {mask.shape}; {entries} entries want [{-(-entries // 32)}] words or more"
         )
-        raise ValueError(f"mask is {mask.dtype.name} {mask.shape}; {what} has shape {wanted}: give mask so")
     return mask
 
 
