@@ -34,7 +34,7 @@ def dropout(rows: tf.Tensor, rate: float, keys: tf.Tensor) -> tf.Tensor:
     random operation would be written to memory and read back. Constants: Wellons' lowbias32.
     """
     batch, width = tf.shape(keys)[0], rows.shape[-1]
-    time = tf.size(rows) // (batch * width)
+    time = tf.size(rows) // tf.maximum(batch * width, 1)  # a replica may get no rows of a last batch
     # A number that TensorFlow does not know: it would make the places of a short context a constant in memory, which
     # each pass reads, of twice the rows' bytes.
     first = stored(tf.zeros([], tf.int32))

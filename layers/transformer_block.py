@@ -14,6 +14,7 @@ from blocksparse.recomputation.attach import once, with_gradient
 
 from ..attention import MAX_TIME
 from . import written_out
+from .dropout import dropout as drop
 from .dropout import dropout_keys
 from .masks import layer_segments, refuse_attention_mask
 from .rows import gelu
@@ -39,7 +40,8 @@ class SparseTransformerBlock(keras.layers.Layer):
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time. segment_ids, lengths and
         Keras masks as in SparseSelfAttention.
     Raises: ValueError for arguments that do not fit, and what SparseSelfAttention raises. The gradient cannot be
-        differentiated again (LookupError). Quantized, the block is made of its layers, for inference.
+        differentiated again (LookupError). Where a linear map was quantized or got a low-rank addition, the block is
+        made of its layers: for inference, and to train such additions.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         )  # fmt: skip
         self.norm2 = norm(name="norm2")
         self.draws = keras.random.SeedGenerator(seed) if dropout else None
+        self._maps: dict[str, dict] = {}  # configurations of linear maps that were quantized, by their names
 
     def build(self, shape):
         width, attention = shape[-1], self.attention
@@ -95,11 +98,13 @@ class SparseTransformerBlock(keras.layers.Layer):
                 attention.output_initializer or attention.kernel_initializer,
             )
         )
-        own = dict(dtype=self.dtype_policy)
-        self.expand = keras.layers.Dense(
-            inner, activation=gelu, kernel_initializer=first, name="expand", **own
-        )
-        self.contract = keras.layers.Dense(width, kernel_initializer=last, name="contract", **own)
+
+        def dense(units, name, **own):
+            config = self._maps.get(name) or dict(units=units, name=name, dtype=self.dtype_policy)
+            return keras.layers.Dense.from_config(config | own)
+
+        self.expand = dense(inner, "expand", activation=gelu, kernel_initializer=first)
+        self.contract = dense(width, "contract", kernel_initializer=last)
         for layer in (self.norm1, attention, self.norm2, self.expand):
             layer.build(shape)
         self.contract.build((*shape[:-1], inner))
@@ -117,10 +122,19 @@ class SparseTransformerBlock(keras.layers.Layer):
         refuse_attention_mask(attention_mask)
         segments = layer_segments(x, x_mask if mask is None else mask, segment_ids, lengths)
         x = tf.cast(x, self.compute_dtype)
-        if self._is_quantized():
-            x += self.attention(self.norm1(x), segment_ids=segments)
-            return x + self.contract(self.expand(self.norm2(x)))
-        return self.run(self.values(), x, self._drawn(x) if training and self.dropout else None, segments)
+        keys = self._drawn(x) if training and self.dropout else None
+        if self._is_changed():
+            return self._of_layers(x, keys, segments)
+        return self.run(self.values(), x, keys, segments)
+
+    def _of_layers(self, x, keys, segments):
+        """The block from its layers, each with a gradient of its own."""
+
+        def dropped(y, branch):
+            return y if keys is None else drop(y, self.dropout, keys[branch])
+
+        x += dropped(self.attention(self.norm1(x), segment_ids=segments), 0)
+        return x + dropped(self.contract(self.expand(self.norm2(x))), 1)
 
     def values(self) -> list[tf.Tensor]:
         """The weights in the order of written_out.Weights."""
@@ -164,10 +178,11 @@ class SparseTransformerBlock(keras.layers.Layer):
         row = first_row(batch)
         return tf.stack([dropout_keys(one, other, branch, batch, row) for branch in (0, 1)])
 
-    def _is_quantized(self) -> bool:
-        maps = self.attention, self.expand, self.contract
-        inner = self.attention.query, self.attention.key, self.attention.value, self.attention.project
-        return any(layer.quantization_mode for layer in (*maps, *inner))
+    def _is_changed(self) -> bool:
+        """Whether a linear map computes something else than x W + b: it is quantized, or has a low-rank addition."""
+        attention = self.attention
+        maps = attention.query, attention.key, attention.value, attention.project, self.expand, self.contract
+        return any(layer.quantization_mode or layer.lora_enabled for layer in maps)
 
     def compute_output_spec(
         self,
@@ -188,13 +203,21 @@ class SparseTransformerBlock(keras.layers.Layer):
     def get_config(self):
         names = "ff_ratio dropout seed recompute epsilon".split()
         inner = self.attention.get_config()
-        for name in ("name", "trainable", "dtype", "maps", "use_bias", "bias_initializer"):
+        for name in ("name", "trainable", "dtype", "use_bias", "bias_initializer"):
             inner.pop(name, None)
+        own = [self.expand, self.contract] if self.built else []
+        quantized = {layer.name: layer.get_config() for layer in own if layer.quantization_mode}
+        if quantized:
+            inner["maps"] = inner.get("maps", {}) | quantized
         return {**super().get_config(), **inner, **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_config(cls, config):
-        return super().from_config(config | {"sees": load_predicates(config.get("sees"))})
+        maps = config.get("maps", {})
+        given = {name: value for name, value in config.items() if name != "maps"}
+        layer = super().from_config(given | {"sees": load_predicates(config.get("sees"))})
+        layer._maps = layer.attention._maps = maps
+        return layer
 
 
 def first_row(batch):

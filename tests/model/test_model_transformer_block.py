@@ -195,12 +195,40 @@ np.testing.assert_allclose(saved.serve(tf.constant(tokens, tf.float32)), want, r
 """
 
 
-def test_a_quantized_block_is_made_of_its_layers():
+def test_a_quantized_block_is_made_of_its_layers_and_can_be_saved_and_cloned(tmp_path):
     block, x = made(), rows()
     want = block(x)
-    keras.Sequential([keras.Input((TIME, WIDTH)), block]).quantize("int8")
+    model = keras.Sequential([keras.Input((TIME, WIDTH)), block])
+    model.quantize("int8")
     assert block.expand.quantization_mode == "int8"
-    assert np.abs(block(x) - want).max() < 0.1 * np.abs(want).max()
+    after = block(x)
+    assert np.abs(after - want).max() < 0.1 * np.abs(want).max()
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), after)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(clone(x), after)
+
+
+def test_low_rank_additions_train():
+    block, x = made(dropout=0.1), rows()
+    for dense in (block.attention.query, block.contract):
+        dense.enable_lora(2)
+        dense.lora_kernel_b.assign(tf.ones_like(dense.lora_kernel_b) * 0.1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(block(x, training=True) ** 2)
+    variables = [block.attention.query.lora_kernel_a.value, block.contract.lora_kernel_b.value]
+    assert all(np.any(gradient) for gradient in tape.gradient(loss, variables))
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+def test_a_batch_without_rows(recompute):
+    """A replica gets one where the last batch of an epoch is small."""
+    block, x = made(dropout=0.1, recompute=recompute), rows()[:0]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = block(x, training=True)
+    assert y.shape == x.shape and tape.gradient(y, x).shape == x.shape
 
 
 @pytest.mark.parametrize(
