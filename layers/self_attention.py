@@ -112,6 +112,7 @@ class SparseSelfAttention(keras.layers.Layer):
                 f"sees is the whole pattern of a block-sparse layer, but attn_mode={attn_mode!r}, "
                 f"blocksparse={blocksparse} and causal={causal} were given: leave them out, or sees"
             )
+        _check_hash(self.sees)
         self._maps: dict[str, dict] = {}  # configurations of linear maps that were quantized, by their names
 
     @property
@@ -280,6 +281,16 @@ def _transformer(
     sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int
 ) -> BlocksparseTransformer:
     return of_any_time(sees, n_ctx, max_time, heads, blocksize)
+
+
+def _check_hash(sees) -> None:
+    """Raises TypeError for a predicate whose plan could not be found again, or would be another's once it changed."""
+    try:
+        hash(sees)
+    except TypeError as error:
+        raise TypeError(
+            f"sees is {sees!r}, which can change and has no hash; give a function, or a @dataclass(frozen=True)"
+        ) from error
 
 
 def _saved(sees) -> Any:

@@ -1,5 +1,6 @@
 """SparseSelfAttention as a Keras layer: configuration, saving, fit."""
 
+import dataclasses
 from dataclasses import replace
 
 import keras
@@ -355,3 +356,15 @@ def test_a_layer_that_looks_ahead(tmp_path):
         layer.decode_step(2, 64)
     with pytest.raises(ValueError, match="causal=False were given"):
         SparseSelfAttention(2, sees=lambda i, j: j <= i, causal=False)
+
+
+def test_a_predicate_that_can_change_is_refused():
+    @dataclasses.dataclass
+    class Within:
+        reach: int
+
+        def __call__(self, query, key):
+            return (key <= query) & (query - key < self.reach)
+
+    with pytest.raises(TypeError, match=r"sees is .*Within\(reach=4\), which can change and has no hash"):
+        SparseSelfAttention(2, blocksize=8, sees=Within(4))
