@@ -149,7 +149,7 @@ def curves(folders: list[Path], smooth: int) -> plt.Figure:
             raise ValueError(f"{path} holds no steps yet")
         steps = np.array([int(row[0]) for row in rows])
         bits, valid = (np.array([float(row[at] or "nan") for row in rows]) for at in (1, 5))
-        window = min(smooth, 1 + len(bits) // 5)
+        window = min(smooth, max(2, len(bits) // 5), len(bits))
         mean = np.convolve(bits, np.ones(window) / window, mode="valid")
         top = max(top, mean[len(mean) // 10 :].max())
         # NAME_1, NAME_2: the seeds of one row, in one colour.
