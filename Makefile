@@ -42,6 +42,7 @@ demo: .venv/examples.installed
 	$(RUN) examples/train.py enwik8_small --steps 200 --out runs/demo
 	$(RUN) examples/complete.py text --count 2
 	$(RUN) examples/complete.py image --count 12 --out runs/demo/images.png
+	@echo "runs/demo is a model as the paper starts it, and cannot learn words in a minute: benchmarks/LOG.md, section 19."
 	@echo "Both models are in examples/pretrained, trained in minutes on one GPU; card.json there has the commands."
 
 SCALE ?= laptop

@@ -7,18 +7,12 @@ python examples/evaluate.py runs/enwik8 --split test --min-context 6144 9216 121
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from sparse_transformer import command, runs
 from sparse_transformer.config import SPLITS
 
 USUAL = 0  # windows where --limit is not given
-
-
-def windows(text: str) -> int | None:
-    """--limit: a number of windows, or None for all."""
-    return None if text == "all" else command.whole(1)(text)
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=command.whole(1), help="windows at once; the training's by default")
     parser.add_argument(
         "--limit",
-        type=windows,
+        type=command.windows,
         default=USUAL,
         metavar="N",
         help="windows, spread evenly over the split, or `all`; a million tokens' by default, in 16 to 256",
@@ -80,7 +74,7 @@ def main() -> None:
         scores = []
         for context in args.min_context:
             score = scorer(source, (), context, limit, args.batch or settings.batch, bar=True)
-            scores.append({"min_context": context, **asdict(score)})
+            scores.append(score.row(context))
             print(f"{args.run}: {score} of {args.split}, minimum context {context}; data: {found}")
         if args.json:
             runs.write_json(args.json, scores)

@@ -71,8 +71,7 @@ def make(places: Places, steps: list[Step]) -> None:
         if step.makes.exists():
             continue
         print(f"{number} of {len(steps)}, after {time.monotonic() - began:.0f} s: {step.says}", flush=True)
-        for words in step.commands:
-            run(words)
+        run(step.words)
         page.write(places, steps)
 
 

@@ -14,8 +14,11 @@ import argparse
 from pathlib import Path
 
 from sparse_transformer import cluster, command, config, runs
+from sparse_transformer.config import SPLITS
 from sparse_transformer.stopping import Stopping
 from sparse_transformer.watchdog import Watchdog
+
+NOT = 0  # windows of the test split where --test is not given
 
 
 def arguments() -> argparse.Namespace:
@@ -27,6 +30,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=command.whole(1), help="length of the run, the cosine's included")
     parser.add_argument(
         "--override", metavar="KEY=VALUE", action="append", default=[], help="changes the configuration"
+    )
+    parser.add_argument(
+        "--test",
+        type=command.windows,
+        default=NOT,
+        metavar="N",
+        help="at the end, score N windows of the test split or `all`, into score.json as well",
     )
     parser.add_argument("--out", type=Path, help="folder of the run; runs/CONFIG by default")
     parser.add_argument(
@@ -61,7 +71,8 @@ def main() -> None:
         from sparse_transformer import data, origin
 
         path = origin.path_of(args.out, args.data)
-        sources = data.load_splits(settings, path, ("train", "valid"))
+        splits = ("train", "valid") if args.test == NOT else SPLITS
+        sources = data.load_splits(settings, path, splits)
         found = origin.check(args.out, settings, path)
         stopping.moment = "while it waited for other workers"
         watchdog.gather()
@@ -72,7 +83,7 @@ def main() -> None:
 
         from sparse_transformer import training
 
-        job = training.Job(settings, args.out, found, sources, watchdog, stopping)
+        job = training.Job(settings, args.out, found, sources, watchdog, stopping, args.test)
         training.train(job, args.deterministic)
 
 

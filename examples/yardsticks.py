@@ -17,6 +17,9 @@ def arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="folder that train.py wrote")
     parser.add_argument("--data", metavar="PATH", help="the new place of the data that the run learnt")
+    parser.add_argument(
+        "--last", type=command.whole(1), metavar="N", help="of text: given the last N bytes it learnt alone"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the numbers to as well")
     return parser.parse_args()
 
@@ -34,7 +37,7 @@ def main() -> None:
             rows = compressors.images(data.load(settings, path, "test"), settings.grid, settings.data)
         else:
             splits = data.load_splits(settings, path, ("train", "test"))
-            rows = compressors.stream(splits["train"], splits["test"], Path(path or "").name)
+            rows = compressors.stream(splits["train"], splits["test"], Path(path or "").name, args.last)
         if args.json:
             runs.write_json(args.json, rows)
     for row in rows:

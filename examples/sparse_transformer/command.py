@@ -34,6 +34,11 @@ def whole(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
     return read
 
 
+def windows(text: str) -> int | None:
+    """The type of an argument that is a number of windows, or `all`: None."""
+    return None if text == "all" else whole(1)(text)
+
+
 def number(lowest: float) -> Callable[[str], float]:
     """The type of an argument that is a finite number of at least `lowest`."""
 

@@ -23,12 +23,14 @@ RECORDED = {"gcide.dict.dz": {"xz -9e": 1.733, "7z PPMd, o=16, 512 MB": 1.511, "
 NOT_HERE = "recorded, for the validation split: the tool is not here"
 
 
-def stream(train: Stream, test: Stream, name: str) -> list[dict]:
+def stream(train: Stream, test: Stream, name: str, last: int | None = None) -> list[dict]:
     """Of the test split given the training split: the length of both compressed, less that of training alone.
 
-    name: of the data's file; where a tool is missing, its figure for GCIDE is a recorded one.
+    name: of the data's file; where a tool is missing, its figure for GCIDE is a recorded one. last: given only so many
+    of the training split's bytes, its last.
     """
-    rows = []
+    given, rows = train.tokens[-last:] if last else train.tokens, []
+    note = "here" if len(given) == len(train.tokens) else f"here, given the last {len(given):,} bytes alone"
     for tool, compressed in {
         "xz -9e": _xz,
         "7z PPMd, o=16, 512 MB": _seven_zip(),
@@ -36,7 +38,7 @@ def stream(train: Stream, test: Stream, name: str) -> list[dict]:
     }.items():
         recorded = RECORDED.get(name, {}).get(tool)
         if compressed is not None:
-            rows.append({"name": tool, "bits": _given(compressed, train.tokens, test.tokens), "note": "here"})
+            rows.append({"name": tool, "bits": _given(compressed, given, test.tokens), "note": note})
         elif recorded is not None:
             rows.append({"name": tool, "bits": recorded, "note": NOT_HERE})
     return rows

@@ -105,6 +105,16 @@ class Config:
             content = {**content, "recompute": "whole" if recompute else "none"}
         return cls(**{key: _typed(key, value) for key, value in content.items()}).checked()
 
+    def changes(self) -> list[str]:
+        """KEY=VALUE of all that `override` has to change in the configuration of its name."""
+        like, changes = load(self.name), []
+        for key in TYPES:
+            value = getattr(self, key)
+            if value != getattr(like, key):
+                one = key == "layer_modes" and len(value) == 1 and isinstance(value[0], str)
+                changes.append(f"{key}={value[0] if one else value}")
+        return changes
+
     def checked(self) -> Config:
         """Itself. Raises ValueError for values that mean no model; what a pattern wants is the model's to check."""
         for key, (holds, wanted) in RANGES.items():

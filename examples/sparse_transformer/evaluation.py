@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,10 @@ class Score:
     windows: int
     total: int  # windows there are
 
+    def row(self, min_context: int = 0) -> dict:
+        """As score files have it."""
+        return {"min_context": min_context, **asdict(self)}
+
     def __str__(self) -> str:
         whole = "all" if self.windows == self.total else f"{self.windows:,} of"
         over = "the only window" if self.total == 1 else f"{whole} {self.total:,} windows"
@@ -108,9 +112,13 @@ class Scorer:
                 tokens = source.tokens[starts[part, None] + np.arange(self.n_ctx)]
             else:
                 tokens = source.examples(starts[part], 0)
-            sums = self.score(tf.constant(tokens, tf.int32), tf.constant(first[part], tf.int32), *state)
-            spent.append(sums[0].numpy().astype(np.float64))
-            counted.append(sums[1].numpy().astype(np.float64))
+            # A last batch that is not whole is filled up: XLA would compile the model anew for its shape.
+            rows = np.resize(np.arange(len(tokens)), min(batch, len(starts)))
+            sums = self.score(
+                tf.constant(tokens[rows], tf.int32), tf.constant(first[part][rows], tf.int32), *state
+            )
+            spent.append(sums[0].numpy()[: len(tokens)].astype(np.float64))
+            counted.append(sums[1].numpy()[: len(tokens)].astype(np.float64))
         return _score(np.concatenate(spent), np.concatenate(counted), total)
 
     def _windows(self, source, min_context: int) -> tuple[np.ndarray, np.ndarray]:

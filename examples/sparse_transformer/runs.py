@@ -4,6 +4,7 @@ config.json      the configuration
 data.json        the data set it learns: where it lies, its size, a digest
 checkpoint.npz   the step, and every variable (checkpoint.py)
 metrics.csv      a row for each step (log.py), and TensorBoard's events
+score.json       bits of the test split, where train.py --test or evaluate.py --json has scored it
 device.json      where it was trained, and how much memory that took (device.py)
 lock             held while a training writes here (files.py)
 
@@ -23,6 +24,7 @@ from .files import replacing
 LARGEST = 1 << 20  # bytes of a configuration; more is none
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 WEIGHTS = "weights.npz"
+SCORES = "score.json"
 
 
 def open(name: str | Path) -> Path:

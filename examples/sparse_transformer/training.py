@@ -39,9 +39,10 @@ class Job:
     settings: Config
     folder: Path
     origin: origin.Origin
-    sources: dict[str, Source]  # train and valid
+    sources: dict[str, Source]  # train, valid, and test where it is scored at the end
     watchdog: Watchdog
     stopping: Stopping
+    windows: int | None = None  # of test, spread over it; None: all
 
 
 def train(job: Job, deterministic: bool = False) -> None:
@@ -82,7 +83,11 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
     writer.log.close()
     device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
-    print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights")
+    print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights", flush=True)
+    if "test" in job.sources:
+        found = writer.score(job.windows, "test")
+        runs.write_json(job.folder / runs.SCORES, [found.row()])
+        print(f"{job.folder}: {found} of test, likewise")
     watchdog.close()
 
 
@@ -95,10 +100,10 @@ class _Writer:
         self.log = Log(job.folder, start)
         self.checkpoints = checkpoint.Writer(job.folder)
 
-    def score(self, limit: int) -> Score:
-        """The averaged weights over so many windows of the held-out split."""
+    def score(self, limit: int | None, split: str = "valid") -> Score:
+        """The averaged weights over so many windows of a split."""
         job = self.job
-        return self.scorer(job.sources["valid"], self.trainer.averages, limit=limit, batch=job.settings.batch)
+        return self.scorer(job.sources[split], self.trainer.averages, limit=limit, batch=job.settings.batch)
 
     def note(self, step: int, bits: float, norm: float, seconds: float, stops: bool) -> None:
         """The step's row, and a checkpoint where one is due: first the rows it counts as done, then itself."""

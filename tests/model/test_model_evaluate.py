@@ -191,5 +191,15 @@ def test_curves_of_runs(tmp_path):
     assert figure.axes[0].lines[0].get_ydata().tolist() == [7.5]
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), [np.nan, 7.7])
     plt.close(figure)
+    rows = [f"{step},{8 - step / 20},1,1,0," for step in range(20)]
+    for name in ("dense_1", "dense_2", "fixed_1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("\n".join(["step,bits", *rows]) + "\n")
+    figure = pictures.curves([tmp_path / name for name in ("dense_1", "dense_2", "fixed_1")], smooth=20)
+    lines = figure.axes[0].lines[::2]
+    assert [len(line.get_ydata()) for line in lines] == [17, 17, 17]  # means of a fifth of so short a run
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["dense", "fixed"]
+    plt.close(figure)
     with pytest.raises(ValueError, match=r"metrics\.csv does not exist"):
         pictures.curves([tmp_path / "none"], smooth=1)

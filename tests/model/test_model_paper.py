@@ -15,6 +15,7 @@ import numpy as np
 import paper
 import pytest
 from PIL import Image
+from sparse_transformer import config
 from sparse_transformer.paper import html as as_html
 from sparse_transformer.paper import page, quality, scales, speed
 from sparse_transformer.paper.results import Mean, seconds
@@ -29,10 +30,11 @@ def test_every_training_is_a_configuration_and_every_step_leaves_a_file_of_its_o
     trainings = places.scale.trainings
     assert len(trainings) == len({training.folder(tmp_path) for training in trainings}) == count
     for training in trainings:
-        training.settings()
+        settings = training.settings()
+        assert config.load(training.config).override(settings.changes()) == settings
     steps = plan(places, [])
     assert len(steps) == len({step.makes for step in steps})
-    for words in (words for step in steps for words in step.commands):
+    for words in (step.words for step in steps):
         assert (EXAMPLES / words[0]).is_file()
     runs = {str(training.folder(tmp_path).relative_to(tmp_path)) for training in trainings}
     named = (*places.scale.shown.values(), *places.scale.looked_at)
@@ -139,10 +141,19 @@ def test_the_whole_of_it_is_made_and_is_not_made_again(made):
     assert "Not trained at this scale: 65,536, 262,144, 1,048,576." in text
     assert "| xz -9e | " in text and "| PNG, a file each | " in text
     assert (
-        f"$ python examples/train.py enwik8_small --data {made.data / 'words.txt'} --out {made.out}/text/fixed_1"
-        in text
+        f"$ python examples/train.py enwik8_small --data {made.data / 'words.txt'} --test 8 "
+        f"--out {made.out}/text/fixed_1 --override 'grid=(4, 16)'" in text
     )
     assert f"Python {sys.version.split()[0]}; kernels: " in text
+
+
+def test_training_scores_as_evaluate_does(made, tmp_path):
+    folder, again = made.out / "images" / "strided_1", tmp_path / "again.json"
+    here(
+        ("evaluate.py", str(folder), "--split", "test", "--limit", "8", "--batch", "3", "--json", str(again))
+    )
+    (trained,), (evaluated,) = (json.loads(path.read_text()) for path in (folder / "score.json", again))
+    assert trained == pytest.approx(evaluated, rel=1e-5) and trained["windows"] == 2
 
 
 class Loads(html.parser.HTMLParser):
@@ -178,13 +189,14 @@ def test_the_page_of_nothing_says_so(tmp_path):
     text = page.text(places, plan(places, []))
     assert "**Not complete: 0 of " in text and "Empty: nothing has been trained yet." in text
     assert text.count("Empty: ") == 6 and "| strided | not trained yet | 0 | 2.80 |" in text
+    assert "| fixed: `text`, 8,207 steps | 1.0294 | 1 |  |" in text
 
 
 # What the tables say of results.
 
 
 def result(folder, bits, step=0.1):
-    """What train.py and evaluate.py leave, as far as tables read it."""
+    """What train.py leaves, as far as tables read it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "score.json").write_text(json.dumps([{"min_context": 0, "bits": bits}]))
     rows = [f"{i},5.0,1.0,{step if i > 2 else 60}" for i in range(10)]
@@ -208,6 +220,9 @@ def test_tables_have_means_errors_ratios_and_the_order(tmp_path):
         "Best first: fixed, dense, strided; the paper's too. Gaps: dense less fixed 0.0400 +- 0.0153 (paper 0.01); "
         "strided less dense 0.1400 +- 0.0100 (paper 0.13)."
     ) in lines
+    assert "| text | fixed | 2,048 | 0.2000 | 2.00 | 2.38 |" in speed.section(places)
+    result(tmp_path / "text" / "fixed_2", 1.02, step=0.9)  # beside others
+    (tmp_path / "text" / "fixed_1" / "alone.json").write_text('{"first": 4, "last": 8}')
     assert "| text | fixed | 2,048 | 0.2000 | 2.00 | 2.38 |" in speed.section(places)
 
 
@@ -258,7 +273,7 @@ def commanded(tmp_path, monkeypatch):
         if len(ran) == 3:
             raise ValueError("train.py ended with status 1; the same command goes on from there")
         for step in plan(Places(SCALES["laptop"], tmp_path, tmp_path / "out" / "laptop"), []):
-            if words == step.commands[-1]:
+            if words == step.words:
                 step.makes.parent.mkdir(parents=True, exist_ok=True)
                 if step.makes.name == "score.json":
                     result(step.makes.parent, 4.0)
@@ -299,9 +314,9 @@ def test_it_stops_where_a_command_fails_and_goes_on_from_there(commanded, tmp_pa
     with pytest.raises(SystemExit, match=r"train\.py ended with status 1; the same command goes on"):
         paper.main()
     assert len(commanded) == 3 and commanded[2][0] == "train.py"
-    assert "**Not complete: 1 of 25 steps are done" in report.read_text()
+    assert "**Not complete: 2 of 25 steps are done" in report.read_text()
     paper.main()
-    assert commanded[3] == commanded[2]  # the first training's score is there
+    assert commanded[3] == commanded[2]  # the first trainings' scores are there
     assert "Not complete" not in report.read_text()
 
 

@@ -38,6 +38,11 @@ def test_text_is_compressed_given_what_was_learnt(path):
     train, test = (split.tokens.tobytes() for split in SPLITS)
     both, alone = (len(lzma.compress(each, preset=9 | lzma.PRESET_EXTREME)) for each in (train + test, train))
     assert row == {"name": "xz -9e", "bits": (both - alone) * 8 / len(test), "note": "here"}
+    (row,) = compressors.stream(*SPLITS, "words.txt", last=6)
+    alone = len(lzma.compress(train[-6:], preset=9 | lzma.PRESET_EXTREME))
+    both = len(lzma.compress(train[-6:] + test, preset=9 | lzma.PRESET_EXTREME))
+    note = "here, given the last 6 bytes alone"
+    assert row == {"name": "xz -9e", "bits": (both - alone) * 8 / len(test), "note": note}
 
 
 def test_a_tool_that_is_missing_has_a_recorded_figure_for_gcide_alone(path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from .results import Mean, bits, settings, table, trained
+from .. import runs
+from .results import Mean, bits, committed, settings, table, trained
 from .scales import PATTERNS
 from .steps import Places
 
@@ -33,10 +34,20 @@ def section(places: Places) -> list[str]:
                     f"{rows[pattern]:.2f}",
                 ]
                 for pattern, found in results.items()
-            ],
+            ]
+            + _committed(places, kind),
         )
         lines += ["", *_verdict(kind, results)]
     return lines
+
+
+def _committed(places: Places, kind: str) -> list[list]:
+    """A row for the committed model, where there is one: trained for longer, it is no part of the comparison."""
+    if (found := committed(places, kind)) is None:
+        return []
+    name, card = found
+    pattern = ", ".join(map(str, settings(runs.PRETRAINED / name).layer_modes))
+    return [[f"{pattern}: `{name}`, {card['steps']:,} steps", f"{card['test']['bits']:.4f}", 1, ""]]
 
 
 def mean_of(places: Places, kind: str, pattern: str) -> Mean | None:

@@ -10,6 +10,7 @@ from statistics import mean, median, stdev
 
 from .. import metrics, runs
 from ..config import Config
+from .steps import Places
 
 ALONE = (
     "alone.json"  # of a run that shared its device: {"first": step, "last": step} that it had it for itself
@@ -40,8 +41,8 @@ def read(path: Path):
 
 
 def bits(folder: Path) -> float | None:
-    """Of the test split, as evaluate.py scored the run; None where it has not."""
-    scores = read(folder / "score.json")
+    """Of the test split, as train.py --test scored the run; None where it has not."""
+    scores = read(folder / runs.SCORES)
     return scores[0]["bits"] if scores else None
 
 
@@ -70,6 +71,12 @@ def seconds(folder: Path) -> float | None:
         float(row[3]) for row in metrics.read_rows(folder / metrics.NAME) if first <= int(row[0]) <= last
     ]
     return median(steps) if steps else None
+
+
+def committed(places: Places, kind: str) -> tuple[str, dict] | None:
+    """Name and card of the committed model that samples of this kind are of; None where they are of a run."""
+    name = places.scale.shown[kind]
+    return None if "/" in name else (name, read(runs.PRETRAINED / name / "card.json"))
 
 
 def table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from .. import runs
 from .results import bits, device, settings, table, trained
-from .steps import Places, Step
+from .steps import Places, Step, train_words
 
 
 def section(places: Places, steps: list[Step]) -> list[str]:
@@ -22,7 +23,12 @@ def section(places: Places, steps: list[Step]) -> list[str]:
     done = [step for step in steps if step.makes.exists()]
     if not done:
         return [*lines, "Empty: none has run yet."]
-    commands = [f"$ python examples/{shlex.join(words)}" for step in done for words in step.commands]
+    own = {
+        folder / runs.SCORES: train_words(places, training, settings(folder).changes())
+        for training in places.scale.trainings
+        if bits(folder := training.folder(places.out)) is not None
+    }
+    commands = [f"$ python examples/{shlex.join(own.get(step.makes, step.words))}" for step in done]
     return [*lines, "What made this page, in its order:", "", "```console", *commands, "```"]
 
 

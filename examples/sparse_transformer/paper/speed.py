@@ -40,8 +40,12 @@ def section(places: Places) -> list[str]:
 
 
 def _seconds(places: Places, kind: str, pattern: str) -> float | None:
-    folders = [each.folder(places.out) for each in places.scale.of_kind(kind) if each.pattern == pattern]
-    times = [time for time in map(seconds, trained(folders)) if time is not None]
+    folders = trained(
+        each.folder(places.out) for each in places.scale.of_kind(kind) if each.pattern == pattern
+    )
+    # Where one of them had the device for itself for some steps, the others say nothing.
+    alone = [folder for folder in folders if (folder / ALONE).exists()]
+    times = [time for time in map(seconds, alone or folders) if time is not None]
     return mean(times) if times else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import runs
 from .scales import Scale, Training
 
 PROMPTS = ("Sparse \\Sparse\\, a. ", 'Ocean \\O"cean\\, n. ')
@@ -14,7 +15,7 @@ PROMPTS = ("Sparse \\Sparse\\, a. ", 'Ocean \\O"cean\\, n. ')
 class Step:
     says: str
     makes: Path
-    commands: tuple[tuple[str, ...], ...]  # a script of examples/ and its arguments
+    words: tuple[str, ...]  # a script of examples/ and its arguments
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,24 @@ def plan(places: Places, changes: list[str]) -> list[Step]:
     for kind in ("text", "images"):
         path, run = out / f"yardsticks_{kind}.json", scale.of_kind(kind)[0].folder(out)
         words = ("yardsticks.py", str(run), *places.data_of(kind), "--json", str(path))
-        steps.append(Step(f"what compressors need for the {kind}", path, (words,)))
+        if scale.given is not None and kind == "text":
+            words += ("--last", str(scale.given))
+        steps.append(Step(f"what compressors need for the {kind}", path, words))
     return steps
 
 
 def _training(places: Places, training: Training, changes: list[str]) -> Step:
-    folder = training.folder(places.out)
-    given = (*training.overrides, f"seed={training.seed}", *changes)
-    overrides = [word for change in given for word in ("--override", change)]
-    train = ("train.py", training.config, *places.data_of(training.kind), "--out", str(folder), *overrides)
-    windows = places.scale.windows if training.kind != "sound" else "4"
-    score = ("--split", "test", "--limit", windows, "--json", str(folder / "score.json"))
+    words = train_words(places, training, [*training.overrides, f"seed={training.seed}", *changes])
     says = f"{training.kind}, {training.pattern}, seed {training.seed}"
-    return Step(says, folder / "score.json", (train, ("evaluate.py", str(folder), *score)))
+    return Step(says, training.folder(places.out) / runs.SCORES, words)
+
+
+def train_words(places: Places, training: Training, changes: list[str]) -> tuple[str, ...]:
+    """The command that makes the run; changes: KEY=VALUE in its configuration."""
+    windows = places.scale.windows if training.kind != "sound" else "4"
+    out = ("--test", windows, "--out", str(training.folder(places.out)))
+    overrides = [word for change in changes for word in ("--override", change)]
+    return ("train.py", training.config, *places.data_of(training.kind), *out, *overrides)
 
 
 def _contexts(places: Places) -> list[Step]:
@@ -72,7 +78,7 @@ def _contexts(places: Places) -> list[Step]:
         path = places.out / f"context_{number}.json"
         words = ["evaluate.py", places.model(model), *places.data_of("text"), "--split", "test", *tokens]
         words += ["--min-context", *contexts, "--json", str(path)]
-        steps.append(Step(f"minimum context, {model}", path, (tuple(words),)))
+        steps.append(Step(f"minimum context, {model}", path, tuple(words)))
     return steps
 
 
@@ -91,7 +97,7 @@ def _pictures(places: Places) -> list[Step]:
 
 
 def _picture(path: Path, says: str, *words: str) -> Step:
-    return Step(says, path, (("plot.py", *words, "--out", str(path)),))
+    return Step(says, path, ("plot.py", *words, "--out", str(path)))
 
 
 def _samples(places: Places) -> list[Step]:
@@ -110,14 +116,14 @@ def _samples(places: Places) -> list[Step]:
             "--out",
             str(path),
         )
-        steps.append(Step(f"text {number}", path.with_suffix(".txt"), (words,)))
+        steps.append(Step(f"text {number}", path.with_suffix(".txt"), words))
     completed, grid = out / "completed.png", out / "images"
     words = ("complete.py", images, *places.data_of("images"), "--count", "16", "--out", str(completed))
-    steps.append(Step("images completed", completed, (words,)))
+    steps.append(Step("images completed", completed, words))
     words = ("sample.py", images, "--count", "64", "--out", str(grid))
-    steps.append(Step("images from nothing", grid.with_suffix(".png"), (words,)))
+    steps.append(Step("images from nothing", grid.with_suffix(".png"), words))
     words = ("sample.py", sound, "--length", str(scale.drawn["sound"]), "--out", str(out / "sound"))
-    return [*steps, Step("sound", out / "sound0.wav", (words,))]
+    return [*steps, Step("sound", out / "sound0.wav", words)]
 
 
 def absent(places: Places) -> list[str]:

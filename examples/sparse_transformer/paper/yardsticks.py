@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import quality
-from .results import read, table
+from .results import committed, read, table
 from .scales import PATTERNS
 from .steps import Places
 
@@ -22,5 +22,9 @@ def section(places: Places) -> list[str]:
         best = [each for pattern in PATTERNS if (each := quality.mean_of(places, kind, pattern))]
         if best:
             rows.append(["the best model here", f"{min(each.value for each in best):.3f}", "Table 2 above"])
+        if (model := committed(places, kind)) is not None:
+            name, card = model
+            whole = f"{card['test']['windows']:,} of {card['test']['of']:,} windows"
+            rows.append([f"the committed model `{name}`", f"{card['test']['bits']:.3f}", whole])
         lines += table(["", "bits per byte", ""], rows)
     return lines
