@@ -22,6 +22,7 @@ def recomputable(function: Callable | str) -> Callable:
         ValueError: at the call where f makes or assigns a variable, or draws statefully inside control flow or a
             tf.function; when the gradient is taken, where f did something else the second time, or a variable that
             a tf.function inside reads was updated.
+        TypeError: f has an argument of its own named recompute.
         LookupError: the gradient is differentiated again, or the function in forward mode.
     """
     if not callable(function):

@@ -62,8 +62,10 @@ class World:
         self.left, self.count, self.decorate = [], 0, None
         self.inner = tf.function(lambda h: tf.tanh(h @ self.w) + self.b, autograph=False)
         self.pure = tf.function(lambda h: tf.sin(h) * 2, autograph=False)
+        self.before = tf.function(lambda h: tf.tanh(h @ self.w) * 1.1, autograph=False)
         self.inner_draw = tf.function(lambda h: h * tf.random.uniform([], 0.5, 1.5), autograph=False)
         if not way.startswith("graph"):
+            self.before(self.x)  # traced where nobody watches
             self.dense = keras.layers.Dense(SIZE, activation="gelu", activity_regularizer="l2")
             self.norm = keras.layers.LayerNormalization()
             for layer in (self.dense, self.norm):
@@ -87,6 +89,13 @@ def with_tape(world, h):
         tape.watch(h)
         z = tf.reduce_sum(tf.sin(h) ** 2) + tf.reduce_sum(h * world.b)
     return h + tape.gradient(z, h)
+
+
+def descend(world, h):
+    """A step of gradient descent inside."""
+    with tf.GradientTape() as tape:
+        z = tf.reduce_sum(tf.tanh(h @ world.w))
+    return h @ (world.w - 0.1 * tape.gradient(z, world.w))
 
 
 def loop(world, h, step):
@@ -145,6 +154,9 @@ STEPS = {
     "shape": (lambda world, h: tf.reshape(h, [-1, tf.shape(h)[1]]) / tf.cast(tf.size(h), h.dtype) * 9, "efgx", ""),
     "stop": (lambda world, h: h + tf.stop_gradient(tf.exp(-(h**2))), "efgx", ""),
     "function": (lambda world, h: world.inner(h), "efgx", "updated"),
+    "function traced before": (lambda world, h: world.before(h), "efx", "updated"),
+    "descend": (descend, "ef", ""),
+    "parts": (lambda world, h: tf.concat(tf.split(h, 2, axis=1)[::-1], 1), "efgx", ""),
     "pure function": (lambda world, h: world.pure(h), "efgx", ""),
     "dropout": (lambda world, h: tf.nn.dropout(h, 0.4, seed=11), "efg", ""),
     "normal": (lambda world, h: h * tf.random.normal([3, 1], seed=5), "efg", ""),
@@ -197,7 +209,8 @@ class Program:
         self.updated = (
             self.way in ("eager", "functions eagerly", "outside", "function") and pick.random() < 0.25
         )
-        self.persistent = self.way == "eager" and pick.random() < 0.2
+        self.persistent = self.way in ("eager", "function") and pick.random() < 0.2
+        self.listed = not self.dictionary and pick.random() < 0.2
 
     def may_be_refused(self):
         reasons = {STEPS[name][2] for name in self.names}
@@ -208,6 +221,8 @@ class Program:
             for name in self.names:
                 h = STEPS[name][0](world, h)
             h = h + offset
+            if self.listed:
+                return tf.split(h, 2, axis=1)
             return {"out": h, "rank": 2, "where": tf.argmax(h, 1)} if self.dictionary else h
 
         return run
@@ -222,7 +237,7 @@ class Program:
             if self.keyword
             else f(x * 1.0, 0.5, recompute=recompute)
         )
-        y = y["out"] if self.dictionary else y
+        y = y["out"] if self.dictionary else tf.concat(y, 1) if self.listed else y
         total = tf.reduce_sum(y**2)
         if not world.way.startswith("graph") and "dense" in self.names:
             total += tf.add_n(world.dense.losses)
