@@ -82,9 +82,14 @@ def line(job):
     return json.dumps(dict(case=name, capability=capability, tolerance=tolerance, errors=report))
 
 
+def takes(case):
+    """Whether these kernels take it: they do not know of segments, nor of tensors that end before the plan."""
+    return not case.segments and not case.missing
+
+
 def main(capability, names):
     tables = dict(numbers=cases.CASES, poison=cases.POISONED)
-    jobs = [(kind, name) for kind, table in tables.items() for name in table if not table[name].segments]
+    jobs = [(kind, name) for kind, table in tables.items() for name in table if takes(table[name])]
     if not names and capability < 75:
         names = [name for kind, name in jobs if tables[kind][name].dtype == "f16"]
     with tempfile.TemporaryDirectory() as folder:

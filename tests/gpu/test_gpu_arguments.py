@@ -11,6 +11,7 @@ from blocksparse.gpu import manifest
 
 KERNELS = Path(manifest.__file__).parent / "kernels"
 SHORT = "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c2-sm90"
+BOUNDED = SHORT.replace("-sm90", "-b1-sm90")
 LONG = "backward-bf16-d40-v128-m128-n64-g32-M128-N64-G32-o1-w1-s0-r1-c0-sm90"
 
 
@@ -32,15 +33,18 @@ def described():
 
 def parameters(launch, arguments):
     """As the kernels' own: groups in place of what they hold."""
-    grouped = {*arguments.Plan._fields, *arguments.Sizes._fields, *launch.constexprs}
+    grouped = {*arguments.Plan._fields, *arguments.BoundedSizes._fields, *launch.constexprs}
     single = [name for name in launch.signature if name not in grouped]
     return [*single, "plan", "sizes", "flags"]
 
 
 def test_every_argument_and_flag_is_described(arguments):
-    groups = {*arguments.Plan._fields, *arguments.Sizes._fields, *arguments.Flags._fields}
+    groups = {*arguments.Plan._fields, *arguments.BoundedSizes._fields, *arguments.Flags._fields}
     tensors = {
-        name for key in (SHORT, LONG) for launch in manifest.launches(key) for name in launch.signature
+        name
+        for key in (SHORT, BOUNDED, LONG)
+        for launch in manifest.launches(key)
+        for name in launch.signature
     }
     inside = {f"{side}_{part}" for side in ("HEAD", "VALUE") for part in ("DIM", "PAD")} | {
         "WIDE"
@@ -49,7 +53,7 @@ def test_every_argument_and_flag_is_described(arguments):
     assert not described() - (groups | tensors | {"dq", "dk", "dv", "count"})
 
 
-@pytest.mark.parametrize("key", [SHORT, LONG])
+@pytest.mark.parametrize("key", [SHORT, BOUNDED, LONG])
 def test_groups_hold_the_flat_list(arguments, key):
     for launch in manifest.launches(key):
         names = parameters(launch, arguments)
@@ -65,6 +69,7 @@ def test_groups_hold_the_flat_list(arguments, key):
             launch.constexprs["HEAD_DIM"],
             launch.constexprs["HEAD_PAD"],
             launch.constexprs["WIDE"],
+            key == BOUNDED,
         )
         assert list(constants.values()) == [*flags.QK, *flags.VO, *flags[2:]]
         assert {path[0] for path in constants} == {names.index("flags")}
