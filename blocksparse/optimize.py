@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from .ewops import filter_values
-from .tensors import TensorLike, as_float, as_float32
+from .tensors import TensorLike, as_float, as_float32, as_variable
 
 
 def clip_by_global_norm(
@@ -63,6 +63,10 @@ class _Optimizer(tf.compat.v1.train.Optimizer):
         super().__init__(False, name)
         self._rate, self._norm_scale, self._grad_scale = learning_rate, norm_scale, grad_scale
         self._filter = (saturate, zero_infs, zero_nans)
+
+    def apply_gradients(self, grads_and_vars: Iterable, global_step=None, name: str | None = None):
+        pairs = [(grad, as_variable(variable)) for grad, variable in grads_and_vars]
+        return super().apply_gradients(pairs, global_step, name)
 
     def _prepare(self) -> None:
         norm_scale = 1.0 if self._norm_scale is None else as_float32(self._call_if_callable(self._norm_scale))
@@ -282,7 +286,7 @@ class Ema:
     def apply(self, params: Sequence[tf.Variable]) -> tf.Operation | None:
         """Makes the averages when first called, and updates them after what tf.control_dependencies()
         holds."""
-        params = list(params)
+        params = list(map(as_variable, params))
         for param in params:
             if _key(param) not in self._averages:
                 self._averages[_key(param)] = self._make(param)
@@ -296,10 +300,10 @@ class Ema:
     def _make(self, param: tf.Variable) -> tf.Variable:
         half = self.fp16 == 2 or (self.fp16 and _is_cast(param))
         dtype = tf.float16 if half else tf.float32
-        if tf.executing_eagerly():
-            return tf.Variable(
-                tf.cast(param, dtype), trainable=False, name=f"{param.name[:-2]}/{self.name}/ema"
-            )
+        if _is_eager(param):
+            with tf.init_scope():
+                start, name = tf.cast(param, dtype), f"{param.name[:-2]}/{self.name}/ema"
+                return tf.Variable(start, trainable=False, name=name)
         with tf.init_scope(), tf.control_dependencies(None):
             known = tf.compat.v1.is_variable_initialized(param)
             start = tf.cond(known, param.read_value, lambda: param.initial_value)
@@ -309,6 +313,7 @@ class Ema:
     def average(self, param: TensorLike) -> tf.Variable | None:
         """The average of a parameter, or of the parameter that a tensor was cast from; None where there is
         none."""
+        param = as_variable(param)
         if isinstance(param, tf.Variable):
             return self._averages.get(_key(param))
         if not tf.is_tensor(param):
@@ -320,11 +325,14 @@ class Ema:
         return self._averages.get(param.ref())
 
 
+def _is_eager(param: tf.Variable) -> bool:
+    """Whether it lives outside of graphs, though it may be used in one, a tf.function."""
+    return not tf.is_symbolic_tensor(_source(param))
+
+
 def _key(param: tf.Variable) -> object:
     """What leads to the variable from a tensor read from it."""
-    if tf.executing_eagerly():
-        return param.ref()
-    return _source(param).ref()
+    return param.ref() if _is_eager(param) else _source(param).ref()
 
 
 def _source(param: tf.Variable) -> tf.Tensor:
@@ -332,7 +340,7 @@ def _source(param: tf.Variable) -> tf.Tensor:
 
 
 def _is_cast(param: tf.Variable) -> bool:
-    if tf.executing_eagerly():
+    if _is_eager(param):
         return False
     reads = [
         read.outputs[0] for read in _source(param).consumers() if read.type in ("Identity", "ReadVariableOp")

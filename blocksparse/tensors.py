@@ -86,6 +86,12 @@ def as_indices(name: str, x: TensorLike) -> tf.Tensor:
     return tf.cast(x, tf.int32 if x.dtype.max <= tf.int32.max else tf.int64)
 
 
+def as_variable(x: Any) -> Any:
+    """x; of a variable of Keras's the one of TensorFlow's that holds its value."""
+    value = getattr(x, "value", None)
+    return value if isinstance(value, tf.Variable) else x
+
+
 def check_rank(name: str, x: tf.Tensor, axes: str, rank: int) -> None:
     """Raises ValueError where x has not as many axes as the text `axes` describes."""
     if x.shape.rank not in (rank, None):

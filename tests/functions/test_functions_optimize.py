@@ -1,5 +1,6 @@
 """The optimizers, clipping and averages against NumPy, eagerly and in TensorFlow 1 graphs."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -179,13 +180,21 @@ def test_average_in_a_graph():
             np.testing.assert_allclose(session.run(ema.average(q)), [3.29], rtol=1e-6)
 
 
-def test_average_eagerly():
-    p = tf.Variable([1.0])
-    ema = bs.Ema(decay=0.9)
-    ema.apply([p])
+@pytest.mark.parametrize("make", [tf.Variable, keras.Variable], ids=["TensorFlow's", "Keras's"])
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "function"])
+def test_average_of_a_variable_outside_of_graphs(make, traced):
+    p, ema = make([1.0]), bs.Ema(decay=0.9)
+
+    def update():
+        ema.apply([p])
+
+    step = tf.function(update) if traced else update
+    step()
     p.assign([2.0])
-    ema.apply([p])
+    step()
     np.testing.assert_allclose(ema.average(p), [1.1], rtol=1e-6)
+    bs.AdamOptimizer(0.1).apply_gradients([(tf.ones([1]), p)])
+    np.testing.assert_allclose(tf.convert_to_tensor(p), [1.9], rtol=1e-4)
 
 
 def test_errors():
