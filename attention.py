@@ -172,7 +172,7 @@ def blocksparse_passes(
         check_positive("max_time", max_time)
         (first, order), *joined = passes_up_to(max_time, heads, modes, blocksize)
     else:
-        (first, order), *joined = passes(n_ctx, heads, modes, blocksize)
+        (first, order), *joined = passes(n_ctx or 1, heads, modes, blocksize)  # no plan has no rows
     return first, order, joined
 
 

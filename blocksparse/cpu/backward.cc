@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "attention.h"
 #include "bounds.h"
 #include "key_tile.h"
@@ -280,6 +282,14 @@ int64_t backward_workspace(const Shape& shape, const Plan& plan) {
 template <typename T>
 void attention_backward(const Shape& shape, const Plan& plan, const Inputs<T>& in, const Gradient<T>& gradient,
                         bool onto, float* workspace, const Parallel& parallel) {
+  if (shape.query_time == 0 || shape.key_time == 0) {  // a plan has rows, and these tensors none to read
+    if (onto) return;
+    const int64_t queries = shape.batch * shape.query_time * shape.heads, keys = shape.batch * shape.key_time;
+    std::fill_n(gradient.dq, queries * shape.head_dim, T(0));
+    std::fill_n(gradient.dk, keys * plan.key_heads * shape.head_dim, T(0));
+    std::fill_n(gradient.dv, keys * plan.key_heads * shape.value_dim, T(0));
+    return;
+  }
   const Backward<T> backward(shape, plan, in, gradient, onto, workspace);
   run_tasks(parallel, backward.tasks(), plan.key_heads, [&](const auto& take) { backward.run(take); });
   run_tasks(parallel, backward.adding_tasks(), 1, [&](const auto& take) {

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <limits>
+
 #include "attention.h"
 #include "bounds.h"
 #include "join.h"
@@ -148,6 +151,13 @@ class Forward {
 template <typename T>
 void attention_forward(const Shape& shape, const Plan& plan, const Inputs<T>& in, T* out, float* lse, bool onto,
                        const Parallel& parallel) {
+  if (shape.query_time == 0 || shape.key_time == 0) {  // a plan has rows, and these tensors none to read
+    if (onto) return;
+    const int64_t queries = shape.batch * shape.query_time * shape.heads;
+    std::fill_n(out, queries * shape.value_dim, T(0));
+    std::fill_n(lse, queries, -std::numeric_limits<float>::infinity());
+    return;
+  }
   const Forward<T> forward(shape, plan, in, out, lse, onto);
   run_tasks(parallel, forward.tasks(), kRun * shape.heads, [&](const auto& take) { forward.run(take); });
 }

@@ -161,3 +161,17 @@ def test_an_exported_graph_takes_every_length(tmp_path, causal):
         q, k, v, _ = draw(time)
         want = attention_impl(q, k, v, HEADS, **pattern)
         np.testing.assert_allclose(loaded.step(q, k, v), want, atol=2e-6)
+
+
+@pytest.mark.parametrize("jit", [None, False, True], ids=["eager", "function", "xla"])
+@pytest.mark.parametrize("name", ["all", "merged", "per head"])
+@pytest.mark.parametrize("known", [True, False])
+def test_no_positions_at_all(name, jit, known):
+    inputs = [tf.zeros([2, 0, HEADS * DIM])] * 4
+    pattern = dict(blocksize=8, max_time=40) | PATTERNS[name]
+    if known or jit:  # XLA knows every time when it compiles
+        step = lambda *x: run(*x, **pattern)  # noqa: E731
+        step = step if jit is None else tf.function(step, jit_compile=jit)
+    else:
+        step = tf.function(lambda *x: run(*x, **pattern), input_signature=UNKNOWN)
+    assert [x.shape.as_list() for x in step(*inputs)] == [[2, 0, HEADS * DIM]] * 4
