@@ -36,7 +36,7 @@ from blocksparse.transformer.passes import passes  # noqa: E402
 from sparse_attention import compare  # noqa: E402
 
 CAPABILITIES = (70, 75, 80, 86, 89, 90, 100, 120)
-NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
+DTYPES = ("f16", "bf16", "f32", "tf32")
 MODELS = ("enwik8", "enwik8_strided", "enwik8_dense", "cifar10", "imagenet64", "music_65536", "gcide_pocket")
 AT_ONCE = 16  # keys a compile process
 
@@ -58,7 +58,7 @@ def usual() -> Iterator[Usual]:
         pattern = dict(local_attn_ctx=None, num_verts=None, vertsize=None) | sizes
         modes = head_modes(attn_mode, table.heads, pattern.pop("local_attn_ctx"), table.blocksize, **pattern)
         dims = (table.n_embd // table.heads,) * 2
-        yield Usual(table.heads, table.n_ctx, table.blocksize, tuple(modes), dims, tuple(NAMES))
+        yield Usual(table.heads, table.n_ctx, table.blocksize, tuple(modes), dims, DTYPES)
     for config in map(load, MODELS):
         for attn_mode in config.layer_modes:
             sizes = (config.local_attn_ctx, config.blocksize, config.num_verts, config.vertsize)
@@ -78,7 +78,7 @@ def keys(attention: Usual, capability: int) -> Iterator[str]:
             if cuda.serves(capability) and dtype == "tf32":
                 continue
             dims = attention.dims
-            tiles = tuning.choose(NAMES[dtype], *dims, attention.blocksize, work, capability, reordered)
+            tiles = tuning.choose(dtype, *dims, attention.blocksize, work, capability, reordered)
             plan = make_plan(bst.active, order, attention.heads, *tiles)
             for op in ("forward", "backward"):
                 yield str(key_of(plan, op, dtype, *dims, capability=capability, joined=number > 0))
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder that gets the wheel")
     parser.add_argument("--capabilities", nargs="*", type=int, default=CAPABILITIES, help="ten times each")
     args = parser.parse_args()
+    args.out = args.out.resolve()  # commands below run in other folders
     args.out.mkdir(parents=True, exist_ok=True)
     clone = args.out / "source"
     shutil.rmtree(clone, ignore_errors=True)
