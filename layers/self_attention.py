@@ -244,8 +244,7 @@ class SparseSelfAttention(keras.layers.Layer):
             "sees": _saved(self.sees),
         }
         maps = [self.query, self.key, self.value, self.project] if self.built else []
-        quantized = {layer.name: layer.get_config() for layer in maps if layer.quantization_mode}
-        return config | ({"maps": quantized} if quantized else {})
+        return config | ({"maps": found} if (found := quantized(maps)) else {})
 
     @classmethod
     def from_config(cls, config):
@@ -281,6 +280,11 @@ def _transformer(
     sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int
 ) -> BlocksparseTransformer:
     return of_any_time(sees, n_ctx, max_time, heads, blocksize)
+
+
+def quantized(maps: Sequence[keras.layers.Dense]) -> dict[str, dict]:
+    """The configurations of those linear maps that were quantized, by their names: with these they are made again."""
+    return {layer.name: layer.get_config() for layer in maps if layer.quantization_mode}
 
 
 def _check_hash(sees) -> None:

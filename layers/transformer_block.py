@@ -18,7 +18,7 @@ from .dropout import dropout as drop
 from .dropout import dropout_keys
 from .masks import layer_segments, refuse_attention_mask
 from .rows import gelu
-from .self_attention import SparseSelfAttention, load_predicates
+from .self_attention import SparseSelfAttention, load_predicates, quantized
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -205,10 +205,8 @@ class SparseTransformerBlock(keras.layers.Layer):
         inner = self.attention.get_config()
         for name in ("name", "trainable", "dtype", "use_bias", "bias_initializer"):
             inner.pop(name, None)
-        own = [self.expand, self.contract] if self.built else []
-        quantized = {layer.name: layer.get_config() for layer in own if layer.quantization_mode}
-        if quantized:
-            inner["maps"] = inner.get("maps", {}) | quantized
+        if self.built and (found := quantized([self.expand, self.contract])):
+            inner["maps"] = inner.get("maps", {}) | found
         return {**super().get_config(), **inner, **{name: getattr(self, name) for name in names}}
 
     @classmethod

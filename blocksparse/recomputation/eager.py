@@ -22,6 +22,7 @@ from tensorflow.python.eager import forwardprop_util, record, tape
 from tensorflow.python.framework import op_callbacks
 
 from . import kinds
+from .arguments import tensors, with_own
 from .attach import NO_SECOND, NoSecondDerivative, has_gradient, once
 from .inner_tapes import is_watched, unrecorded
 from .signs import Signs, compare, compare_structures, different, outline
@@ -45,13 +46,13 @@ class _First:
         self.drawn: list[list[tf.Tensor]] = []
         self.born: list[tuple[weakref.ref, int]] = []
         self.start = tf.constant(0)._id
-        for number, x in enumerate(_tensors(args)):
+        for number, x in enumerate(tensors(args)):
             self.signs.of.setdefault(x._id, hash(("argument", number)))
             self._take(x)
         with unrecorded(), record.VariableWatcher() as watcher, watched(self.see):
             self.result = function(*args[0], **args[1])
         self.outline = outline(self.result)
-        self.results = [self.sign(y) for y in _tensors(self.result)]
+        self.results = [self.sign(y) for y in tensors(self.result)]
         self._find_sources(watcher.watched_variables())
         moved = [x for x in self.outside.values() if has_gradient(x) or variable_dtype(x) is not None]
         if any(map(_tangents, moved)):
@@ -130,23 +131,16 @@ class _First:
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(self.sources)
             with self.state.again(reuse=False), watched(second.see):
-                result = self.repeat()
+                args, kwargs = with_own(self.args, self.own)
+                result = self.function(*args, **kwargs)
         if second.overtaken is not None:
             raise second.overtaken
         compare_structures(self.outline, outline(result))
-        results = [second.sign(y) for y in _tensors(result)]
+        results = [second.sign(y) for y in tensors(result)]
         found = [second.found.get(sign) for sign in signs]
         compare(self.signs, second.signs, [*zip(self.results, results)], complete=None not in found)
         grads = inner.gradient(found, self.sources, output_gradients=list(dys))
         return once(grads, [*dys, *self.sources])
-
-    def repeat(self) -> Any:
-        """function of the arguments as they were; one that holds no tensors stays the caller's own object."""
-        (own_args, own_kwargs), (args, kwargs) = self.own, self.args
-        args = [x if _tensors(x) else own for x, own in zip(args, own_args)]
-        return self.function(
-            *args, **{name: x if _tensors(x) else own_kwargs[name] for name, x in kwargs.items()}
-        )
 
 
 class _Second:
@@ -275,10 +269,6 @@ def constant_sign(x: tf.Tensor) -> int:
     values = x.numpy()
     data = repr(values.tolist()).encode() if x.dtype == tf.string else values.tobytes()
     return hash((x.dtype.name, tuple(x.shape), zlib.crc32(data), len(data)))
-
-
-def _tensors(result: Any) -> list[tf.Tensor]:
-    return [y for y in tf.nest.flatten(result, expand_composites=True) if isinstance(y, tf.Tensor)]
 
 
 def _describe(kind: str | bytes, attrs: tuple, refuse: bool) -> tuple[str, Any]:

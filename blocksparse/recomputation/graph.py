@@ -23,6 +23,7 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from . import kinds
+from .arguments import tensors, with_own
 from .attach import attach, has_gradient, once
 from .eager import watched
 from .signs import compare, compare_structures, different, outline
@@ -51,9 +52,9 @@ class _First:
         self.trace = Trace(graph, before, self.inputs)
         self.trace.check(makes_variables)
         self.outline = outline(self.result)
-        self.results = [self.trace.sign(y) for y in _tensors(self.result)]
+        self.results = [self.trace.sign(y) for y in tensors(self.result)]
         self.draws = self.trace.draws
-        leaves = self.trace.leaves([y for y in _tensors(self.result) if has_gradient(y)])
+        leaves = self.trace.leaves([y for y in tensors(self.result) if has_gradient(y)])
         self.reads = self.trace.reads()
         self.variables = {key: x for key, x in leaves.items() if variable_dtype(x) is not None}
         self.values = {key: value_of(origin(x)) for key, x in self.variables.items()}
@@ -65,11 +66,7 @@ class _First:
         filled = list(self.flat)
         for place, tensor in zip(self.places, inputs):
             filled[place] = tensor
-        args, kwargs = tf.nest.pack_sequence_as(self.args, filled, expand_composites=True)
-        # An argument that holds no tensors stays the caller's own object: the function may fill a list.
-        own_args, own_kwargs = self.own
-        args = [x if _tensors(x) else own for x, own in zip(args, own_args)]
-        kwargs = {name: x if _tensors(x) else own_kwargs[name] for name, x in kwargs.items()}
+        args, kwargs = with_own(tf.nest.pack_sequence_as(self.args, filled, expand_composites=True), self.own)
         return self.function(*args, **kwargs)
 
     def attached(self) -> Any:
@@ -146,9 +143,9 @@ class _Second:
         with first.state.again(first.makes_variables), watched(self._give):
             result = first.run(inputs)
         trace = Trace(self.graph, before, inputs, first.trace, first.inputs)
-        ys = [y for y in _tensors(result) if has_gradient(y)]
+        ys = [y for y in tensors(result) if has_gradient(y)]
         compare_structures(first.outline, outline(result))
-        results = [trace.sign(y) for y in _tensors(result)]
+        results = [trace.sign(y) for y in tensors(result)]
         compare(first.trace.signs, trace.signs, [*zip(first.results, results)])
         return self._gradients([ys[place] for place in self.given], list(rest), inputs, own)
 
@@ -237,7 +234,3 @@ def _name(handle: tf.Tensor, graph: tf.Graph) -> str:
     variables = [*getattr(graph, "variables", ()), *getattr(graph, "_watched_variables", ())]
     known = [variable.name for variable in variables if variable.handle is handle]
     return known[0] if known else handle.op.name if tf.is_symbolic_tensor(handle) else "without a name"
-
-
-def _tensors(result: Any) -> list[tf.Tensor]:
-    return [y for y in tf.nest.flatten(result, expand_composites=True) if isinstance(y, tf.Tensor)]

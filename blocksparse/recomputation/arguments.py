@@ -1,0 +1,23 @@
+"""The arguments of a call, as the run that repeats it gets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def tensors(structure: Any) -> list[tf.Tensor]:
+    """All tensors of something nested, those of ragged and sparse ones included."""
+    return [x for x in tf.nest.flatten(structure, expand_composites=True) if isinstance(x, tf.Tensor)]
+
+
+def with_own(kept: Any, own: Any) -> tuple[list, dict]:
+    """kept, both (positional ones, keywords), but the caller's own object for an argument that holds no tensors: the
+    function may fill a list.
+    """
+    (args, kwargs), (own_args, own_kwargs) = kept, own
+    return (
+        [x if tensors(x) else mine for x, mine in zip(args, own_args)],
+        {name: x if tensors(x) else own_kwargs[name] for name, x in kwargs.items()},
+    )
