@@ -210,15 +210,16 @@ def dropout(
                 f"mask_shape is {list(mask_shape)}, but x is {wanted}: each size must be x's or 1"
             )
     shape = tf.shape(x) if not mask_shape else tf.constant(list(mask_shape))
-    mask = draw_seed() if mask is None else _checked_mask(mask, shape)
+    entries = math.prod(mask_shape) if mask_shape else x.shape.num_elements()
+    mask = draw_seed() if mask is None else _checked_mask(mask, entries)
     with tf.name_scope("Dropout"):
         keep = _unpack(mask, shape) if mask.dtype == tf.int32 else _drawn(mask, shape, keep_prob)
         y = tf.where(keep, same_float32(tf.divide, x, as_float32(keep_prob)), tf.zeros_like(x))
     return y, mask
 
 
-def _checked_mask(mask: TensorLike, shape: tf.Tensor) -> tf.Tensor:
-    """A seed or packed words. Raises ValueError and TypeError for anything else."""
+def _checked_mask(mask: TensorLike, entries: int | None) -> tf.Tensor:
+    """A seed, or packed words of so many entries. Raises ValueError and TypeError for anything else."""
     mask = tf.convert_to_tensor(mask)
     if mask.dtype not in (tf.int32, tf.int64):
         raise TypeError(
@@ -230,8 +231,10 @@ def _checked_mask(mask: TensorLike, shape: tf.Tensor) -> tf.Tensor:
                 f"mask is int64 {mask.shape}; the seed that dropout returned is [2], packed bits int32"
             )
         return mask
-    entries, words = tf.get_static_value(tf.reduce_prod(shape)), mask.shape.num_elements()
-    if mask.shape.rank not in (1, None) or (None not in (entries, words) and 32 * words < entries):
+    words = mask.shape.num_elements()
+    if mask.shape.rank not in (1, None):
+        raise ValueError(f"mask is int32 {mask.shape}; packed bits have one axis: give the words so")
+    if None not in (entries, words) and 32 * words < entries:
         raise ValueError(
             f"mask is int32 {mask.shape}; {entries} entries want [{-(-entries // 32)}] words or more"
         )
