@@ -124,6 +124,8 @@ class _Second:
         graph.inputs = [x for x in graph.inputs if x.op in needed]
         operations = [op for op in graph.get_operations() if op in needed]
         graph.get_operations = lambda: operations
+        # What follows this call, as updates of variables do, waits for these alone once the call is inlined.
+        graph.control_outputs = [op for op in operations if op.op_def.is_stateful]
         captured = {origin(outer).ref() for outer, inner in graph.captures if inner.op in needed}
         self.read = [key for key in self.first.variables if key in captured]
         function = ConcreteFunction.from_func_graph(graph, None, {}).inference_fn
@@ -139,6 +141,9 @@ class _Second:
         self.kept = iter([[next(rest) for _ in draw] for draw in first.draws])
         self.graph = tf.compat.v1.get_default_graph()
         self.graph._blocksparse_replaced = self.replaced = Replaced()
+        # Branches and bodies inside: whether they end only when their reads have, as those of the first run do.
+        ordered = getattr(self.first.trace.graph, "_add_control_dependencies", False)
+        self.graph._add_control_dependencies = ordered
         before = len(self.graph.get_operations())
         with first.state.again(first.makes_variables), watched(self._give):
             result = first.run(inputs)

@@ -207,3 +207,58 @@ def test_arguments_are_those_of_the_call(traced):
 def test_a_function_with_an_argument_named_recompute_is_refused(decorate):
     with pytest.raises(TypeError, match=r"has an argument named recompute.*rename the function's own"):
         decorate(lambda x, recompute=False: x)
+
+
+def slowly(h):
+    """Products that take some hundredths of a second: whoever does not wait for them is far ahead."""
+    big = tf.fill([600, 600], tf.reduce_mean(h) / 600)
+    for _ in range(6):
+        big = tf.tanh(big @ big + 0.01)
+    return big
+
+
+def product(h, w):
+    with tf.control_dependencies([slowly(h)]):
+        return h @ w
+
+
+IN_A_CONDITION = {
+    "cond": lambda h, w: tf.cond(tf.reduce_sum(h) > -1e3, lambda: product(h, w), lambda: h),
+    "case": lambda h, w: tf.switch_case(tf.size(h) // 16, [lambda: h, lambda: product(h, w)]),
+    "cond in cond": lambda h, w: tf.cond(
+        tf.reduce_sum(h) > -1e3, lambda: IN_A_CONDITION["cond"](h, w), lambda: h
+    ),
+    "function": lambda h, w: tf.function(lambda h: product(h, w), autograph=False)(h),
+    "function in cond": lambda h, w: tf.cond(
+        tf.reduce_sum(h) > -1e3, lambda: IN_A_CONDITION["function"](h, w), lambda: h
+    ),
+    "loop": lambda h, w: tf.while_loop(
+        lambda i, h: i < 2, lambda i, h: (i + 1, product(h, w)), (0, h), maximum_iterations=2
+    )[1],
+}
+
+
+@pytest.mark.parametrize("looped", [False, True], ids=["function", "loop"])
+@pytest.mark.parametrize("kind", IN_A_CONDITION)
+def test_an_update_waits_for_what_the_second_run_reads_inside(kind, looped):
+    def trained(recompute):
+        w, x = tf.Variable(W), tf.constant(X)
+        f = sparse_attention.recomputable(lambda h: IN_A_CONDITION[kind](tf.nn.softmax(h) * h, w))
+
+        def step(i, h):
+            with tf.GradientTape() as tape:
+                tape.watch(h)
+                loss = tf.reduce_sum(f(h, recompute=recompute) ** 2)
+            dh, dw = tape.gradient(loss, [h, w])
+            w.assign_sub(0.5 * dw)
+            return i + 1, h - 0.5 * dh
+
+        @tf.function(autograph=False)
+        def run():
+            if not looped:
+                return step(0, x)[1]
+            return tf.while_loop(lambda i, _: i < 2, step, (0, x), parallel_iterations=1)[1]
+
+        return [run().numpy(), w.numpy()]
+
+    close(trained(True), trained(False))
