@@ -152,16 +152,17 @@ def model_scaling(result: dict):
         counts = sorted({row["gpus"] for row in here})
         axes.plot(counts, counts, ":", color="0.3", lw=1, label="as many times as GPUs")
         for (way, words), colour in zip(WAYS.items(), (HERE, FLASH), strict=True):
+            size = 11 if way == "mirrored" else 5  # both show where they agree
             for batch, style in (("the same batch a GPU", "o-"), ("the same batch in all", "s--")):
                 times = times_one_gpu([r for r in here if r["way"] in ("one", way)], weak="a GPU" in batch)
                 if len(times) > 1:
-                    axes.plot(*zip(*times), style, color=colour, label=f"{words}, {batch}")
+                    axes.plot(*zip(*times), style, color=colour, ms=size, label=f"{words}, {batch}")
         axes.set_xticks(counts, list(map(str, counts)))
         axes.set(xlabel="GPUs", title=model)
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0, 0].set_ylabel("times one GPU's sequences a second")
-    figure.suptitle(f"Training steps of whole models, float16, GPUs of one machine: {result['machine']}")
+    figure.suptitle(f"Training steps of whole models, float16, GPUs of one machine\n{result['machine']}")
     return figure
 
 
