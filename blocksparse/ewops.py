@@ -103,7 +103,8 @@ def bias_relu(
         raise ValueError("relu and fast_gelu are both set, but the activation is one of them: clear one")
     x, b = as_float("x", x), as_float("b", b)
     if b.shape.rank == 1 and axis != -1:
-        b = tf.reshape(b, [-1] + [1] * (x.shape.rank - 1 - check_axis(axis, x)))
+        axis = check_axis(axis, x)
+        b = tf.reshape(b, [-1] + [1] * (x.shape.rank - 1 - axis))
     if not _check_broadcast("b", b, "x", x).is_compatible_with(x.shape):
         raise ValueError(f"b is {b.shape}, but x is {x.shape}; b has to broadcast to x, not x to b")
     activation = tf.nn.relu if relu else (lambda y: tf.nn.silu(y, 1.702)) if fast_gelu else tf.identity
@@ -204,11 +205,12 @@ def dropout(
     if isinstance(keep_prob, (int, float)) and not 0 < keep_prob <= 1:
         raise ValueError(f"keep_prob is {keep_prob}; it has to lie above 0 and be at most 1")
     if mask_shape:
-        wanted = x.shape.as_list()
-        if len(mask_shape) != len(wanted) or any(m not in (1, n) for m, n in zip(mask_shape, wanted)):
+        wanted = [None if m == 1 else m for m in mask_shape]
+        if not x.shape.is_compatible_with(wanted):
             raise ValueError(
-                f"mask_shape is {list(mask_shape)}, but x is {wanted}: each size must be x's or 1"
+                f"mask_shape is {list(mask_shape)}, but x is {x.shape.as_list()}: each size must be x's or 1"
             )
+        x = tf.ensure_shape(x, wanted)  # sizes that are known only when the graph runs
     shape = tf.shape(x) if not mask_shape else tf.constant(list(mask_shape))
     entries = math.prod(mask_shape) if mask_shape else x.shape.num_elements()
     mask = draw_seed() if mask is None else _checked_mask(mask, entries)

@@ -99,8 +99,12 @@ def check_rank(name: str, x: tf.Tensor, axes: str, rank: int) -> None:
 
 
 def check_axis(axis: int, x: tf.Tensor) -> int:
-    """axis counted from the front. Raises ValueError where x has none of that number."""
+    """axis counted from the front. Raises ValueError where x has none of that number, or no known rank."""
     rank = x.shape.rank
+    if rank is None:
+        raise ValueError(
+            f"axis is {axis}, but x has no known rank to count it in: give x one, tf.ensure_shape(x, [None, ...])"
+        )
     if not -rank <= axis < rank:
         raise ValueError(f"axis is {axis}, but x is {x.shape}: axis lies in {-rank} .. {rank - 1}")
     return axis % rank

@@ -42,6 +42,26 @@ def test_dropout_mask_shape(shape):
         bs.dropout(ONES, keep_prob=0.5, mask_shape=[2, 48])
 
 
+@pytest.mark.parametrize("known", [None, [None, 48]])
+def test_dropout_mask_shape_of_sizes_that_are_known_when_the_graph_runs(known):
+    drop = tf.function(
+        lambda x: bs.dropout(x, 0.5, mask_shape=[64, 1])[0],
+        input_signature=[tf.TensorSpec(known, tf.float32)],
+    )
+    y = drop(ONES).numpy()
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1], y.shape))
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="64"):
+        drop(tf.ones([1, 48]))
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: bs.layer_norm(x, [1.0], [0.0]), lambda x: bs.bias_relu(x, [1.0], axis=1)]
+)
+def test_an_axis_of_a_tensor_without_a_known_rank(call):
+    with pytest.raises(ValueError, match=r"axis is 1, but x has no known rank.*tf.ensure_shape"):
+        tf.function(call, input_signature=[tf.TensorSpec(None, tf.float32)])(ONES)
+
+
 def test_dropout_with_packed_bits():
     kept = np.random.RandomState(0).randint(0, 2, 70).astype(bool)
     bits = np.zeros(96, bool)
