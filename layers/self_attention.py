@@ -77,6 +77,7 @@ class SparseSelfAttention(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         heads = _one_of("heads", heads, "num_heads", num_heads)
         if key_dim is not None:
             check_positive("key_dim", key_dim)

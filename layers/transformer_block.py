@@ -69,6 +69,7 @@ class SparseTransformerBlock(keras.layers.Layer):
     ):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
         self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
         if not 0 <= dropout < 1:

@@ -368,3 +368,10 @@ def test_a_predicate_that_can_change_is_refused():
 
     with pytest.raises(TypeError, match=r"sees is .*Within\(reach=4\), which can change and has no hash"):
         SparseSelfAttention(2, blocksize=8, sees=Within(4))
+
+
+@pytest.mark.parametrize("layer", [SparseSelfAttention, SparseTransformerBlock])
+@pytest.mark.parametrize("shape", [[64, 32], [2, 3, 64, 32]])
+def test_tensors_of_two_or_four_axes_are_refused(layer, shape):
+    with pytest.raises(ValueError, match=f"expected ndim=3, found ndim={len(shape)}"):
+        layer(4)(tf.ones(shape))
