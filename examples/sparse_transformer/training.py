@@ -27,6 +27,8 @@ from .stopping import Stopping
 from .trainer import Trainer, make_strategy
 from .watchdog import Watchdog
 
+SKIPS = 40  # steps in a row: they halve a loss scale of 2^15 to 2^-25, which no finite gradient needs
+
 
 class Stop(ValueError):
     """Training cannot go on; the message says why."""
@@ -136,7 +138,7 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
             lambda context: pipeline(job.sources["train"], settings, start, context)
         )
     )
-    stopping.patient = True
+    stopping.patient, skipped = True, 0
     with tqdm(
         total=settings.steps, initial=start, unit="step", desc=settings.name, disable=not writer
     ) as bar:
@@ -146,7 +148,8 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
             began = time.perf_counter()
             bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
             seconds = time.perf_counter() - began
-            _check(step, bits, norm, settings.precision == "mixed_float16")
+            skipped = 0 if math.isfinite(norm) else skipped + 1
+            _check(step, bits, norm, skipped, SKIPS if settings.precision == "mixed_float16" else 1)
             _show(bar, step - start, bits, seconds, settings)
             stops = _stops(job, trainer)
             if writer:
@@ -181,11 +184,14 @@ def _stop(job: Job, done: int) -> None:
     sys.exit(128 + (number or signal.SIGTERM))
 
 
-def _check(step: int, bits: float, norm: float, scaled: bool) -> None:
-    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved."""
-    if not math.isfinite(bits) or not (scaled or math.isfinite(norm)):
+def _check(step: int, bits: float, norm: float, skipped: int, most: int) -> None:
+    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved. Not so `most`
+    times in a row: then no weight would ever change again.
+    """
+    if not math.isfinite(bits) or skipped >= most:
+        row = f", as in {skipped - 1} steps before it" if skipped > 1 else ""
         raise Stop(
-            f"the loss is {bits} and its gradient's norm {norm} at step {step}; try a lower learning_rate"
+            f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate"
         )
 
 

@@ -106,6 +106,22 @@ def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
     assert all(np.isfinite(array).all() for array in arrays(tmp_path).values())
 
 
+def test_a_gradient_that_is_never_a_number_stops(tmp_path, monkeypatch):
+    inner = training.Trainer._gradients
+
+    def poisoned(self, tokens, step):
+        loss, gradients = inner(self, tokens, step)
+        return loss, [np.nan * dw for dw in gradients]
+
+    monkeypatch.setattr(training.Trainer, "_gradients", poisoned)
+    monkeypatch.setattr(training, "SKIPS", 5)
+    bad = train_command(tmp_path, 20, "precision=mixed_float16", "checkpoint_every=20")
+    with pytest.raises(
+        SystemExit, match="its gradient's norm nan at step 4, as in 4 steps before it; try a lower"
+    ):
+        call(monkeypatch, train, *bad[1:])
+
+
 def test_another_configuration_is_refused(unbroken):
     settings = runs.read_config(unbroken)
     runs.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
