@@ -17,6 +17,8 @@ namespace {
 
 using Symbols = std::array<int64_t, kSymbolCount>;
 
+constexpr int kTriton = 80;  // TRITON of gpu/cuda: ten times the first compute capability whose kernels are Triton's
+
 int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] == 0 ? kHeads : kKeyHeads]; }
 
 Symbols symbols_of(const Call& call, const Device& device) {
@@ -165,9 +167,10 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   const auto run_one = [&](const Call& one) {
     return run_in_context(**driver, one, *device, scope.context(), stream, allocate);
   };
-  // Kernels that end where the tensors do (keys with -b1) are right in Triton's interpreter and have run on no GPU yet,
-  // and those in CUDA C++ know nothing of such tensors: till then, copies that fill the plan.
-  const absl::Status status = !fills_plan(call) ? run_padded(**driver, call, stream, allocate, run_one) : run_one(call);
+  // Triton's kernels end where the tensors do (keys with -b1). Those in CUDA C++ read every row of the plan, so that
+  // tensors with fewer become copies that fill it.
+  const bool ends_with_tensors = fills_plan(call) || device->capability >= kTriton;
+  const absl::Status status = ends_with_tensors ? run_one(call) : run_padded(**driver, call, stream, allocate, run_one);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }
