@@ -1,20 +1,22 @@
 """Builds a wheel that needs no compiler: the ops for x86-64-v2 to v4, XLA's, and the GPU kernels of usual attentions.
 
-    python .ci/wheels.py OUT [--capabilities 70 75 80 86 89 90 100 120]
+    python .ci/wheels.py OUT [--capabilities 70 75 80 90 100 120]
 
 For the TensorFlow of this environment, which the wheel wants, and for any Python. Usual are the table of attention.py
-in every dtype and the models of examples/ in half precision; what is not among them is compiled where it is needed, if
-Triton is there. Wants g++, Triton and NVRTC 12.
+and the notebook's attention in every dtype, and the models of examples/ in half precision; what is not among them is
+compiled where it is needed, if Triton is there. Wants g++, Triton and NVRTC 12, and a checkout without changes: what is
+built is packed with the files of the last commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +37,11 @@ from blocksparse.plan.modes import head_modes  # noqa: E402
 from blocksparse.transformer.passes import passes  # noqa: E402
 from sparse_attention import compare  # noqa: E402
 
-CAPABILITIES = (70, 75, 80, 86, 89, 90, 100, 120)
+CAPABILITIES = (70, 75, 80, 90, 100, 120)  # 8.6 to 8.9 take the kernels of 8.0, see gpu/launcher/compiler.cc
 DTYPES = ("f16", "bf16", "f32", "tf32")
 MODELS = ("enwik8", "enwik8_strided", "enwik8_dense", "cifar10", "imagenet64", "music_65536", "gcide_pocket")
 AT_ONCE = 16  # keys a compile process
+MOST_BYTES = 40e6  # of the wheel
 
 
 class Usual(NamedTuple):
@@ -59,6 +62,8 @@ def usual() -> Iterator[Usual]:
         modes = head_modes(attn_mode, table.heads, pattern.pop("local_attn_ctx"), table.blocksize, **pattern)
         dims = (table.n_embd // table.heads,) * 2
         yield Usual(table.heads, table.n_ctx, table.blocksize, tuple(modes), dims, DTYPES)
+    notebook = dict(local_attn_ctx=64, blocksize=16, num_verts=4, vertsize=1)
+    yield Usual(4, 256, 16, tuple(head_modes("fixed", 4, **notebook)), (32, 32), DTYPES)
     for config in map(load, MODELS):
         for attn_mode in config.layer_modes:
             sizes = (config.local_attn_ctx, config.blocksize, config.num_verts, config.vertsize)
@@ -74,26 +79,46 @@ def keys(attention: Usual, capability: int) -> Iterator[str]:
         passes(attention.n_ctx, attention.heads, attention.modes, attention.blocksize)
     ):
         work, reordered = Attention(bst.active).work, set(order) != {1}
+        plan = functools.cache(functools.partial(make_plan, bst.active, order, attention.heads))
         for dtype in attention.dtypes:
             if cuda.serves(capability) and dtype == "tf32":
                 continue
             dims = attention.dims
             tiles = tuning.choose(dtype, *dims, attention.blocksize, work, capability, reordered)
-            plan = make_plan(bst.active, order, attention.heads, *tiles)
             for op in ("forward", "backward"):
-                yield str(key_of(plan, op, dtype, *dims, capability=capability, joined=number > 0))
+                yield str(key_of(plan(*tiles), op, dtype, *dims, capability=capability, joined=number > 0))
+
+
+def keys_of(capabilities: Iterable[int]) -> list[str]:
+    """The keys of all usual attentions."""
+    return sorted({key for each in usual() for capability in capabilities for key in keys(each, capability)})
 
 
 def compile_kernels(names: list[str], folder: Path) -> None:
-    """Compile what compiles here, and say what does not."""
+    """Compile what compiles here, and say what does not.
+
+    Without the lines of their sources and their PTX, which profilers show, kernels take a third.
+    """
+    lean = os.environ | dict(TRITON_DISABLE_LINE_INFO="1")
     program = [sys.executable, str(ROOT / "blocksparse" / "gpu" / "compile.py"), "--out", str(folder)]
     for begin in range(0, len(names), AT_ONCE):
-        subprocess.run([*program, *names[begin : begin + AT_ONCE]])
+        subprocess.run([*program, *names[begin : begin + AT_ONCE]], env=lean)
     made = [name for name in names if (folder / name / "manifest").exists()]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{len(made)} of {len(names)} keys of GPU kernels, {size / 1e6:.1f} MB", flush=True)
     if not made:
         sys.exit("no GPU kernel was compiled")
+
+
+def refuse_changes() -> None:
+    """Built from this folder, packed from a clone: with changes that are not committed, one would not fit the other."""
+    status = ["git", "-C", str(ROOT), "status", "--porcelain"]
+    changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout.splitlines()
+    if changed:
+        sys.exit(
+            f"{ROOT} has changes that are not committed ({changed[0].strip()}{' ...' if changed[1:] else ''}): the wheel "
+            "would hold the last commit's files beside libraries and kernels of other sources. Commit, stash or remove them."
+        )
 
 
 def main() -> None:
@@ -103,6 +128,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder that gets the wheel")
     parser.add_argument("--capabilities", nargs="*", type=int, default=CAPABILITIES, help="ten times each")
     args = parser.parse_args()
+    refuse_changes()
     args.out = args.out.resolve()  # commands below run in other folders
     args.out.mkdir(parents=True, exist_ok=True)
     clone = args.out / "source"
@@ -113,14 +139,15 @@ def main() -> None:
         [sys.executable, "-m", "blocksparse.build", "--portable", prebuilt], check=True, cwd=args.out
     )
     if args.capabilities:
-        names = sorted({name for each in usual() for cap in args.capabilities for name in keys(each, cap)})
-        compile_kernels(names, prebuilt / f"kernels-{source_hash()}")
+        compile_kernels(keys_of(args.capabilities), prebuilt / f"kernels-{source_hash()}")
     (prebuilt / "tensorflow").write_text(tf.__version__)  # setup.py reads it
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", args.out, clone], check=True)
     shutil.rmtree(clone)
     for wheel in args.out.glob("*.whl"):
         print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")
+        if wheel.stat().st_size > MOST_BYTES:
+            sys.exit(f"that is more than {MOST_BYTES / 1e6:.0f} MB: cut the list of usual attentions")
 
 
 if __name__ == "__main__":

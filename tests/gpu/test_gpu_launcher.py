@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from blocksparse.gpu import manifest
+from blocksparse.gpu import manifest, tuning
 from blocksparse.gpu.cuda import nvrtc
 from blocksparse.gpu.key import parse
 from blocksparse.native import cache, cuda, devices
@@ -191,6 +191,19 @@ def test_a_shipped_kernel_comes_first(compiler, tmp_path):
         (tmp_path / name / "key" / "manifest").touch()
     compiler(WRITES, (tmp_path / "shipped", tmp_path / "cache"))
     assert compiler.folder("key") == str(tmp_path / "shipped" / "key")
+
+
+@pytest.mark.parametrize("capability, serves", [(86, True), (89, True), (75, False), (90, False)])
+def test_kernels_of_8_0_serve_what_is_left_of_its_generation(compiler, tmp_path, capability, serves):
+    for name in ("forward-sm80", "forward-sm89/empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "forward-sm80" / "manifest").touch()
+    compiler(None)
+    answer = compiler.folder(f"forward-sm{capability}")
+    assert answer == str(tmp_path / "forward-sm80") if serves else "no compiled kernel" in answer
+    assert (tuning.table(capability) == tuning.table(80)) == serves
+    compiler(WRITES)
+    assert compiler.folder(f"backward-sm{capability}") == str(tmp_path / f"backward-sm{capability}")
 
 
 @pytest.mark.parametrize("part", ["", "key", "key/manifest"])

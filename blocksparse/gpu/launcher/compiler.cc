@@ -80,6 +80,14 @@ std::string find(const CompilerSettings& settings, const std::string& key, std::
   return "";
 }
 
+// The key whose machine code runs on the GPU of `key` as well, or nothing: GPUs of 8.1 to 8.9 run what was compiled for
+// 8.0, from the same table of launches. What Triton compiles from 9.0 on runs on its own generation alone.
+std::string stand_in(const std::string& key) {
+  const size_t at = key.rfind("-sm8");
+  if (at == std::string::npos || at + 5 != key.size() || key.back() == '0') return "";
+  return key.substr(0, key.size() - 1) + "0";
+}
+
 absl::Status no_compiler(const CompilerSettings& settings, const std::string& key, const std::string& refused,
                          absl::string_view why) {
   return absl::NotFoundError(absl::StrCat(
@@ -90,6 +98,8 @@ absl::Status no_compiler(const CompilerSettings& settings, const std::string& ke
 
 absl::StatusOr<std::string> find_or_compile(const CompilerSettings& settings, const std::string& key) {
   std::string refused, found = find(settings, key, &refused);
+  const std::string other = stand_in(key);
+  if (found.empty() && !other.empty()) found = find(settings, other, &refused);
   if (!found.empty()) return found;
   if (settings.command.empty()) {
     return no_compiler(settings, key, refused, "no compiler is set (pip install 'triton>=3.6,<3.10')");

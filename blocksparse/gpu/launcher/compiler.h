@@ -1,6 +1,6 @@
 // Finds the compiled kernels of a key: in the read-only folders, then in the user's cache, else by running the compile
 // process. A key names everything a kernel's code depends on, such as
-// forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90.
+// forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c0-sm90. Kernels of 8.0 also serve the GPUs of 8.1 to 8.9.
 #pragma once
 
 #include <future>

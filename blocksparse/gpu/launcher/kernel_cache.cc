@@ -66,7 +66,8 @@ absl::StatusOr<std::shared_ptr<const Kernels>> load_kernels(const Driver& driver
   if (!text.ok()) return text.status();
   auto kernels = std::make_shared<Kernels>();
   absl::Status status = ManifestParser::parse(*text, &kernels->manifest);
-  if (status.ok() && kernels->manifest.key != key) {
+  const size_t name = folder->rfind('/') + 1;  // the key, or that of kernels that serve this GPU too
+  if (status.ok() && kernels->manifest.key != folder->substr(name)) {
     status = absl::InvalidArgumentError(absl::StrCat("it is for ", kernels->manifest.key));
   }
   if (!status.ok()) return absl::DataLossError(absl::StrCat(*folder, "/manifest: ", status.message()));
