@@ -26,7 +26,6 @@ import numpy as np
 import tensorflow as tf
 
 from ..gpu import tuning
-from ..gpu.cuda import serves as served_by_cuda
 from ..native import cuda
 from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
@@ -142,7 +141,7 @@ def attend(
         none where that is negative.
     """
     segments = _hiding(segments, q, k, passes)
-    call = _Call(q, v, passes, kv_heads, segments)
+    call = _Call(q, v, passes, kv_heads)
     if call.ops is None:
         out, lse = reference.attention(q, k, v, call.tables(), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
@@ -172,7 +171,7 @@ def attend_gradient(
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
     segments = _hiding(segments, q, k, passes)
-    call, dlse = _Call(q, v, passes, kv_heads, segments), tf.zeros_like(lse)
+    call, dlse = _Call(q, v, passes, kv_heads), tf.zeros_like(lse)
     if call.ops is None:
         return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale, segments)
     plans, given = call.plans(), (q, k, v, out, lse, dout, dlse)
@@ -184,7 +183,7 @@ def attend_gradient(
 class _Call:
     """What runs one call: `ops`, None where the reference has to; its passes; the op's attributes of heads."""
 
-    def __init__(self, q, v, passes, kv_heads: int | None, segments):
+    def __init__(self, q, v, passes, kv_heads: int | None):
         heads = len(passes[0][1])
         self.kv_heads = kv_heads or heads
         self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
@@ -194,8 +193,7 @@ class _Call:
         ]
         library = _library()
         self.looks_ahead = any(layout.looks_ahead for layout, _ in passes)
-        taken = library and _takes(*self.dims) and _takes_segments(segments)
-        self.ops = library if taken else None
+        self.ops = library if library and _takes(*self.dims) else None
 
     def tables(self) -> list[reference.Tables]:
         return [layout.tables(order, self.kv_heads) for layout, order in self.passes]
@@ -244,16 +242,6 @@ def _takes(head_dim: int, value_dim: int) -> bool:
             f"head_dim={head_dim}, value_dim={value_dim}: the GPU kernels take multiples of 8 up to 256"
         )
     return takes
-
-
-def _takes_segments(segments) -> bool:
-    """Whether the kernels of all devices take segment numbers: those in CUDA C++ do not."""
-    old = [capability for capability in cuda.capabilities() if served_by_cuda(capability)] if segments else []
-    if old:
-        warn_of_reference(
-            f"segments: the GPU kernels take them from compute capability 8.0 on, and here is {min(old)}"
-        )
-    return not old
 
 
 def _hiding(segments, q, k, passes) -> Sequence[tf.Tensor]:

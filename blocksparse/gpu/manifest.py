@@ -205,7 +205,7 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
     """The flags of plain kernels or of those with warp roles."""
     if function in _ARE_CUTS:
         _, n, _ = _side(key, _KERNELS[function].side)
-        keep = key.closed > 0 and function == "attention_cut_queries"
+        keep = key.closed > 0 and function == "attention_cut_queries" and not cuda.serves(key.capability)
         return dict(KEEP=keep, SHARES=_CUT_SHARES, AT_ONCE=_CUT_NUMBERS // n)
     if how.roles:
         turns = 2 if how.programs else 1

@@ -133,7 +133,7 @@ def passes_of(case, capability=90):
 
 def eval_(expression, values):
     """An integer expression over names such as q.most_tiles."""
-    return eval(expression.replace("q.", "q_").replace("k.", "k_"), {}, values)
+    return eval(expression.replace("q.", "q_").replace("k.", "k_").replace("/", "//"), {}, values)
 
 
 def arrays_of(case, tensors, dout, dlse):

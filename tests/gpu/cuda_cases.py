@@ -66,7 +66,7 @@ def attention(capability, folder):
             arrays |= cases.plan_arrays(plan)
             values = cases.values_of(case, plan)
             for name, size in manifest.temps(key):
-                arrays[name] = np.full(eval(size, {}, values), 0xFF, np.uint8)
+                arrays[name] = np.full(cases.eval_(size, values), 0xFF, np.uint8)
             for launch in manifest.launches(key):
                 run(launch, arrays, values, folder)
         return cases.results_of(case, arrays)
@@ -83,8 +83,8 @@ def line(job):
 
 
 def takes(case):
-    """Whether these kernels take it: they do not know of segments, nor of tensors that end before the plan."""
-    return not case.segments and not case.missing
+    """Whether these kernels take it: they do not know of tensors that end before the plan."""
+    return not case.missing
 
 
 def main(capability, names):

@@ -72,7 +72,10 @@ def engine(dtype: str, capability: int) -> str:
 
 
 def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, capability: int) -> Shape:
-    """The largest shape whose rows and columns fit in shared memory."""
+    """The largest shape whose rows and columns fit in shared memory; a cut multiplies nothing, and holds numbers."""
+    if _is_cut(function):
+        warps = 4
+        return Shape(m, n, m, 1, warps, 1, 4 * (m + n + 32 * warps), False)
     name = engine(dtype, capability)
     cuts: Any = _CUTS[name]
     cut = next(cut for cut in cuts[function] if max(head_dim, value_dim) <= cut.dim)
@@ -121,8 +124,15 @@ def macros(
         "SHARED",
         "WIDE",
     )
-    sizes |= dict(JOINED=int(constants.get("JOINED", False)), GROUP=int(constants.get("GROUP", 1)))
+    sizes |= {name: int(constants.get(name, 0)) for name in ("JOINED", "SEGMENTS", "ORDERS")}
+    sizes |= dict(GROUP=int(constants.get("GROUP", 1)))
+    sizes |= dict(SHARES=int(constants["SHARES"])) if _is_cut(function) else {}
     return sizes | {name: int(constants[name]) for name in wanted}
+
+
+def _is_cut(function: str) -> bool:
+    """Whether it cuts the plan's lists by segment numbers, before those that multiply."""
+    return function.startswith("attention_cut_")
 
 
 def _shared(

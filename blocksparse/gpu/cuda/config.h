@@ -1,7 +1,7 @@
 // What one kernel is compiled for, out of the macros that launches.py defines.
 #pragma once
 
-#include <device.h>
+#include "plan.h"
 
 template <bool choice, class Yes, class No>
 struct Choose {
@@ -13,16 +13,12 @@ struct Choose<false, Yes, No> {
 };
 
 constexpr int kHeadDim = HEAD_DIM, kValueDim = VALUE_DIM;
-constexpr int kPlanRows = M, kPlanColumns = N, kGranule = GRANULE;
 constexpr int kRows = ROWS;        // rows of a row tile that one block of threads computes
 constexpr int kColumns = COLUMNS;  // columns of a column tile that are multiplied at a time
 constexpr int kSlices = SLICES;    // warps that share rows: each has a slice of the results' columns
 constexpr int kWarps = WARPS, kThreads = 32 * WARPS;
-constexpr bool kPermuted = PERMUTED, kShared = SHARED, kWide = WIDE, kHeaviestFirst = HEAVIEST_FIRST;
+constexpr bool kWide = WIDE, kHeaviestFirst = HEAVIEST_FIRST;
 constexpr bool kJoined = JOINED;  // the results hold those of passes over other keys, and get those over all keys
-constexpr int kGroup = GROUP;     // so many query heads read one key head
-#undef M
-#undef N
 
 constexpr int kRowParts = kPlanRows > kRows ? kPlanRows / kRows : 1;
 constexpr int kColumnParts = kPlanColumns / kColumns;

@@ -1,17 +1,11 @@
-// Where a block of threads works: its row tile, the rows and masks it gathers. Letters as in ../kernels/primitives.py:
-// a plan row is a row in the plan's order, a tensor row one in memory.
+// Where a block of threads works: its row tile, the rows and masks it gathers.
 #pragma once
 
 #include "config.h"
 
 typedef typename Choose<kWide, i64, int>::Type Offset;  // inside a tensor
 
-constexpr int kMaskWords = (kPlanColumns + 31) / 32, kWords = (kColumns + 31) / 32;
-
-// What the launcher passes of one side of the plan: arrays as in ../../plan's TilePlan.
-struct Side {
-  const int *head_index, *residues, *head_tiles, *rows, *row_count, *offset, *full, *columns, *mask, *masks;
-};
+constexpr int kWords = (kColumns + 31) / 32;
 
 struct Tile {
   i64 batch;
@@ -24,16 +18,10 @@ struct Tile {
   const int *rows, *columns, *mask, *masks;
 };
 
-// Plan row r is tensor row (r % (time / stride)) * stride + r / (time / stride).
-DEVICE int tensor_row(int row, int time, int stride) {
-  if (!kPermuted) return row;
-  const int run = time / stride;
-  return row % run * stride + row / run;
-}
-
-DEVICE int gathered(const int* granules, int n, int time, int stride) {
-  const int first = tensor_row(granules[n / kGranule] * kGranule, time, stride);
-  return first + n % kGranule * (kPermuted ? stride : 1);  // a run never crosses into the next residue class
+// The number of a row tile's span among those of all batch rows and orders.
+DEVICE i64 span_of(int tile, int batches, const Tile& where, int heads) {
+  const i64 span = i64(tile) * batches + where.batch;
+  return kOrders ? span * heads + where.head : span;
 }
 
 // Heads of the same rows run side by side, since they share memory pages; with kHeaviestFirst batch rows alternate too,
@@ -48,12 +36,13 @@ DEVICE bool locate(const Side& side, int heads, int tiles, Tile* out) {
     tile += side.head_tiles[plan];
     if (tile >= side.head_tiles[plan + 1]) return false;
   }
-  const int first = side.offset[tile];
+  const int* span = side.offset + (kSegments ? 3 * span_of(tile, batches, *out, heads) : tile);
+  const int first = span[0];
   out->stride = kPermuted ? side.residues[out->head] : 1;
   out->first_row = block_index() % kRowParts * kRows;
   out->count = side.row_count[tile];
-  out->steps = (side.offset[tile + 1] - first) * kColumnParts;
-  out->full = side.full[tile] * kColumnParts;
+  out->steps = (kSegments ? span[1] : span[1] - first) * kColumnParts;
+  out->full = (kSegments ? span[2] : side.full[tile]) * kColumnParts;
   out->rows = side.rows + i64(tile) * (kPlanRows / kGranule);
   out->columns = side.columns + i64(first) * (kPlanColumns / kGranule);
   out->mask = side.mask + first;
