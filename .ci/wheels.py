@@ -42,6 +42,7 @@ DTYPES = ("f16", "bf16", "f32", "tf32")
 MODELS = ("enwik8", "enwik8_strided", "enwik8_dense", "cifar10", "imagenet64", "music_65536", "gcide_pocket")
 AT_ONCE = 16  # keys a compile process
 MOST_BYTES = 40e6  # of the wheel
+OPS_BYTES, KERNEL_BYTES = 1.2e6, 20e3  # of it: all libraries, and the mean of the kernels
 
 
 class Usual(NamedTuple):
@@ -115,9 +116,10 @@ def refuse_changes() -> None:
     status = ["git", "-C", str(ROOT), "status", "--porcelain"]
     changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout.splitlines()
     if changed:
+        first = f"{changed[0].strip()}{' ...' if changed[1:] else ''}"
         sys.exit(
-            f"{ROOT} has changes that are not committed ({changed[0].strip()}{' ...' if changed[1:] else ''}): the wheel "
-            "would hold the last commit's files beside libraries and kernels of other sources. Commit, stash or remove them."
+            f"{ROOT} has changes that are not committed ({first}): the wheel would hold the last commit's files "
+            "beside libraries and kernels of other sources. Commit, stash or remove them."
         )
 
 

@@ -274,23 +274,6 @@ def test_head_dims_the_gpu_does_not_take_run_on_the_reference_with_one_warning(m
     assert len(warned) == 1
 
 
-def test_segments_run_on_the_reference_with_one_warning_where_a_gpu_is_old(monkeypatch):
-    monkeypatch.setattr(op.cuda, "capabilities", lambda: (75, 90))
-    monkeypatch.setattr(op, "_library", object)
-    op.warn_of_reference.cache_clear()
-    bst = BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal)
-    q, k, v = np.random.default_rng(4).standard_normal((3, 1, 32, 8))
-    numbers, meeting = segments(np.random.default_rng(5), "sorted", 1, 32, 32)
-    want, _ = oracle.attention(q, k, v, np.tri(32, dtype=bool) & meeting, 8**-0.5)
-    with pytest.warns(
-        RuntimeWarning, match=r"segments: .* from compute capability 8.0 on, and here is 75"
-    ) as warned:
-        for _ in range(2):
-            got = bst.attention(*(tf.constant(x, tf.float32) for x in (q, k, v)), segment_ids=numbers)
-            oracle.assert_close("out", got, want, EPSILON["float32"])
-    assert len(warned) == 1
-
-
 def test_odd_head_dims_run_on_the_kernels_of_the_cpu(kernels):
     function = tf.function(BlocksparseTransformer(np.tri(2, dtype=bool), 16, 1, causal).attention)
     operations = function.get_concrete_function(*[tf.TensorSpec((1, 32, 5))] * 3).graph.get_operations()

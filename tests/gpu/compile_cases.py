@@ -68,7 +68,7 @@ def committed():
 
 
 def committed_cuda():
-    """About 75 kernels: every tile of both tables, every cut of a warp, every flag."""
+    """About 85 kernels: every tile of both tables, every cut of a warp, every flag."""
     for capability in (70, 75):
         for dim, work in (
             (64, "window"),
@@ -87,6 +87,8 @@ def committed_cuda():
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True, joined=True)
     yield from keys("f32", (256, 256), 32, "long", 70, joined=True)
     yield from keys("f16", (64, 64), 32, "long", 75, permuted=True, group=4)
+    yield from keys("f16", (64, 64), 32, "long", 75, segments=True)
+    yield from keys("f32", (64, 64), 8, "short", 70, permuted=True, closed=1, segments=True, orders=True)
     yield from keys("f32", (64, 64), 32, "window", 70)
     yield from keys("bf16", (256, 256), 32, "long", 70)
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True)

@@ -2,8 +2,8 @@
 
     python cuda_cases.py CAPABILITY [NAME ...]
 
-Without names: all cases for 75; for 70 those in float16, since the other kernels are the same. Lines are as
-interpreter_cases.py's. Lane by lane this is what the tensor cores compute, except for the order in which one
+Without names: all cases for 75, but not all of segments; for 70 those in float16, since the other kernels are the same.
+Lines are as interpreter_cases.py's. Lane by lane this is what the tensor cores compute, except for the order in which one
 instruction adds. It says nothing of races, of speed, or of what NVRTC makes of the sources.
 """
 
@@ -22,6 +22,13 @@ import numpy as np
 from blocksparse.gpu import cuda, manifest
 
 EMULATION = Path(__file__).with_name("emulation")
+SEGMENTED = (
+    "segments in no order",
+    "segments, one order a head",
+    "segments, closed, several column tiles",
+    "segments, key heads",
+    "segments, joined",
+)
 FLAGS = ["-std=c++17", "-O0", "-shared", "-fPIC", "-fno-strict-aliasing", "-w"]
 
 
@@ -87,11 +94,20 @@ def takes(case):
     return not case.missing
 
 
+def is_usual(name, case, capability):
+    """Whether it runs when no case is named: the kernels that cut by segments are the same for both capabilities, and
+    each case compiles two more.
+    """
+    if capability < 75:
+        return case.dtype == "f16" and ("segments" not in name or name == "segments, per head")
+    return "segments" not in name or name in SEGMENTED
+
+
 def main(capability, names):
     tables = dict(numbers=cases.CASES, poison=cases.POISONED)
     jobs = [(kind, name) for kind, table in tables.items() for name in table if takes(table[name])]
-    if not names and capability < 75:
-        names = [name for kind, name in jobs if tables[kind][name].dtype == "f16"]
+    if not names:
+        names = [name for kind, name in jobs if is_usual(name, tables[kind][name], capability)]
     with tempfile.TemporaryDirectory() as folder:
         chosen = [(*job, capability, Path(folder)) for job in jobs if not names or job[1] in names]
         with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:

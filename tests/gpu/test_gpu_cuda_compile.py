@@ -27,7 +27,7 @@ def kernels():
 
 
 def test_all_compile(kernels):
-    assert len(kernels) >= 75
+    assert len(kernels) >= 85
     assert not [kernel for kernel in kernels if "error" in kernel]
 
 
@@ -44,7 +44,8 @@ def test_a_block_fits(kernels):
 
 def test_float16_runs_on_tensor_cores_and_nothing_else_does(kernels):
     for kernel in kernels:
-        assert (kernel["tensor"] > 0) == (kernel["key"].dtype == "f16"), kernel
+        multiplies = "cut" not in kernel["function"]
+        assert (kernel["tensor"] > 0) == (kernel["key"].dtype == "f16" and multiplies), kernel
 
 
 def test_the_v100_is_kept_busy(kernels):

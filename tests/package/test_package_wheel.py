@@ -1,5 +1,6 @@
 """The wheel and the source archive hold exactly what they should."""
 
+import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from blocksparse.gpu import manifest
+from blocksparse.gpu.key import parse
 
 ROOT = Path(__file__).parents[2]
 ROOT_MODULES = {
@@ -63,6 +67,34 @@ def test_source_archive_builds_the_same_wheel(clone, tmp_path):
     with tarfile.open(archive) as tar:
         assert not [name for name in tar.getnames() if name.endswith(("scratch.py", "conftest.py"))]
     assert wheel_files(archive, tmp_path) == expected_files(clone)
+
+
+@pytest.fixture(scope="module")
+def wheels():
+    """.ci/wheels.py, which is a script beside the packages."""
+    spec = importlib.util.spec_from_file_location("wheels", ROOT / ".ci" / "wheels.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:  # a script's own settings of its process
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(sys, "path", [*sys.path])
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_the_kernels_of_a_wheel_stay_below_its_limit(wheels):
+    """By what one kernel takes in a wheel; the script refuses a wheel that is larger."""
+    names = wheels.keys_of(wheels.CAPABILITIES)
+    kernels = sum(len(manifest.launches(name)) for name in names)
+    assert 600 < kernels and kernels * wheels.KERNEL_BYTES + wheels.OPS_BYTES < wheels.MOST_BYTES
+    assert {parse(name).capability for name in names} == {70, 75, 80, 90, 100, 120}
+
+
+def test_a_wheel_is_of_committed_files_alone(wheels, clone, monkeypatch):
+    monkeypatch.setattr(wheels, "ROOT", clone)
+    with pytest.raises(
+        SystemExit, match=r"changes that are not committed \(\?\? \S+ \.\.\.\): .* Commit, stash or remove"
+    ):
+        wheels.refuse_changes()
 
 
 @pytest.mark.thorough

@@ -1,6 +1,6 @@
 // The plan's column tiles cut by segment numbers, for each batch row, before a kernel runs: the lists of
-// ../kernels/cut.py, which describes them, by the same rules. Each of kShares blocks sorts all column tiles of a row tile
-// and writes every kShares-th of those that it keeps.
+// ../kernels/cut.py, which describes them, by the same rules. Each of kShares blocks sorts all column tiles of a row
+// tile and writes every kShares-th of those that it keeps.
 #pragma once
 
 #include "plan.h"
@@ -150,9 +150,20 @@ DEVICE void cut_tiles(const Side& plan, const Cut& cut, Numbers own, Numbers oth
   }
   own.of += i64(batch) * own.time, others.of += i64(batch) * others.time;
   const int first = plan.offset[tile], stride = kPermuted ? plan.residues[group] : 1;
-  Cutter cutter = {plan, cut, reinterpret_cast<Room*>(memory), own, others, plan.columns + i64(first) * kParts,
-                   plan.mask + first, block_index() % kShares, (batch * groups + group) * column_tiles + first,
-                   plan.offset[tile + 1] - first, plan.full[tile], stride, 0, 0};
+  Cutter cutter = {plan,
+                   cut,
+                   reinterpret_cast<Room*>(memory),
+                   own,
+                   others,
+                   plan.columns + i64(first) * kParts,
+                   plan.mask + first,
+                   block_index() % kShares,
+                   (batch * groups + group) * column_tiles + first,
+                   plan.offset[tile + 1] - first,
+                   plan.full[tile],
+                   stride,
+                   0,
+                   0};
   cutter.load_own(plan.rows + i64(tile) * (kPlanRows / kGranule));
   cutter.run(cut.spans + i64(program) * 3);
 }

@@ -6,9 +6,9 @@
 
 constexpr int kPlanRows = M, kPlanColumns = N, kGranule = GRANULE;
 constexpr bool kPermuted = PERMUTED, kShared = SHARED;
-constexpr int kGroup = GROUP;          // so many query heads read one key head
-constexpr bool kSegments = SEGMENTS;   // positions have segment numbers: the lists are what cut.h has left of the plan's
-constexpr bool kOrders = ORDERS;       // and heads lie in different orders, so that each has lists of its own
+constexpr int kGroup = GROUP;         // so many query heads read one key head
+constexpr bool kSegments = SEGMENTS;  // positions have segment numbers: the lists are what cut.h has left of the plan's
+constexpr bool kOrders = ORDERS;      // and heads lie in different orders, so that each has lists of its own
 #undef M
 #undef N
 
