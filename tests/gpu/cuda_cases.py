@@ -3,8 +3,8 @@
     python cuda_cases.py CAPABILITY [NAME ...]
 
 Without names: all cases for 75, but not all of segments; for 70 those in float16, since the other kernels are the same.
-Lines are as interpreter_cases.py's. Lane by lane this is what the tensor cores compute, except for the order in which one
-instruction adds. It says nothing of races, of speed, or of what NVRTC makes of the sources.
+Lines are as interpreter_cases.py's. Lane by lane this is what the tensor cores compute, except for the order in which
+one instruction adds. It says nothing of races, of speed, or of what NVRTC makes of the sources.
 """
 
 import concurrent.futures

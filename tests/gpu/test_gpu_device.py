@@ -11,6 +11,7 @@ from layouts import SEGMENTS, causal, ragged, segments
 from blocksparse import BlocksparseTransformer
 from blocksparse.fused import op
 from blocksparse.native import devices
+from sparse_attention import blocksparse_attention_impl, get_attn_mask
 
 pytestmark = pytest.mark.gpu
 EPSILON = {"float32": 2**-21, "float16": 2**-10, "bfloat16": 2**-7}
@@ -189,6 +190,48 @@ def test_segments(name, kind):
     same_bits(results, problem.run())
     if kind == "padded":
         same_bits(results, tf.function(problem.run, jit_compile=True)())
+
+
+UNFILLED = {  # with a plan of more rows than the tensors have
+    "all": dict(attn_mode="all"),
+    "local": dict(attn_mode="local", local_attn_ctx=45),
+    "merged": dict(attn_mode="local+strided", local_attn_ctx=12),
+    "fixed": dict(attn_mode="fixed", local_attn_ctx=100, num_verts=2, vertsize=1, kv_heads=2),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    "dtype, dim, time", [("float16", 64, 331), ("float32", 16, 101), ("bfloat16", 128, 1000)]
+)
+@pytest.mark.parametrize("name", UNFILLED)
+def test_lengths_that_fill_no_block(name, dtype, dim, time, apart):
+    """Nothing behind the tensors' end is read or written. apart: with segments."""
+    pattern, generator = UNFILLED[name], np.random.default_rng(0)
+    kv_heads = pattern.get("kv_heads", 4)
+    inputs = [
+        tf.cast(generator.standard_normal((2, time, heads * dim)), dtype) for heads in (4, kv_heads, kv_heads)
+    ]
+    dout = tf.cast(generator.standard_normal((2, time, 4 * dim)), dtype)
+    ids, meeting = segments(generator, "sorted", 2, time, time) if apart else (None, True)
+
+    def run():
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            out = blocksparse_attention_impl(*inputs, 4, segment_ids=ids, **pattern)
+        return [out, *tape.gradient(out, inputs, dout)]
+
+    masks = (
+        get_attn_mask(time, **{each: pattern[each] for each in pattern if each != "kv_heads"})[0].numpy() > 0
+    )
+    q, k, v, slope = (tf.cast(x, tf.float64).numpy() for x in (*inputs, dout))
+    out, _, *gradients = oracle.attention(
+        q, k, v, masks[np.arange(4) % len(masks)] & meeting, dim**-0.5, slope
+    )
+    results = run()
+    for which, got, want in zip(("out", "dq", "dk", "dv"), results, [out, *gradients], strict=True):
+        oracle.assert_close(which, tf.cast(got, tf.float64), want, EPSILON[dtype])
+    assert all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(results, run(), strict=True))
 
 
 @pytest.mark.parametrize("name", LONG_ROWS)
