@@ -1,4 +1,4 @@
-// What one kernel is compiled for, out of the macros that launches.py defines.
+// What one kernel is compiled for, out of the macros that __init__.py defines.
 #pragma once
 
 #include "plan.h"

@@ -22,6 +22,7 @@ enum Kind { kHidden, kWhole, kPlanned, kParted };  // of a column tile; kParted:
 struct Room {  // in shared memory
   int own[kPlanRows], column[kPlanColumns], kind[kThreads];
 };
+static_assert(sizeof(Room) == SHARED_BYTES, "what __init__.py asks for");
 
 DEVICE int smaller_of(int a, int b) { return a < b ? a : b; }
 DEVICE int larger_of(int a, int b) { return a > b ? a : b; }

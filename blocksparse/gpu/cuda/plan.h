@@ -1,4 +1,4 @@
-// The plan of one side as a kernel sees it: its tiles and the order of its rows, out of the macros that launches.py
+// The plan of one side as a kernel sees it: its tiles and the order of its rows, out of the macros that __init__.py
 // defines. Letters as in ../kernels/primitives.py: a plan row is a row in the plan's order, a tensor row one in memory.
 #pragma once
 
