@@ -99,6 +99,19 @@ def table(rows: list[dict]) -> list[dict]:
     return entries
 
 
+def beside_flex(rows: list[dict]) -> list[dict]:
+    """One entry a case and pass of documents and shared key heads: ours, FlexAttention's, and its times over ours."""
+    entries = []
+    for case in cases.GPU:
+        if (case.documents is None and case.kv_heads is None) or not (mine := ours(rows, case.name)):
+            continue
+        for step in ("forward", "backward"):
+            ms, flex = mine[f"{step}_ms"], best(rows, case.name, f"{step}_ms").get("flex")
+            ratio = flex and flex / ms
+            entries.append(dict(case=case.name, step=step, ms=ms, flex=flex, flex_ratio=ratio))
+    return entries
+
+
 def ours(rows: list[dict], case: str) -> dict | None:
     """The float16 row of this library."""
     for row in rows:
@@ -158,6 +171,9 @@ def show(entries: list[dict], rows: list[dict]) -> None:
             f"{entry['case']:19} {entry['step']:8} {entry['ms']:7.3f} {entry['ms'] / entry['floor']:7.2f} {peers} "
             f"{ratio} {entry['asked']:5} {'met' if entry['met'] else '   '} {dense}"
         )
+    for entry in beside_flex(rows):
+        flex = f"{entry['flex']:10.3f} {entry['flex_ratio']:10.2f} times ours" if entry["flex"] else ""
+        print(f"{entry['case']:36} {entry['step']:8} {entry['ms']:7.3f} {flex}")
     for entry in growth(rows):
         print(
             f"{entry['case']} over 16,384 positions: {entry['forward']:.1f} forward, {entry['backward']:.1f} backward, "
@@ -196,7 +212,9 @@ def main() -> None:
     entries = table(rows)
     show(entries, rows)
     where = args.machine or machine.card_and_versions()
-    results = dict(machine=where, table=entries, growth=growth(rows), rows=rows)
+    results = dict(
+        machine=where, table=entries, beside_flex=beside_flex(rows), growth=growth(rows), rows=rows
+    )
     args.out.write_text(json.dumps(results, indent=1))
 
 
