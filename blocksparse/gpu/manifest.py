@@ -137,8 +137,9 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
     how = replace(_CUT_LAUNCH if function in _ARE_CUTS else how, **changes)
     pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
-    integers = ["heads", "query_time", "key_time", "tiles", *(["count"] if how.roles else [])]
+    integers = ["heads", "query_time", "key_time", "tiles"]
     integers += ["query_rows", "key_rows"] if key.bounded else []
+    integers += ["count"] if how.roles else []  # behind `sizes`, as the kernels have it
     integers += ["batches", "column_tiles", "mask_words"] if function in _ARE_CUTS else []
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")

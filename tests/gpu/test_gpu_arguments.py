@@ -12,6 +12,7 @@ from blocksparse.gpu import manifest
 KERNELS = Path(manifest.__file__).parent / "kernels"
 SHORT = "forward-f16-d64-v64-m64-n64-g32-o0-w0-s1-r0-c2-sm90"
 BOUNDED = SHORT.replace("-sm90", "-b1-sm90")
+ROLES = "backward-f16-d64-v64-m128-n64-g32-M128-N64-G32-o0-w0-s1-r0-c0-k4-i1-b1-sm90"
 LONG = "backward-bf16-d40-v128-m128-n64-g32-M128-N64-G32-o1-w1-s0-r1-c0-sm90"
 
 
@@ -51,6 +52,29 @@ def test_every_argument_and_flag_is_described(arguments):
     }  # QK and VO
     assert not (groups | tensors - inside) - described()
     assert not described() - (groups | tensors | {"dq", "dk", "dv", "count"})
+
+
+def parameters_of(function):
+    """The parameters of a kernel's function, read from its source."""
+    for path in KERNELS.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name == function:
+                return [argument.arg for argument in node.args.args]
+    raise AssertionError(f"no kernel {function}")
+
+
+@pytest.mark.parametrize(
+    "key", [SHORT, BOUNDED, LONG, ROLES, ROLES.replace("-b1", ""), ROLES.replace("-i1", "")]
+)
+def test_the_launcher_passes_arguments_in_the_order_of_the_kernel(arguments, key):
+    """What a machine gets is a flat list: the groups' members where the group stands among the parameters."""
+    for launch in manifest.launches(key):
+        bounded = "query_rows" in launch.signature
+        groups = dict(plan=arguments.Plan, sizes=arguments.BoundedSizes if bounded else arguments.Sizes)
+        names = [name for name in parameters_of(launch.function) if name != "flags"]
+        flat = [part for name in names for part in (groups[name]._fields if name in groups else [name])]
+        assert flat == [name for name, kind in launch.signature.items() if kind != "constexpr"], launch.name
+        assert len(launch.args) == len(flat)
 
 
 @pytest.mark.parametrize("key", [SHORT, BOUNDED, LONG])

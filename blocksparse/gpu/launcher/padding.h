@@ -1,6 +1,6 @@
-// Calls on tensors shorter than their plan. Kernels in CUDA C++ read and write every row of the plan, so they get
-// copies of the tensors that go on with zeros. Zeros add nothing to a gradient, and no query of the tensors' own sees a
-// key behind their end: the planner gives such plans, or segment numbers, which go on with one that nobody has.
+// Calls on tensors shorter than their plan. A kernel reads and writes every row of the plan, so it gets copies of the
+// tensors that go on with zeros. Zeros add nothing to a gradient, and no query of the tensors' own sees a key behind
+// their end: the planner gives such plans, or segment numbers, which go on with one that nobody has.
 #pragma once
 
 #include <functional>
