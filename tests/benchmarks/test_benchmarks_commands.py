@@ -105,6 +105,8 @@ def test_without_tensorflow_plans_tables_and_predicates_are_the_committed_ones(t
             for name in ("case", "step", "ms", "peers", "flex_ratio"):
                 assert entry[name] == known[name], (entry, known)
             assert 0 < entry["floor"] < entry["ms"]
+        shared = json.loads((gpu.RESULTS / "attention_gpu_shared.json").read_text())
+        assert len(shared["beside_flex"]) == 10 and gpu.beside_flex(shared["rows"]) == shared["beside_flex"]
 
         rows = json.loads((gpu.RESULTS / "attention_gpu_kernels.json").read_text())
         gpu_tuning.write(rows, Path({str(tmp_path)!r}) / "table.json")
