@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from blocksparse import BlocksparseTransformer, Pattern
+from blocksparse import Pattern
 from blocksparse.plan.callback import Predicate, is_pattern
 from blocksparse.plan.checks import check_heads, check_kv_heads, check_positive
 from blocksparse.plan.modes import head_modes
-from blocksparse.transformer.predicate import of_any_time
 
-from ..attention import MAX_TIME, attention_impl, blocksparse_attention_impl, blocksparse_passes
+from ..attention import MAX_TIME, attention_impl, blocksparse_attention_impl
 from ..decode import DecodeStep
-from . import written_out
 from .masks import layer_segments, refuse_attention_mask
+from .rule import Rule
 
 
 @keras.saving.register_keras_serializable(package="sparse_attention")
@@ -164,29 +162,13 @@ class SparseSelfAttention(keras.layers.Layer):
         sharing = dict(**self.sharing, segment_ids=segments)
         if self.sees is None:
             return blocksparse_attention_impl(q, k, v, **self.pattern, max_time=self.max_time, **sharing)
-        return self._own_pattern(q).attention(q, k, v, any_time=True, **sharing)
+        return self.rule.own_pattern(q.shape[1]).attention(q, k, v, any_time=True, **sharing)
 
-    def _own_pattern(self, x) -> BlocksparseTransformer:
-        return _transformer(self.sees, x.shape[1], self.max_time, self.heads, self.blocksize)
-
-    def passes(self, x: tf.Tensor, segments: Any = None) -> written_out.Attention:
-        """The attention between the maps and its gradient, apart, for an x [batch, time, width]; segments: as
-        segment_ids.
-        """
-        full = (
-            segments is None and self.sees is None and all(m.sees_itself for m in head_modes(**self.pattern))
-        )
-        if not self.blocksparse:
-            dense = dict(**self.pattern, **self.sharing, segment_ids=segments)
-            return written_out.Attention(partial(_dense, dense), partial(_dense_gradient, dense), full)
-        if self.sees is None:
-            bst, order, joined = blocksparse_passes(x.shape[1], **self.pattern, max_time=self.max_time)
-        else:
-            bst, order, joined = self._own_pattern(x), 1, []
-        given = dict(order=order, joined=joined, any_time=True, **self.sharing, segment_ids=segments)
-        return written_out.Attention(
-            partial(bst.attention, with_lse=True, **given), partial(bst.attention_grad, **given), full
-        )
+    @property
+    def rule(self) -> Rule:
+        """The attention between the maps."""
+        pattern = tuple(self.pattern.items())
+        return Rule(pattern, self.kv_heads, self.blocksparse, self.sees, self.max_time)
 
     def compute_output_spec(
         self, x, mask=None, attention_mask=None, segment_ids=None, lengths=None, x_mask=None
@@ -263,24 +245,6 @@ def _one_of(name: str, value: int | None, other: str, same: int | None) -> int:
     if value is not None and same is not None and value != same:
         raise ValueError(f"{name}={value}, but {other} {same}; they mean the same: give one of them")
     return same if value is None else value  # type: ignore[return-value]
-
-
-def _dense(arguments: dict, q, k, v):
-    return attention_impl(q, k, v, **arguments), None
-
-
-def _dense_gradient(arguments: dict, q, k, v, out, lse, dout):
-    with tf.GradientTape() as tape:
-        tape.watch([q, k, v])
-        out, _ = _dense(arguments, q, k, v)
-    return tape.gradient(out, [q, k, v], output_gradients=dout)
-
-
-@lru_cache(maxsize=64)
-def _transformer(
-    sees, n_ctx: int | None, max_time: int, heads: int, blocksize: int
-) -> BlocksparseTransformer:
-    return of_any_time(sees, n_ctx, max_time, heads, blocksize)
 
 
 def quantized(maps: Sequence[keras.layers.Dense]) -> dict[str, dict]:

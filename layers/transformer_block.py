@@ -8,12 +8,11 @@ from functools import partial
 import keras
 import tensorflow as tf
 
+from blocksparse.native import devices
 from blocksparse.plan.callback import Predicate
-from blocksparse.recomputation import graph
-from blocksparse.recomputation.attach import once, with_gradient
 
 from ..attention import MAX_TIME
-from . import written_out
+from . import alike, written_out
 from .dropout import dropout as drop
 from .dropout import dropout_keys
 from .masks import layer_segments, refuse_attention_mask
@@ -70,6 +69,8 @@ class SparseTransformerBlock(keras.layers.Layer):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
+        # Else `fit` has XLA compile all blocks in one program, which takes minutes: they compile themselves.
+        self.supports_jit = not tf.config.list_physical_devices("GPU")
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
         if not 0 <= dropout < 1:
@@ -126,7 +127,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         keys = self._drawn(x) if training and self.dropout else None
         if self._is_changed():
             return self._of_layers(x, keys, segments)
-        return self.run(self.values(), x, keys, segments)
+        return self.run(self.values(), x, keys, segments, self._passes(x, training))
 
     def _of_layers(self, x, keys, segments):
         """The block from its layers, each with a gradient of its own."""
@@ -142,36 +143,26 @@ class SparseTransformerBlock(keras.layers.Layer):
         layers = (self.norm1, self.attention, self.norm2, self.expand, self.contract)
         return [tf.convert_to_tensor(variable.value) for layer in layers for variable in layer.weights]
 
-    def run(self, values, x, keys=None, segments=None):
-        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped; segments: as
-        segment_ids.
+    @property
+    def kind(self) -> alike.Alike:
+        """What it has in common with blocks that compute the same."""
+        return alike.Alike(self.attention.rule, self.epsilon, self.recompute, self.dropout)
+
+    def run(self, values, x, keys=None, segments=None, passes=None):
+        """The block with these weights; keys [2, batch, 2], uint32, decide what is dropped; segments: as segment_ids;
+        passes: as alike.run takes them.
         """
-        passes = partial(self.passes, keys=keys, segments=segments)
+        return alike.run(self.kind, values, x, keys, segments, passes)
 
-        def compute(x, *values):
-            weights = written_out.Weights(*values)
-            y, kept = passes(x).forward(weights, x)
+    def _passes(self, x, training):
+        """Compiled ones, where a GPU trains in a graph; None is the graph's own operations.
 
-            def gradient(dy):
-                again = kept if tf.executing_eagerly() else self.late(kept, dy)
-                dx, found = passes(x).gradient(tf.ensure_shape(dy, x.shape), again, weights)
-                return once([dx, *found], [dy, x, *values])
-
-            return y, gradient
-
-        return with_gradient(compute, x, *values)
-
-    def passes(self, x, keys, segments=None) -> written_out.Block:
-        """The block's two passes for an x of this shape."""
-        attention = self.attention.passes(x, segments)
-        return written_out.Block(attention, self.epsilon, self.recompute, self.dropout, keys)
-
-    def late(self, kept: written_out.Kept, dy: tf.Tensor) -> written_out.Kept:
-        """The same tensors; nothing can merge what is computed again of them with what was computed first."""
-        if self.recompute == "none":
-            return kept
-        names = [name for name, x in kept._asdict().items() if x is not None]
-        return kept._replace(**dict(zip(names, graph.late([getattr(kept, name) for name in names], [dy]))))
+        Not where the program goes on to other machines (a saved one is traced outside training), nor for a length that
+        may change, each of which would be compiled.
+        """
+        if not training or x.shape[1] is None or not tf.inside_function() or devices.in_xla():
+            return None
+        return alike.shared(self.kind, compiled=True) if devices.compiles_for_gpu() else None
 
     def _drawn(self, x):
         """Keys of a new draw, of which every replica takes its share."""

@@ -123,6 +123,12 @@ def _xla() -> bool:
 
 
 @functools.cache
+def compiles_for_gpu() -> bool:
+    """Whether a function that XLA compiles for this machine's GPU holds the kernels."""
+    return bool(cuda.capabilities()) and load_kernels() is not None and _failure(xla_library) is None
+
+
+@functools.cache
 def warn_of_reference(reason: str) -> None:
     """Say, once, why attention runs on the reference."""
     text = f"blocksparse runs in plain TensorFlow, slower and with more memory: {reason}"

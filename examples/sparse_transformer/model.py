@@ -9,12 +9,10 @@ from itertools import islice
 import keras
 import tensorflow as tf
 
-from blocksparse.recomputation.attach import once, with_gradient
 from sparse_attention.decode import DecodeStep
-from sparse_attention.layers import SparseTransformerBlock
+from sparse_attention.layers import SparseTransformerBlock, alike
 from sparse_attention.layers.dropout import dropout_keys
 from sparse_attention.layers.transformer_block import first_row
-from sparse_attention.layers.written_out import Weights
 
 from . import loss
 from .config import Config
@@ -112,38 +110,6 @@ class ResidualBlock(SparseTransformerBlock):
             **kwargs,
         )
         self.config, self.index = config, index
-        graph = partial(tf.function, autograph=False, jit_compile=config.xla or None)
-        self.forward, self.backward = graph(self._forward), graph(self._backward)
-
-    def _forward(self, values, x, keys):
-        y, kept = self.passes(x, keys).forward(Weights(*values), x)
-        return y, kept._replace(x=None)  # the caller has x: a compiled function would hand on a copy
-
-    def _backward(self, dy, kept, values, keys):
-        if not self.config.xla:  # inlined, with what the forward pass computed
-            kept = self.late(kept, dy)
-        dx, found = self.passes(dy, keys).gradient(dy, kept, Weights(*values))
-        return [dx, *found]
-
-    def shared(self, values, x, keys):
-        """`run` traced once for all layers of this mode, and compiled where the configuration says so.
-
-        Two functions: a compiled one hands its own gradient a copy of each argument. Where the gradient does without
-        x, it does not hold it.
-        """
-
-        def compute(x, *values):
-            y, kept = self.forward(values, x, keys)
-            held = [] if self.recompute == "none" else [x]
-
-            def gradient(dy):
-                dy = tf.ensure_shape(dy, y.shape)
-                again = kept._replace(x=held[0]) if held else kept
-                return once(self.backward(dy, again, values, keys), [dy, *held, *values])
-
-            return y, gradient
-
-        return with_gradient(compute, x, *values)
 
     def keys(self, step, batch):
         """What decides the dropout of training step `step`, the same on any number of replicas."""
@@ -217,11 +183,9 @@ class SparseTransformer(keras.Model):
     def _stream(self, rest, tokens, step):
         """The residual stream behind the last block; takes the values that it needs of rest."""
         x = self.pad(self.embed(_next(rest, self.embedding), tokens))
-        modes = self.config.layer_modes
-        for index, block in enumerate(self.blocks):
-            like = self.blocks[modes.index(modes[index % len(modes)])]  # the first of its mode
-            run = like.shared if self.shared else like.run
-            x = run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]))
+        for block in self.blocks:
+            passes = alike.shared(block.kind, compiled=self.config.xla) if self.shared else None
+            x = block.run(_next(rest, block), x, block.keys(step, tf.shape(tokens)[0]), passes=passes)
         return x
 
     def pad(self, x):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from sparse_transformer import config
 from sparse_transformer.model import Embedding, ResidualBlock, SparseTransformer, bits
 
+from sparse_attention.layers import alike
 from sparse_attention.layers.dropout import dropout, dropout_keys
 from sparse_attention.layers.rows import gelu
 from sparse_attention.recompute import recomputable
@@ -124,7 +125,8 @@ def test_a_compiled_block_hands_on_its_result_and_what_is_kept(recompute, kept):
     def both(x, values):
         with tf.GradientTape() as tape:
             tape.watch([x, values])
-            y = block.shared(values, x, block.keys(tf.constant(1), 2))
+            passes = alike.shared(block.kind, compiled=True)
+            y = block.run(values, x, block.keys(tf.constant(1), 2), passes=passes)
         return tape.gradient(y, [x, values])
 
     calls = [
@@ -135,9 +137,12 @@ def test_a_compiled_block_hands_on_its_result_and_what_is_kept(recompute, kept):
 
 def test_blocks_of_a_mode_are_traced_once():
     settings = replace(TINY, layers=8, local_attn_ctx=8, layer_modes=("strided", "local", "local", "local"))
+    alike.shared.cache_clear()
     model = SparseTransformer(settings, shared=True)
     tf.function(model)(tf.zeros([1, settings.n_ctx], tf.int32))
-    assert [block.forward.experimental_get_tracing_count() for block in model.blocks] == [1, 1] + 6 * [0]
+    passes = [alike.shared(block.kind, compiled=False) for block in model.blocks]
+    assert passes[1:4] * 2 == passes[1:4] + passes[5:] and passes[0] == passes[4] != passes[1]
+    assert [each.forward.experimental_get_tracing_count() for each in passes[:2]] == [1, 1]
 
 
 def test_blocksparse_is_dense():

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from sparse_attention.layers import SparseTransformerBlock
+from blocksparse.native import devices
+from sparse_attention.layers import SparseTransformerBlock, alike
 from sparse_attention.layers.dropout import dropout
 
 TIME, WIDTH = 64, 32
@@ -171,6 +173,23 @@ def learning(jit):
 
 def test_it_learns_under_xla():
     learning(jit=True)
+
+
+def test_where_a_gpu_trains_alike_blocks_are_compiled_once_and_by_themselves(monkeypatch):
+    """Here for the CPU. What is traced outside training, to be saved perhaps, has no compiled function."""
+    monkeypatch.setattr(devices, "compiles_for_gpu", lambda: True)
+    alike.shared.cache_clear()
+    block, other, x = made(), made(), rows()
+    want = results(block, plain(block), x)
+    for each in (block, other):
+        for came, wanted in zip(results(each, partial(each, training=True), x), want, strict=True):
+            assert error(came, wanted) < 5e-5
+    functions = alike.shared(block.kind, compiled=True)
+    assert functions is alike.shared(other.kind, compiled=True)
+    assert [each.experimental_get_tracing_count() for each in functions[:2]] == [1, 1]
+    for arguments in (dict(), dict(training=False)):
+        graph = tf.function(partial(block, **arguments)).get_concrete_function(x).graph
+        assert not any("Call" in op.type for op in graph.get_operations())
 
 
 def test_it_learns_and_is_saved(tmp_path):
