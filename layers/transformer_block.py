@@ -33,7 +33,7 @@ class SparseTransformerBlock(keras.layers.Layer):
         dropout: share of both branches' outputs that is dropped in training; from 0 up to, but without, 1.
         seed: of dropout, an integer; drawn from Keras's global generator by default.
         recompute: what the backward pass computes again. "none" keeps about 7 + 2 ff_ratio tensors of x's size a block;
-            "selective" 3, attention running once; "whole" x alone.
+            "selective" 2, attention running once; "whole" x alone.
         epsilon: of both norms.
 
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time. segment_ids, lengths and

@@ -6,7 +6,7 @@ TensorFlow's own gradient keeps some forty tensors of a block's width, and runs 
 Here each setting of `recompute` keeps a number of them, in units of x:
 
     none         6 + 2 ff_ratio: both norms, attention's output, q, k, v, pre-activation, activation; nothing runs again
-    selective    3: x, h, attention's output; four of the six products, both norms and the activation run again
+    selective    2: x, attention's output; all products but the last, both norms and the activation run again
     whole        1: x; all but the last product runs again
 
 Products and stored tensors are of the compute dtype; norms, activation, dropout and every sum are float32, in between.
@@ -209,15 +209,13 @@ class Block(NamedTuple):
         if self.recompute == "none":
             scales = dict(scale1=scale_of(flat(x), self.epsilon), scale2=scale_of(kept.h, self.epsilon))
             return y, kept._replace(x=None, h=None, **scales)
-        return y, Kept(x) if self.recompute == "whole" else Kept(x, kept.h, kept.attended, kept.lse)
+        return y, Kept(x) if self.recompute == "whole" else Kept(x, attended=kept.attended, lse=kept.lse)
 
     def _computed(self, weights: Weights, x: tf.Tensor) -> Kept:
         """The block up to the activation."""
         kept = self._attention_operands(weights, Kept(x))
         attended, lse = self.attention.forward(*(unflat(t, x) for t in kept.operands()))
-        attended = flat(attended)
-        h = stored(self._add(flat(x), weights.projection(x.dtype, self._carried(weights)).of(attended), 0))
-        return self._feed_forward(weights, kept._replace(h=h, attended=attended, lse=lse))
+        return self._after_attention(weights, kept._replace(attended=flat(attended), lse=lse))
 
     def _attention_operands(self, weights: Weights, kept: Kept) -> Kept:
         """kept, with what is computed from x up to the attention."""
@@ -226,12 +224,15 @@ class Block(NamedTuple):
         q, k, v = (each.of(normed) for each in maps)
         return kept._replace(query=q, key=k, value=v, normed1=normed)
 
-    def _feed_forward(self, weights: Weights, kept: Kept) -> Kept:
-        """kept, with what is computed from h up to the activation."""
-        normed, expansion = normal(kept.h, self.epsilon), weights.expansion(kept.h.dtype)
+    def _after_attention(self, weights: Weights, kept: Kept) -> Kept:
+        """kept, with what is computed from x and attention's output up to the activation."""
+        dtype = kept.x.dtype
+        branch = weights.projection(dtype, self._carried(weights)).of(kept.attended)
+        h = stored(self._add(flat(kept.x), branch, 0))
+        normed, expansion = normal(h, self.epsilon), weights.expansion(dtype)
         raw = Map(expansion.kernel, None).of(normed)
         active = tf.cast(gelu(wide(raw) + wide(expansion.bias)), raw.dtype)
-        return kept._replace(raw=raw, active=active, normed2=normed)
+        return kept._replace(h=h, raw=raw, active=active, normed2=normed)
 
     def _carried(self, weights: Weights) -> bool:
         """Whether the values' constant takes the way around attention: each value has one reader, and all rows keys."""
@@ -242,7 +243,7 @@ class Block(NamedTuple):
         if kept.attended is None:
             kept = self._computed(weights, kept.x)
         if kept.raw is None:
-            kept = self._feed_forward(weights, kept)
+            kept = self._after_attention(weights, kept)
         dh, feed_forward = self._feed_forward_gradient(flat(dy), kept, weights)
         if kept.query is None:
             kept = self._attention_operands(weights, kept)
