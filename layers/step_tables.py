@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sparse_attention.decode import Group
+from sparse_attention.decode_groups import Group
 
 WORD = 32  # slots whose bits share an int32
 

@@ -18,6 +18,7 @@ ROOT_MODULES = {
     "attention",
     "compare",
     "decode",
+    "decode_groups",
     "patterns",
     "recompute",
     "silence",
