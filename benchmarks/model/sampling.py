@@ -38,7 +38,7 @@ def measure(
     model = SparseTransformer(settings)
     decoders = model.decoders(batch)
     size = min(generation.CHUNK, tokens)
-    chunk = generation.fastest_chunk(model, batch, decoders, size)
+    chunk = generation.fastest_chunk(stepping.Chunk(model, batch, decoders, size))
     fill = tf.function(
         lambda prompt: stepping.prefill(model, decoders, prompt, settings.n_ctx), autograph=False
     )

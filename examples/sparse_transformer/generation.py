@@ -16,6 +16,7 @@ from .files import replacing
 from .formats import audio
 from .formats.images import picture_of
 from .model import SparseTransformer
+from .stepping import Chunk
 
 CHUNK = 64  # positions a call of the compiled loop: tokens come while one waits, and the calls cost next to nothing
 
@@ -47,14 +48,7 @@ def make_generator(model: SparseTransformer, count: int, length: int, decoders=N
     return generate
 
 
-def make_chunk(
-    model: SparseTransformer,
-    count: int,
-    decoders,
-    size: int,
-    top_k: int | None = None,
-    top_p: float | None = None,
-):
+def make_chunk(of: Chunk):
     """Compiles (previous token [count], position [] or [count], draw, temperature, seed) -> the next `size` tokens
     [count, size]. `draw` numbers the draws of a seed."""
 
@@ -63,29 +57,22 @@ def make_chunk(
         behind = number - position
 
         def draw(logits, position):
-            return drawn(logits, temperature, seed, tf.reshape(position + behind, [-1])[0], top_k, top_p)
+            number = tf.reshape(position + behind, [-1])[0]
+            return drawn(logits, temperature, seed, number, of.top_k, of.top_p)
 
-        return _loop(model, decoders, token, position, size, draw)
+        return _loop(of.model, of.decoders, token, position, of.size, draw)
 
     return chunk
 
 
-def fastest_chunk(
-    model: SparseTransformer,
-    count: int,
-    decoders,
-    size: int,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    ragged: bool = False,
-):
-    """make_chunk's function, of a GPU's own kernels where there are such; ragged: position is [count].
+def fastest_chunk(of: Chunk):
+    """make_chunk's function, of a GPU's own kernels where there are such.
 
     Where those turn out not to compile for the card, a warning says so and XLA takes over.
     """
-    if not gpu_sampling.serves(model, decoders):
-        return make_chunk(model, count, decoders, size, top_k, top_p)
-    ways = [gpu_sampling.make_chunk(model, count, decoders, size, top_k, top_p, ragged)]
+    if not gpu_sampling.serves(of.model, of.decoders):
+        return make_chunk(of)
+    ways = [gpu_sampling.make_chunk(of)]
 
     def chunk(*arguments):
         try:
@@ -96,7 +83,7 @@ def fastest_chunk(
             warnings.warn(
                 f"sampling goes on in XLA's loop, slower: {error.message}", RuntimeWarning, stacklevel=3
             )
-            ways.append(make_chunk(model, count, decoders, size, top_k, top_p))
+            ways.append(make_chunk(of))
             return ways[-1](*arguments)
 
     return chunk
@@ -160,7 +147,7 @@ def stream(
     decoders = model.decoders(count)
     size = min(CHUNK, length)
     alike = lengths is None or len(set(lengths)) == 1
-    chunk = fastest_chunk(model, count, decoders, size, top_k, top_p, ragged=not alike)
+    chunk = fastest_chunk(Chunk(model, count, decoders, size, top_k, top_p, ragged=not alike))
     given = np.full(count, time) if lengths is None else np.asarray(lengths)
     position = np.int32(given[0]) if alike else given.astype(np.int32)
     rows = np.concatenate(

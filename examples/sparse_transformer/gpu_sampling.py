@@ -7,6 +7,7 @@ import tensorflow as tf
 from sparse_attention.layers.token_steps import TokenSteps, why_not
 
 from .model import SparseTransformer
+from .stepping import Chunk
 
 
 def serves(model: SparseTransformer, decoders) -> bool:
@@ -14,29 +15,22 @@ def serves(model: SparseTransformer, decoders) -> bool:
     return why_not(model.blocks, decoders, model.logits) is None
 
 
-def make_chunk(
-    model: SparseTransformer,
-    count: int,
-    decoders,
-    size: int,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    ragged: bool = False,
-):
-    """generation.make_chunk's function, but with draws of its own: the same distribution, other numbers of a seed.
-
-    ragged: position is [count].
-    """
-    cut = top_k is not None or top_p is not None
-    steps = TokenSteps(model.blocks, decoders, model.norm, model.logits, model.embedding.token, ragged, cut)
-    kept, chance = model.logits.units if top_k is None else top_k, 1.0 if top_p is None else top_p
+def make_chunk(of: Chunk):
+    """generation.make_chunk's function, but with draws of its own: the same distribution, other numbers of a seed."""
+    model, count, size = of.model, of.count, of.size
+    cut = of.top_k is not None or of.top_p is not None
+    steps = TokenSteps(
+        model.blocks, of.decoders, model.norm, model.logits, model.embedding.token, of.ragged, cut
+    )
+    kept = model.logits.units if of.top_k is None else of.top_k
+    chance = 1.0 if of.top_p is None else of.top_p
 
     @tf.function(jit_compile=True, autograph=False)
     def prepare(token, position):
         first = model.embedding.step(token, position)
         positions = tf.reshape(position, [1, -1]) + tf.range(size + 1)[:, None]
         streams = model.embedding.place(tf.reshape(positions, [-1]))
-        rows = count if ragged else 1
+        rows = count if of.ragged else 1
         found = steps.tables(tf.ensure_shape(positions[:-1], [size, rows]))
         return (
             tf.broadcast_to(first, [count, first.shape[1]]),

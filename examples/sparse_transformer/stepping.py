@@ -16,6 +16,21 @@ from .config import Config
 from .model import SparseTransformer
 
 
+class Chunk(NamedTuple):
+    """The next `size` tokens of `count` sequences: of which model, with the caches of which decoders, cut how.
+
+    ragged: the sequences are at positions of their own.
+    """
+
+    model: SparseTransformer
+    count: int
+    decoders: list[DecodeStep]
+    size: int
+    top_k: int | None = None
+    top_p: float | None = None
+    ragged: bool = False
+
+
 class Norm(NamedTuple):
     gamma: tf.Tensor
     beta: tf.Tensor

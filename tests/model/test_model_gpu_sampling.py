@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sparse_transformer import generation, gpu_sampling
+from sparse_transformer.stepping import Chunk
 from test_model_sampling import kept, small
 
 pytestmark = [
@@ -27,7 +28,7 @@ def exact():
 def steps_of(model, rows, **how):
     decoders = model.decoders(rows)
     assert gpu_sampling.serves(model, decoders)
-    return decoders, gpu_sampling.make_chunk(model, rows, decoders, **how)
+    return decoders, gpu_sampling.make_chunk(Chunk(model, rows, decoders, **how))
 
 
 def likeliest(model, tokens, slack):
@@ -46,7 +47,7 @@ def test_greedy_tokens_are_those_of_the_full_forward_pass(layer_modes, precision
     assert likeliest(model, drawn, slack)[:, 21:].all()
     if precision == "float32":
         decoders = model.decoders(rows)
-        by_xla = generation.make_chunk(model, rows, decoders, 128)
+        by_xla = generation.make_chunk(Chunk(model, rows, decoders, 128))
         first = by_xla(tf.zeros(rows, tf.int32), tf.constant(0), tf.constant(0), 0.0, tf.constant(0))
         own, by_gpu = steps_of(model, rows, size=128)
         np.testing.assert_array_equal(
