@@ -69,8 +69,6 @@ class SparseTransformerBlock(keras.layers.Layer):
         super().__init__(**{"autocast": False, **kwargs})  # weights arrive as float32
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        # Else `fit` has XLA compile all blocks in one program, which takes minutes: they compile themselves.
-        self.supports_jit = not tf.config.list_physical_devices("GPU")
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
         if not 0 <= dropout < 1:

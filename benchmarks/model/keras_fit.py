@@ -21,7 +21,7 @@ import step  # isort: skip  it sets what XLA is asked for
 from sparse_transformer import config  # isort: skip
 
 
-def model_of(settings):
+def model_of(settings, jit_compile):
     import keras
     import tensorflow as tf
 
@@ -54,11 +54,12 @@ def model_of(settings):
     logits = keras.layers.Dense(256, dtype="float32")(keras.layers.LayerNormalization()(x))
     model = keras.Model(tokens, logits)
     optimizer = keras.optimizers.AdamW(3e-4, global_clipnorm=1.0)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=jit_compile)
     return model
 
 
-def fitted(settings, batch: int, steps: int) -> dict:
+def fitted(settings, batch: int, steps: int, jit_compile) -> dict:
     """Seconds of a step of fit, and of the first, which compiles."""
     import keras
     import numpy as np
@@ -73,14 +74,18 @@ def fitted(settings, batch: int, steps: int) -> dict:
 
     windows = np.random.default_rng(0).integers(0, 256, (batch, settings.n_ctx + 1), np.int32)
     repeated = tf.data.Dataset.from_tensors((windows[:, :-1], windows[:, 1:])).repeat()
-    model = model_of(settings)
+    model = model_of(settings, jit_compile)
     began = time.perf_counter()
     model.fit(repeated, steps_per_epoch=1, verbose=0)
     first = time.perf_counter() - began
     with alone():
         model.fit(repeated, steps_per_epoch=steps + 1, callbacks=[Clock()], verbose=0)
     found = timing.median([after - before for before, after in pairwise(times)])
-    return {"seconds_fit": round(found, 4), "seconds_fit_first": round(first, 2)}
+    return {
+        "seconds_fit": round(found, 4),
+        "seconds_fit_first": round(first, 2),
+        "jit_compile": model.jit_compile,
+    }
 
 
 def trained(settings, batch: int, steps: int) -> dict:
@@ -100,6 +105,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--blocks", action="store_true", help="jit_compile=False: blocks are compiled, each by itself"
+    )
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("model_keras_fit.jsonl"), help="gets a line")
     args = parser.parse_args()
@@ -109,7 +117,7 @@ def main() -> None:
         "positions": settings.n_ctx,
         "layers": settings.layers,
         "batch": args.batch,
-        **fitted(settings, args.batch, args.steps),
+        **fitted(settings, args.batch, args.steps, False if args.blocks else "auto"),
         **trained(settings, args.batch, args.steps),
         **machine.record(),
     }
