@@ -1,4 +1,4 @@
-"""Sparse attention as Keras 3 layers: SparseSelfAttention, and SparseTransformerBlock around it."""
+"""Sparse attention as Keras 3 layers: SparseSelfAttention, SparseTransformerBlock around it, a fast update for fit."""
 
 import keras
 
@@ -10,3 +10,4 @@ if keras.backend.backend() != "tensorflow":
 
 from .self_attention import SparseSelfAttention as SparseSelfAttention
 from .transformer_block import SparseTransformerBlock as SparseTransformerBlock
+from .updates import compile_update as compile_update

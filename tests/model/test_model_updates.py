@@ -1,0 +1,59 @@
+"""compile_update: Keras's own update, in one program of XLA."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sparse_attention.layers import compile_update
+
+
+def made():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((5,)), keras.layers.Embedding(7, 8), keras.layers.Dense(7)])
+
+
+def trained(model, optimizer, compiled):
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    if compiled:
+        assert compile_update(model) is model
+    tokens = np.arange(20).reshape(4, 5) % 7
+    losses = model.fit(tokens, tokens, epochs=4, shuffle=False, verbose=0).history["loss"]
+    return losses, model.get_weights(), [np.asarray(v) for v in model.optimizer.variables]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-2)),
+    ],
+    ids=["AdamW", "LossScaleOptimizer"],
+)
+def test_the_numbers_are_those_of_keras(optimizer):
+    want, came = (trained(made(), optimizer(), compiled) for compiled in (False, True))
+    assert want[0][-1] < want[0][0]
+    for one, other in zip(tf.nest.flatten(came), tf.nest.flatten(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_frozen_later_keeps_its_values():
+    model = made()
+    trained(model, "adam", compiled=True)
+    model.layers[0].trainable = False
+    kept = model.layers[0].get_weights()[0]
+    tokens = np.zeros([4, 5], int)
+    model.compile(
+        model.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
+    model.fit(tokens, tokens, verbose=0)
+    np.testing.assert_array_equal(model.layers[0].get_weights()[0], kept)
+
+
+def test_it_wants_a_model_that_is_built_and_compiled():
+    with pytest.raises(ValueError, match=r"has no optimizer: build it and call compile\(...\) before"):
+        compile_update(made())
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="has no weights"):
+        compile_update(model)
