@@ -43,7 +43,7 @@ def measure(
         lambda prompt: stepping.prefill(model, decoders, prompt, settings.n_ctx), autograph=False
     )
     full_context = tf.zeros([batch, settings.n_ctx], tf.int32)
-    full = tf.function(lambda tokens: model(tokens)[:, -1])
+    whole = tf.function(lambda tokens: model(tokens)[:, -1])
 
     def sample(first):
         token = tf.zeros(batch, tf.int32)
@@ -58,7 +58,7 @@ def measure(
             step.caches[0][0].numpy()  # waits for the device
 
     def forward():
-        full(full_context).numpy()
+        whole(full_context).numpy()
 
     (compiled,) = timing.wall(lambda: sample(0), 1, warm_up=0)
     beside = [forward, prefill] if full else []
