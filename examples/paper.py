@@ -1,4 +1,4 @@
-"""Makes the paper again on data that every machine can have: runs/paper/SCALE/report.html, and .md.
+"""Makes the paper again on data that every machine can have: runs/paper/SCALE/report.html, and .md, and .json.
 
 python examples/fetch.py gcide --out data/gcide
 python examples/fetch.py fashion --out data/fashion
@@ -85,7 +85,7 @@ def main() -> None:
                 raise ValueError("\n".join(missing))
             make(places, steps)
         page.write(places, steps)
-    print(f"wrote {places.out / 'report.html'} and report.md beside it")
+    print(f"wrote {places.out / 'report.html'}, report.md and report.json beside it")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,16 @@ def test_the_whole_of_it_is_made_and_is_not_made_again(made):
     assert f"Python {sys.version.split()[0]}; kernels: " in text
 
 
+def test_the_numbers_of_the_page_are_in_a_file(made):
+    found = json.loads((made.out / "report.json").read_text())
+    run = found["runs"]["text/fixed_1"]
+    assert len(found["runs"]) == 4 and len(found["contexts"]) == 2 and found["scale"] == "tiny"
+    assert run["test"]["windows"] == 8 and "steps=4" in run["changes"] and run["device"]["parameters"] > 0
+    text = (made.out / "report.md").read_text()
+    assert f"| {run['test']['bits']:.4f} |" in text
+    assert f"| {found['runs']['images/strided_1']['seconds']:.4f} |" in text
+
+
 def test_training_scores_as_evaluate_does(made, tmp_path):
     folder, again = made.out / "images" / "strided_1", tmp_path / "again.json"
     here(

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 from ..files import replacing
-from . import context, figures, html, lengths, memory, quality, runs_table, samples, speed, yardsticks
+from . import (
+    collected,
+    context,
+    figures,
+    html,
+    lengths,
+    memory,
+    quality,
+    runs_table,
+    samples,
+    speed,
+    yardsticks,
+)
 from .steps import Places, Step
 
 
@@ -25,9 +39,14 @@ def text(places: Places, steps: list[Step]) -> str:
 
 
 def write(places: Places, steps: list[Step]) -> None:
-    """report.md and report.html in the scale's folder."""
+    """report.md, report.html and report.json in the scale's folder."""
     places.out.mkdir(parents=True, exist_ok=True)
     markdown = text(places, steps)
-    for name, content in (("report.md", markdown), ("report.html", html.page(markdown, places.out))):
+    files = {
+        "report.md": markdown,
+        "report.html": html.page(markdown, places.out),
+        "report.json": json.dumps(collected.content(places), indent=1) + "\n",
+    }
+    for name, content in files.items():
         with replacing(places.out / name) as file:
             file.write(content.encode())
