@@ -1,5 +1,5 @@
 # make demo    see it work: the table of attention.py, small models trained on real bytes, what larger ones write and draw
-# make paper SCALE=laptop    the paper made again: runs/paper/laptop/report.html; laptop: two cores, half an hour; card: one
+# make paper SCALE=laptop    the paper made again: runs/paper/laptop/report.html; laptop: two cores, twenty minutes; card: one
 #                  GPU, two hours; full: the paper's own configurations, for who has the cards and the data
 # make test    the test suite, some twenty minutes on two cores
 # make test-all    the same, and the tests that take minutes each

@@ -2,7 +2,7 @@
 
 python examples/fetch.py gcide --out data/gcide
 python examples/fetch.py fashion --out data/fashion
-python examples/paper.py laptop      # small models, one seed, two CPU cores, half an hour
+python examples/paper.py laptop      # small models, one seed, two CPU cores, twenty minutes
 python examples/paper.py card        # three seeds, one GPU, about two hours
 python examples/paper.py full        # the paper's own configurations and data sets
 

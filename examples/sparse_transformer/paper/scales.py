@@ -73,7 +73,7 @@ def _small_sound(side: int, steps: int) -> tuple[str, ...]:
 
 LAPTOP = Scale(
     name="laptop",
-    words="small models, one seed each, on two CPU cores in half an hour. So short a training ranks no patterns: it "
+    words="small models, one seed each, on two CPU cores in twenty minutes. So short a training ranks no patterns: it "
     "shows that every step works. Samples and Table 3 are of the two committed models, which one GPU trained",
     data={"text": DICTIONARY, "images": GARMENTS, "sound": None},
     trainings=(
