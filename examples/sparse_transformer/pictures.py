@@ -134,12 +134,13 @@ def panels(column, pictures: list[np.ndarray], position: int, grid: tuple[int, .
 
 
 def curves(folders: list[Path], smooth: int) -> plt.Figure:
-    """Bits per dim over steps of several runs, as running means; dots are those of held-out windows.
+    """Bits per dim over steps of several runs, as running means of `smooth` steps, of a fiftieth where that is more and
+    at most a fifth of a run; dots are those of held-out windows.
 
     What is above the curves after their first tenth is cut off: the fall from 8 bits would leave no room for the rest.
     """
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    top, colours = 0.0, {}
+    top, bottom, colours = 0.0, np.inf, {}
     for folder in folders:
         path = folder / metrics.NAME
         if not path.exists():
@@ -149,9 +150,10 @@ def curves(folders: list[Path], smooth: int) -> plt.Figure:
             raise ValueError(f"{path} holds no steps yet")
         steps = np.array([int(row[0]) for row in rows])
         bits, valid = (np.array([float(row[at] or "nan") for row in rows]) for at in (1, 5))
-        window = min(smooth, max(2, len(bits) // 5), len(bits))
+        window = min(max(smooth, len(bits) // 50), max(2, len(bits) // 5), len(bits))
         mean = np.convolve(bits, np.ones(window) / window, mode="valid")
         top = max(top, mean[len(mean) // 10 :].max())
+        bottom = min(bottom, mean.min(), *valid[np.isfinite(valid)])
         # NAME_1, NAME_2: the seeds of one row, in one colour.
         name, _, seed = folder.name.rpartition("_")
         name = name if name and seed.isdecimal() else folder.name
@@ -162,9 +164,10 @@ def curves(folders: list[Path], smooth: int) -> plt.Figure:
     axes.set(
         xlabel="step",
         ylabel="bits per dim",
-        title=f"training, mean of at most {smooth} steps (lines); held out, averaged weights (dots)",
+        title="training, running means (lines); held out, averaged weights (dots)",
     )
-    axes.set_ylim(top=top + 0.05 * (top - axes.get_ylim()[0]))
+    margin = 0.05 * (top - bottom) or 0.1
+    axes.set_ylim(bottom - margin, top + margin)
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -198,6 +198,8 @@ def test_curves_of_runs(tmp_path):
     figure = pictures.curves([tmp_path / name for name in ("dense_1", "dense_2", "fixed_1")], smooth=20)
     lines = figure.axes[0].lines[::2]
     assert [len(line.get_ydata()) for line in lines] == [17, 17, 17]  # means of a fifth of so short a run
+    low, high = figure.axes[0].get_ylim()
+    assert low < lines[0].get_ydata()[-1] and lines[0].get_ydata()[2] < high
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["dense", "fixed"]
     plt.close(figure)

@@ -30,7 +30,7 @@ def section(places: Places) -> list[str]:
                 [
                     pattern,
                     str(found or "not trained yet"),
-                    len(found.values) if found else 0,
+                    _seeds(places, kind, pattern),
                     f"{rows[pattern]:.2f}",
                 ]
                 for pattern, found in results.items()
@@ -48,6 +48,11 @@ def _committed(places: Places, kind: str) -> list[list]:
     name, card = found
     pattern = ", ".join(map(str, settings(runs.PRETRAINED / name).layer_modes))
     return [[f"{pattern}: `{name}`, {card['steps']:,} steps", f"{card['test']['bits']:.4f}", 1, ""]]
+
+
+def _seeds(places: Places, kind: str, pattern: str) -> str:
+    folders = [each.folder(places.out) for each in places.scale.of_kind(kind) if each.pattern == pattern]
+    return f"{len(trained(folders))} of {len(folders)}"
 
 
 def mean_of(places: Places, kind: str, pattern: str) -> Mean | None:

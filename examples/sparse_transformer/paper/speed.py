@@ -40,20 +40,20 @@ def section(places: Places) -> list[str]:
 
 
 def _seconds(places: Places, kind: str, pattern: str) -> float | None:
-    folders = trained(
-        each.folder(places.out) for each in places.scale.of_kind(kind) if each.pattern == pattern
-    )
-    # Where one of them had the device for itself for some steps, the others say nothing.
+    of_kind = {each.folder(places.out): each.pattern for each in places.scale.of_kind(kind)}
+    folders = trained(of_kind)
+    # Where one had the device for itself for some steps they all shared it, and the others' steps say nothing.
     alone = [folder for folder in folders if (folder / ALONE).exists()]
-    times = [time for time in map(seconds, alone or folders) if time is not None]
-    return mean(times) if times else None
+    times = [seconds(folder) for folder in alone or folders if of_kind[folder] == pattern]
+    known = [time for time in times if time is not None]
+    return mean(known) if known else None
 
 
 def _row(places: Places, kind: str, pattern: str, found: dict, paper: dict) -> list[str]:
     ratio = f"{paper['dense'] / paper[pattern]:.2f}"
-    if found[pattern] is None:
-        return [kind, pattern, "", "not trained yet", "", ratio]
     folders = [each.folder(places.out) for each in places.scale.of_kind(kind) if each.pattern == pattern]
+    if found[pattern] is None:
+        return [kind, pattern, "", "not timed alone" if trained(folders) else "not trained yet", "", ratio]
     positions = settings(trained(folders)[0]).n_ctx
     own = f"{found['dense'] / found[pattern]:.2f}" if found["dense"] else ""
     return [kind, pattern, f"{positions:,}", f"{found[pattern]:.4f}", own, ratio]
