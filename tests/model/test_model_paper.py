@@ -198,7 +198,7 @@ def test_the_page_of_nothing_says_so(tmp_path):
     places = Places(SCALES["card"], tmp_path, tmp_path)
     text = page.text(places, plan(places, []))
     assert "**Not complete: 0 of " in text and "Empty: nothing has been trained yet." in text
-    assert text.count("Empty: ") == 6 and "| strided | not trained yet | 0 | 2.80 |" in text
+    assert text.count("Empty: ") == 6 and "| strided | not trained yet | 0 of 3 | 2.80 |" in text
     assert "| fixed: `text`, 8,207 steps | 1.0294 | 1 |  |" in text
 
 
@@ -224,8 +224,8 @@ def test_tables_have_means_errors_ratios_and_the_order(tmp_path):
         step = 0.4 if training.pattern == "dense" else 0.2
         result(training.folder(tmp_path), BITS[training.pattern][training.seed - 1], step)
     lines = quality.section(places)
-    assert "| dense | 1.0600 +- 0.0100 | 3 | 1.00 |" in lines
-    assert "| fixed | 1.0200 +- 0.0115 | 3 | 0.99 |" in lines
+    assert "| dense | 1.0600 +- 0.0100 | 3 of 3 | 1.00 |" in lines
+    assert "| fixed | 1.0200 +- 0.0115 | 3 of 3 | 0.99 |" in lines
     assert (
         "Best first: fixed, dense, strided; the paper's too. Gaps: dense less fixed 0.0400 +- 0.0153 (paper 0.01); "
         "strided less dense 0.1400 +- 0.0100 (paper 0.13)."
@@ -233,6 +233,10 @@ def test_tables_have_means_errors_ratios_and_the_order(tmp_path):
     assert "| text | fixed | 2,048 | 0.2000 | 2.00 | 2.38 |" in speed.section(places)
     result(tmp_path / "text" / "fixed_2", 1.02, step=0.9)  # beside others
     (tmp_path / "text" / "fixed_1" / "alone.json").write_text('{"first": 4, "last": 8}')
+    lines = speed.section(places)  # dense shared the device: none of its steps says how long it takes alone
+    assert "| text | fixed | 2,048 | 0.2000 |  | 2.38 |" in lines
+    assert "| text | dense |  | not timed alone |  | 1.00 |" in lines
+    (tmp_path / "text" / "dense_2" / "alone.json").write_text('{"first": 4, "last": 8}')
     assert "| text | fixed | 2,048 | 0.2000 | 2.00 | 2.38 |" in speed.section(places)
 
 
@@ -268,6 +272,24 @@ def test_steps_that_shared_a_device_are_not_timed(tmp_path):
     assert seconds(tmp_path) == 0.9
     (tmp_path / "alone.json").write_text('{"first": 41, "last": 59}')
     assert seconds(tmp_path) == 0.1
+
+
+def test_the_readme_shows_the_numbers_of_the_committed_page():
+    root = EXAMPLES.parent
+    readme, report = ((root / name).read_text() for name in ("README.md", "docs/paper/report.md"))
+    found = json.loads((root / "docs" / "paper" / "report.json").read_text())
+    for kind in quality.PAPER:
+        row = f"| {kind} |"
+        for pattern in scales.PATTERNS:
+            scores = [r["test"]["bits"] for name, r in found["runs"].items() if f"{kind}/{pattern}_" in name]
+            mean = Mean(tuple(scores))
+            error = f" ± {mean.error:.3f}" if mean.error else ""
+            row += f" {mean.value:.3f}{error} ({quality.PAPER[kind][pattern]:.2f}) |"
+            assert f"| {pattern} | {mean} | {len(scores)} of 3 |" in report
+        assert row in readme
+    scores = [{row["min_context"]: row["bits"] for row in rows} for rows in found["contexts"]]
+    means = [Mean(tuple(each[n] for each in scores)) for n in SCALES["card"].contexts]
+    assert "| `fixed`, text | " + " | ".join(f"{mean.value:.4f}" for mean in means) + " |" in readme
 
 
 # That it goes on.

@@ -12,13 +12,13 @@ from .steps import Places, Step, train_words
 
 def section(places: Places, steps: list[Step]) -> list[str]:
     lines = ["## All runs", ""]
-    folders = trained(each.folder(places.out) for each in places.scale.trainings)
+    every = [each.folder(places.out) for each in places.scale.trainings]
+    folders = trained(every)
     rows = [_row(folder, places.out) for folder in folders]
     head = ["run", "configuration", "parameters", "steps, windows, positions", "seed", "bits", "GB"]
     lines += table(head, rows) if rows else ["Empty: nothing has been trained yet."]
-    missing = len(places.scale.trainings) - len(folders)
-    if missing:
-        lines += ["", f"Not trained: {missing} of the {len(places.scale.trainings)} runs of this scale."]
+    if missing := [str(folder.relative_to(places.out)) for folder in every if folder not in folders]:
+        lines += ["", f"Without a score: {', '.join(missing)}."]
     lines += ["", *_places(folders), "## Commands", ""]
     done = [step for step in steps if step.makes.exists()]
     if not done:
