@@ -16,7 +16,15 @@ def section(places: Places) -> list[str]:
     lines += [f"Strided attention; sound of 12,000 samples a second in 256 levels; data: {data}.", ""]
     folders = trained(each.folder(places.out) for each in places.scale.of_kind("sound"))
     rows = [_row(folder) for folder in folders]
-    head = ["length", "parameters", "steps x windows", "bits per byte", "s a step", "peak memory, GB", "paper"]
+    head = [
+        "length",
+        "parameters",
+        "steps x windows",
+        "bits per byte",
+        "s a step",
+        "peak memory, GB",
+        "paper",
+    ]
     lines += table(head, rows) if rows else ["Empty: no model of sound has been trained yet."]
     lengths = {settings(folder).n_ctx for folder in folders}
     if missing := [f"{n:,}" for n in PAPER if n not in lengths]:
