@@ -62,7 +62,7 @@ def window(mode: Any, n_ctx: int) -> Cache:
 
 def every_class(mode: Any, n_ctx: int) -> Cache:
     """Every key is reached again, but a query reaches only its residue class: one run."""
-    stride = mode.local_attn_ctx
+    stride = min(mode.local_attn_ctx, n_ctx)
     length = -(-n_ctx // stride)
     slots, back = _slots(stride * length), stride * _slots(length)
     return Cache(
@@ -76,12 +76,12 @@ def every_class(mode: Any, n_ctx: int) -> Cache:
 
 
 def one_chunk(mode: Any, n_ctx: int) -> Cache:
-    return _ring(mode.local_attn_ctx)
+    return _ring(min(mode.local_attn_ctx, n_ctx))
 
 
 def two_chunks(mode: Any, n_ctx: int) -> Cache:
     """The chunk that is read, and the one that is filled meanwhile."""
-    length = mode.local_attn_ctx
+    length = min(mode.local_attn_ctx, n_ctx)
     inside = _slots(length)
     return Cache(
         length,

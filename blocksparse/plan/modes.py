@@ -17,6 +17,10 @@ from .checks import check_block_size, check_positive, nearest_divisor, nearest_m
 from .patterns import Pattern, causal, everything, nothing, residue_classes
 
 
+# No context is as long, and int32 holds it: a longer window, stride or chunk shows the same.
+LONGEST = 2**30
+
+
 @dataclass(frozen=True)
 class Mode:
     """What one head does: the names joined in "a+b", and the numbers they need.
@@ -228,6 +232,7 @@ def head_modes(
     for name, size in (sizes | {name: given[name] for name in given if name in needed}).items():
         _check_size(name, size, attn_mode)
     cycle = len(per_head)
+    local_attn_ctx = local_attn_ctx and min(local_attn_ctx, LONGEST)
     if "num_verts" in needed:
         _check_summary(local_attn_ctx, blocksize, num_verts, vertsize)
         cycle = lcm(cycle, num_verts)
