@@ -67,6 +67,9 @@ class DecodeStep(tf.Module):
         check_looks_back(causal)
         for argument in ("key_width", "value_width"):
             check_heads(heads, argument, sizes[argument])
+        dtype = tf.as_dtype(dtype)
+        if not dtype.is_floating:
+            raise TypeError(f"dtype is {dtype.name}; keys and values want a float dtype, such as tf.float16")
         self.batch, self.n_ctx, self.heads = batch, n_ctx, heads
         self.prefix = max(mode.prefix for mode in modes)  # so many first positions are no steps
         self.kv_heads = check_kv_heads(kv_heads, heads)
@@ -120,7 +123,8 @@ class DecodeStep(tf.Module):
         Raises: ValueError and TypeError as a step does, for lengths that are not 0 to time; where those are known only
             when a graph runs, InvalidArgumentError. Code compiled by XLA fills that row with NaN.
         """
-        time = tf.convert_to_tensor(k).shape.as_list()[1]
+        k = tf.convert_to_tensor(k)
+        time = k.shape.as_list()[1] if k.shape.rank == 3 else 1  # another rank is refused below, in words
         if time is None or time > self.n_ctx:
             raise ValueError(
                 f"k has {time} positions; this DecodeStep takes a known number, {self.n_ctx} at most: cut the prompt, "
@@ -131,6 +135,8 @@ class DecodeStep(tf.Module):
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         kv = tf.reshape(kv, [self.batch, time, self.kv_heads, kv.shape.as_list()[-1]])
         kv = tf.where(valid[..., None], kv, np.nan)
+        if time == 0:
+            return
         for group, cache in zip(self.groups, self.caches, strict=True):
             cache.assign(group.filled(tf.gather(kv, group.keys, axis=2), count))
 

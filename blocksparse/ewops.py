@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
+import numpy as np
 import tensorflow as tf
 
 from .tensors import TensorLike, as_float, as_float32, as_scale, check_axis, same_float32
@@ -156,6 +158,8 @@ def filter_values(
         x = tf.where(tf.math.is_nan(x), tf.zeros_like(x), x)
     if scale_first:
         x *= as_float32(scale)
+    if saturate < 0:
+        raise ValueError(f"saturate is {saturate}; it has to be the largest size that is kept, or 0 for any")
     if saturate:
         x = tf.clip_by_value(x, -saturate, saturate)
     return x if scale_first else x * as_float32(scale)
@@ -202,7 +206,8 @@ def dropout(
     the same entries in both passes.
     """
     x = as_float("x", x)
-    if isinstance(keep_prob, (int, float)) and not 0 < keep_prob <= 1:
+    known = keep_prob if isinstance(keep_prob, (Real, np.ndarray)) else 1.0
+    if not np.all((np.asarray(known) > 0) & (np.asarray(known) <= 1)):
         raise ValueError(f"keep_prob is {keep_prob}; it has to lie above 0 and be at most 1")
     if mask_shape:
         wanted = [None if m == 1 else m for m in mask_shape]

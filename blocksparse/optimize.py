@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from .ewops import filter_values
+from .recomputation.trace import origin
 from .tensors import TensorLike, as_float, as_float32, as_variable
 
 
@@ -26,6 +27,7 @@ def clip_by_global_norm(
     finite, which makes those skip the step. grads: float32, float16 or bfloat16; filtered as filter_tensor()
     says before all else.
     """
+    grads = [grads] if tf.is_tensor(grads) else list(grads)
     missing = [i for i, grad in enumerate(grads) if grad is None]
     if missing or not grads:
         raise ValueError(
@@ -38,7 +40,10 @@ def clip_by_global_norm(
         )
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in filtered]))
         clip_norm = as_float32(clip_norm)
-        return norm, tf.where(tf.math.is_finite(norm), clip_norm / tf.maximum(norm, clip_norm), 0.0)
+        scale = tf.math.divide_no_nan(
+            clip_norm, tf.maximum(norm, clip_norm)
+        )  # a clip_norm of 0 keeps nothing
+        return norm, tf.where(tf.math.is_finite(norm), scale, 0.0)
 
 
 def global_norm(
@@ -66,6 +71,11 @@ class _Optimizer(tf.compat.v1.train.Optimizer):
 
     def apply_gradients(self, grads_and_vars: Iterable, global_step=None, name: str | None = None):
         pairs = [(grad, as_variable(variable)) for grad, variable in grads_and_vars]
+        for _, variable in pairs:
+            if not variable.dtype.base_dtype.is_floating:
+                raise TypeError(
+                    f"{variable.name} is {variable.dtype.name}; an update is no whole number: train float variables"
+                )
         return super().apply_gradients(pairs, global_step, name)
 
     def _prepare(self) -> None:
@@ -286,8 +296,12 @@ class Ema:
     def apply(self, params: Sequence[tf.Variable]) -> tf.Operation | None:
         """Makes the averages when first called, and updates them after what tf.control_dependencies()
         holds."""
-        params = list(map(as_variable, params))
+        params = [params] if isinstance(params, tf.Variable) else list(map(as_variable, params))
         for param in params:
+            if not isinstance(param, tf.Variable):
+                raise TypeError(
+                    f"params has a {type(param).__name__}; give the variables whose averages to keep"
+                )
             if _key(param) not in self._averages:
                 self._averages[_key(param)] = self._make(param)
         return tf.group([self._update(self._averages[_key(param)], param) for param in params])
@@ -311,18 +325,22 @@ class Ema:
                 return tf.compat.v1.get_variable("ema", initializer=tf.cast(start, dtype), trainable=False)
 
     def average(self, param: TensorLike) -> tf.Variable | None:
-        """The average of a parameter, or of the parameter that a tensor was cast from; None where there is
-        none."""
+        """The average of a parameter, or of the parameter that a graph's tensor was cast from; None where there is
+        none. Raises TypeError for an eager tensor, which does not know where it is from."""
         param = as_variable(param)
         if isinstance(param, tf.Variable):
             return self._averages.get(_key(param))
-        if not tf.is_tensor(param):
+        if not tf.is_symbolic_tensor(param):
             raise TypeError(
-                f"param is a {type(param).__name__}, but a variable or a tensor cast from one is wanted"
+                f"param is a {type(param).__name__}, but a variable or, in a graph, a tensor cast from one is wanted"
             )
         while param.ref() not in self._averages and len(param.op.inputs):
             param = param.op.inputs[0]
-        return self._averages.get(param.ref())
+        outside = origin(param)  # of a tf.function, where an eager variable's handle came from
+        keys = {outside.ref()} | {
+            key for key in self._averages if getattr(key.deref(), "handle", None) is outside
+        }
+        return next((self._averages[key] for key in keys if key in self._averages), None)
 
 
 def _is_eager(param: tf.Variable) -> bool:

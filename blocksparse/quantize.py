@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float, as_float32
+from .tensors import TensorLike, as_float, as_float32, do_not_convert
 
 COLUMNS = (
     "sat_pct",
@@ -28,6 +28,7 @@ _started: dict[
 ] = {}  # the time at which a log was begun, by its name before "%(timestamp)s" is filled in
 
 
+@do_not_convert
 def log_stats(
     x: TensorLike,
     step: TensorLike,

@@ -87,6 +87,8 @@ class SparseSelfAttention(keras.layers.Layer):
                 f"dropout={dropout} would drop weights of the attention, which nothing here stores: leave it out, and "
                 "drop of the layer's output, by keras.layers.Dropout or SparseTransformerBlock(dropout=...)"
             )
+        if key_width is not None:
+            check_positive("key_width", key_width)
         check_positive("max_time", max_time)
         self.heads = heads
         self.max_time = max_time
@@ -190,6 +192,10 @@ class SparseSelfAttention(keras.layers.Layer):
             )
         if not self.causal:
             raise ValueError("a layer made with causal=False has no decode_step: its keys may be ahead")
+        if not self.built:
+            raise ValueError(
+                f"the layer {self.name} has no weights yet: call it, or its build([batch, time, width])"
+            )
         pattern = {name: value for name, value in self.pattern.items() if name != "causal"}
         widths = self.query.units, self.project.units
         return DecodeStep(batch, n_ctx, *widths, dtype=self.compute_dtype, **pattern, **self.sharing)

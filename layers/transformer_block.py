@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
+from numbers import Real
 
 import keras
 import tensorflow as tf
@@ -71,10 +73,13 @@ class SparseTransformerBlock(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=3)
         if recompute not in written_out.RECOMPUTE:
             raise ValueError(f"recompute={recompute!r}: choose one of {', '.join(written_out.RECOMPUTE)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout!r}: it has to be at least 0 and less than 1")
-        if not ff_ratio > 0:
-            raise ValueError(f"ff_ratio={ff_ratio!r}: it has to be above 0")
+        for name, value, fits, wanted in (
+            ("dropout", dropout, lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+            ("ff_ratio", ff_ratio, lambda x: 0 < x < inf, "above 0"),
+            ("epsilon", epsilon, lambda x: 0 <= x < inf, "at least 0"),
+        ):
+            if not isinstance(value, Real) or not fits(value):
+                raise ValueError(f"{name}={value!r}: it has to be {wanted}")
         self.ff_ratio, self.dropout, self.seed, self.recompute = ff_ratio, dropout, seed, recompute
         self.epsilon = epsilon
         own = dict(dtype=self.dtype_policy)
@@ -90,7 +95,7 @@ class SparseTransformerBlock(keras.layers.Layer):
 
     def build(self, shape):
         width, attention = shape[-1], self.attention
-        inner = int(width * self.ff_ratio)
+        inner = max(1, int(round(width * self.ff_ratio, 6)))  # 1.15 * 100 is a little less than 115
         first, last = (
             initializer.clone() if hasattr(initializer, "clone") else initializer
             for initializer in (

@@ -64,11 +64,13 @@ def build_blocks(
             f"mask_callback is {mask_callback!r}; give None or a function of blk_shape, head_idx, qry_idx, key_idx, "
             "blk_idx"
         )
+    one = sparse.issparse(layout)
     layout = _read(layout)
+    one = one or (isinstance(layout, np.ndarray) and layout.ndim == 2)
     coordinates = _coordinates(layout)
     query_blocks, key_blocks = layout[0].shape if isinstance(layout, list) else layout.shape[-2:]
     lut_heads = len(coordinates)
-    heads = _check_heads(heads, layout, lut_heads)
+    heads = _check_heads(heads, one, lut_heads)
     table = _MaskTable(block_size)
     period = min(lut_heads, getattr(mask_callback, "distinct_heads", lut_heads)) if mask_callback else 1
     distinct: list[HeadBlocks] = []
@@ -135,9 +137,10 @@ def _sorted_nonzero(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     return query, matrix.indices.astype(np.int32)
 
 
-def _check_heads(heads: int | None, layout: np.ndarray | list, lut_heads: int) -> int:
+def _check_heads(heads: int | None, one: bool, lut_heads: int) -> int:
+    """one: the layout came without an axis of heads."""
     if heads is None:
-        if lut_heads == 1 and not (isinstance(layout, np.ndarray) and layout.ndim == 3):
+        if one:
             raise ValueError("heads is None; a layout shared by all heads needs heads=, the number of heads")
         return lut_heads
     if heads < 1 or lut_heads not in (1, heads):

@@ -16,7 +16,6 @@ from . import caches, patterns
 from .checks import check_block_size, check_positive, nearest_divisor, nearest_multiple
 from .patterns import Pattern, causal, everything, nothing, residue_classes
 
-
 # No context is as long, and int32 holds it: a longer window, stride or chunk shows the same.
 LONGEST = 2**30
 

@@ -19,7 +19,7 @@ from ..plan.plan import check_residues
 from ..tensors import TensorLike, as_bool, do_not_convert
 from . import oracles
 from .lookup import LookupTables
-from .operands import check_equal, described, float_tensor, scaled
+from .operands import check_equal, described, float_tensor, key_number, scaled
 from .segments import segment_numbers
 from .steps import BlockProducts
 
@@ -225,7 +225,7 @@ class BlocksparseTransformer(LookupTables):
         """
         if autoregress_at_key is not None and not self.has_mask:
             raise ValueError("autoregress_at_key needs a BlocksparseTransformer with a mask_callback")
-        visible = self._visible(self._check_key(autoregress_at_key)) if self.has_mask else None
+        visible = self._visible(autoregress_at_key) if self.has_mask else None
         return self._softmax(x, scale, visible, dtype)
 
     @do_not_convert
@@ -256,7 +256,8 @@ class BlocksparseTransformer(LookupTables):
         if autoregress_at_key is None:
             return seen
         query, key = map(tf.constant, self.positions)
-        return seen & ((key < autoregress_at_key) | (key <= query))
+        first = key_number(autoregress_at_key, self.ctx_blks_k * self.blk_size)
+        return seen & ((key < first) | (key <= query))
 
     def _operands(
         self, q: TensorLike, k: TensorLike, v: TensorLike, kv_heads: int, any_time: bool
@@ -327,17 +328,12 @@ class BlocksparseTransformer(LookupTables):
 
     def _check_order(self, order: int | Sequence[int]) -> tuple[int, ...]:
         """One number for each head."""
-        numbers = np.asarray(order, np.int32)
+        numbers = np.asarray(order)
+        if numbers.dtype.kind not in "iu":
+            raise TypeError(f"order is {order!r}; it has to be a positive int, or one for each head")
         if numbers.shape not in ((), (self.heads,)):
             raise ValueError(
                 f"order has {numbers.size} numbers; give one, or one for each of {self.heads} heads"
             )
         check_residues(numbers, self.active.query_time, self.active.key_time, self.blk_size)
         return tuple(np.broadcast_to(numbers, self.heads).tolist())
-
-    def _check_key(self, key):
-        static = tf.get_static_value(key) if tf.is_tensor(key) else key
-        last = self.ctx_blks_k * self.blk_size - 1
-        if static is not None and not 0 <= static <= last:
-            raise ValueError(f"autoregress_at_key={static} is no key; it has to be 0 to {last}")
-        return tf.cast(key, tf.int32) if tf.is_tensor(key) else key

@@ -41,3 +41,16 @@ def check_equal(what: str, axis: int, **tensors: tf.Tensor) -> None:
 
 def described(sizes: tuple[int, int, int]) -> str:
     return "{} heads, {} queries and {} keys".format(*sizes)
+
+
+def key_number(autoregress_at_key: TensorLike, keys: int) -> tf.Tensor:
+    """The number of one of so many keys, a scalar int32."""
+    number = tf.convert_to_tensor(autoregress_at_key)
+    if not number.dtype.is_integer or number.shape.rank not in (0, None):
+        raise TypeError(
+            f"autoregress_at_key is {autoregress_at_key!r}; it has to be an int or a scalar integer tensor"
+        )
+    known = tf.get_static_value(number)
+    if known is not None and not 0 <= known < keys:
+        raise ValueError(f"autoregress_at_key={known} is no key; it has to be 0 to {keys - 1}")
+    return tf.reshape(tf.cast(number, tf.int32), [])

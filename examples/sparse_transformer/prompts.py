@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarra
     if prompt is None:
         return np.zeros(0, np.uint8)
     if config.data == "text":
-        return np.frombuffer(prompt.encode(), np.uint8)
+        return np.frombuffer(os.fsencode(prompt), np.uint8)  # bytes that are no UTF-8 as well
     if not Path(prompt).is_file():
         raise ValueError(
             f"--prompt {prompt}: no such file; give a PNG or JPEG image for images, a .wav or .flac file for audio"

@@ -105,6 +105,11 @@ class TooFew:
             r"block_size=24 is not offered; use one of \(8, 16, 32, 64, 128\) \(nearest: 16\)",
         ),
         ((CAUSAL, 8), ValueError, "heads is None; a layout shared by all heads needs heads="),
+        (
+            (sparse.csr_matrix(CAUSAL), 8),
+            ValueError,
+            "heads is None; a layout shared by all heads needs heads=",
+        ),
         ((CAUSAL, 8, None, 0), ValueError, "heads=0 does not fit a layout of 1 heads"),
         (
             (np.stack([CAUSAL] * 3), 8, None, 4),
@@ -141,3 +146,7 @@ class TooFew:
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         build_blocks(*arguments)
+
+
+def test_a_sequence_of_one_layout_is_of_one_head():
+    assert len(build_blocks([sparse.csr_matrix(CAUSAL)], 8).head_index) == 1

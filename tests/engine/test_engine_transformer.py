@@ -244,6 +244,22 @@ W = np.zeros((2, 2, 6, 8, 8), np.float32)
             ValueError,
             "autoregress_at_key=24 is no key; .* 0 to 23",
         ),
+        *(
+            (
+                lambda b, key=key: b.masked_softmax(W, autoregress_at_key=key),
+                TypeError,
+                "it has to be an int or a scalar integer tensor",
+            )
+            for key in (1.5, True, "a", [3], tf.constant(3.9), tf.constant([3, 4]))
+        ),
+        *(
+            (
+                lambda b, order=order: b.attention(X, X, X, order=order),
+                TypeError,
+                "it has to be a positive int, or one for each head",
+            )
+            for order in (1.9, [1, 1.9], None, "a", 2**70)
+        ),
         (lambda b: b.block_coord(6), IndexError, "range"),
         (
             lambda _: make(callback="causal"),

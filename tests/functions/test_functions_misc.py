@@ -62,6 +62,12 @@ def test_an_axis_of_a_tensor_without_a_known_rank(call):
         tf.function(call, input_signature=[tf.TensorSpec(None, tf.float32)])(ONES)
 
 
+@pytest.mark.parametrize("keep_prob", [0, 1.5, np.float32(7), np.float64(-0.5), np.array(0.0)])
+def test_dropout_keeps_some(keep_prob):
+    with pytest.raises(ValueError, match=r"keep_prob is .*; it has to lie above 0 and be at most 1"):
+        bs.dropout(ONES, keep_prob)
+
+
 def test_dropout_with_packed_bits():
     kept = np.random.RandomState(0).randint(0, 2, 70).astype(bool)
     bits = np.zeros(96, bool)

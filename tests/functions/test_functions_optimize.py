@@ -170,7 +170,7 @@ def test_average_in_a_graph():
         assert ema.average(p).name == "model/p/Ema/ema:0" and ema.average(cast) is ema.average(p)
         assert [ema.average(x).dtype.base_dtype for x in (p, q)] == [tf.float16, tf.float32]
         assert ema.average(tf.ones([2])) is None
-        with pytest.raises(TypeError, match="param is a str, but a variable or a tensor"):
+        with pytest.raises(TypeError, match="param is a str, but a variable or, in a graph, a tensor"):
             ema.average("p")
         with tf1.Session() as session:
             session.run(tf1.global_variables_initializer())
@@ -195,6 +195,31 @@ def test_average_of_a_variable_outside_of_graphs(make, traced):
     np.testing.assert_allclose(ema.average(p), [1.1], rtol=1e-6)
     bs.AdamOptimizer(0.1).apply_gradients([(tf.ones([1]), p)])
     np.testing.assert_allclose(tf.convert_to_tensor(p), [1.9], rtol=1e-4)
+
+
+def test_average_of_a_tensor_cast_from_a_variable_in_a_function():
+    p, ema, found = tf.Variable([1.0]), bs.Ema(decay=0.9), []
+    ema.apply(p)
+    tf.function(lambda: found.append(ema.average(tf.cast(p, tf.float16))))()
+    assert found == [ema.average(p)]
+    with pytest.raises(TypeError, match="param is a EagerTensor, but a variable or, in a graph, a tensor"):
+        ema.average(tf.cast(p, tf.float16))
+    with pytest.raises(TypeError, match="params has a EagerTensor; give the variables"):
+        ema.apply([tf.ones([1])])
+
+
+def test_what_no_update_can_come_of_is_refused_or_harmless():
+    p, whole = tf.Variable([1.0]), tf.Variable([5])
+    nothing = [tf.zeros([1])]
+    assert bs.clip_by_global_norm(nothing, 0.0)[1] == 0 and bs.clip_by_global_norm(iter(nothing))[0] == 0
+    bs.AdamOptimizer(0.1, norm_scale=bs.clip_by_global_norm(nothing, 0.0)[1]).apply_gradients(
+        [(nothing[0], p)]
+    )
+    np.testing.assert_array_equal(p, [1.0])
+    with pytest.raises(TypeError, match="is int32; an update is no whole number"):
+        bs.AdamOptimizer(0.1).apply_gradients([(tf.constant([1]), whole)])
+    with pytest.raises(ValueError, match=r"saturate is -1\.0; it has to be the largest size"):
+        bs.filter_tensor(p, saturate=-1.0)
 
 
 def test_errors():

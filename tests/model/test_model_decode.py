@@ -1,5 +1,6 @@
 """Decoding one position at a time equals the full forward pass, and touches O(sqrt n) keys."""
 
+import sys
 import time
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ from sparse_transformer import config, stepping
 from sparse_transformer.generation import make_generator
 from sparse_transformer.model import SparseTransformer
 
-from sparse_attention.attention import attention_impl
+from sparse_attention.attention import attention_impl, blocksparse_attention_impl
 from sparse_attention.decode import DecodeStep
+from sparse_attention.layers import SparseSelfAttention
 
 MODES = [
     "all", "local", "strided", "chunk", "summary", "fixed", "local+strided", ("local", "strided"), ("chunk", "summary"),
@@ -89,6 +91,22 @@ def test_windows_that_fit_nothing(mode):
     shape = pattern(mode, heads=2, local_attn_ctx=48 if mode != "local" else 200, num_verts=3, vertsize=2)
     q = k = v = tf.random.stateless_normal([1, 112, 16], [1, 2])
     np.testing.assert_allclose(decode(q, k, v, shape), attention_impl(q, k, v, **shape), atol=2e-6)
+
+
+@pytest.mark.parametrize("local_attn_ctx", [65, 2**31, sys.maxsize])
+@pytest.mark.parametrize("mode", [*MODES, "local+previous"])
+def test_no_context_is_too_short_for_a_window(mode, local_attn_ctx):
+    """2^31 is no int32, and what is longer than a context needs no more room than it."""
+    shape = pattern(mode, heads=2, local_attn_ctx=local_attn_ctx)
+    q = k = v = tf.random.stateless_normal([1, 64, 16], [1, 2])
+    dense = attention_impl(q, k, v, **shape)
+    np.testing.assert_allclose(blocksparse_attention_impl(q, k, v, **shape), dense, atol=2e-6)
+    if mode == "prefix":
+        return
+    step = DecodeStep(1, 64, 16, 16, **shape)
+    assert max(group.slots for group in step.groups) <= 64 * 3 + shape["vertsize"] * shape["blocksize"] + 1
+    step.prefill(k[:, :60], v[:, :60])
+    np.testing.assert_allclose(step(q[:, 60], k[:, 60], v[:, 60], 60), dense[:, 60], atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", ["local+strided", "strided", "local", ("local", "strided")], ids=str)
@@ -244,6 +262,21 @@ def test_a_call_that_does_not_fit_is_refused_in_words(arguments, error, text):
     step = DecodeStep(2, 16, 8, 8, 2, "local", 4)
     with pytest.raises(error, match=text):
         step(**dict(q=ROW, k=ROW, v=ROW, position=0) | arguments)
+
+
+def test_what_means_no_step_is_refused_and_an_empty_prompt_is_none():
+    with pytest.raises(TypeError, match="dtype is int32; keys and values want a float dtype"):
+        DecodeStep(2, 16, 8, 8, 2, "local", 4, dtype=tf.int32)
+    with pytest.raises(ValueError, match=r"has no weights yet: call it, or its build"):
+        SparseSelfAttention(2).decode_step(1, 16)
+    step = DecodeStep(2, 16, 8, 8, 2, "local", 4)
+    with pytest.raises(
+        ValueError, match=r"k has shape \(2, 8\); this DecodeStep takes \[batch, time, width\]"
+    ):
+        step.prefill(ROW, ROW)
+    empty = np.zeros((2, 0, 8), np.float32)
+    step.prefill(empty, empty)
+    np.testing.assert_allclose(step(ROW, ROW, ROW, 0), ROW, atol=1e-6)
 
 
 @pytest.mark.parametrize(

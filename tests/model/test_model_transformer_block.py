@@ -256,12 +256,22 @@ def test_a_batch_without_rows(recompute):
         (dict(recompute=True), "recompute=True: choose one of none, selective, whole"),
         (dict(dropout=1.0), "dropout=1.0: it has to be at least 0 and less than 1"),
         (dict(ff_ratio=0), "ff_ratio=0: it has to be above 0"),
+        (dict(ff_ratio=float("inf")), "ff_ratio=inf: it has to be above 0"),
+        (dict(epsilon=-1), "epsilon=-1: it has to be at least 0"),
+        (dict(dropout="a"), "dropout='a': it has to be at least 0 and less than 1"),
+        (dict(key_width=0), "key_width=0; it has to be at least 1"),
         (dict(attn_mode="somewhere"), "somewhere"),
     ],
 )
 def test_what_means_no_block_is_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
         SparseTransformerBlock(**{**PATTERN, **arguments})
+
+
+def test_the_inner_width_is_the_number_that_was_meant():
+    block = SparseTransformerBlock(4, ff_ratio=1.15)
+    block.build((None, None, 100))
+    assert block.expand.units == 115
 
 
 @pytest.mark.parametrize(
