@@ -198,8 +198,12 @@ def strided_transpose(x: tf.Tensor, n_ctx: int, local_attn_ctx: int, blocksize: 
 
     There `strided` is block-diagonal: n_ctx / local_attn_ctx has to be a multiple of blocksize.
     """
+    for name, size in dict(n_ctx=n_ctx, local_attn_ctx=local_attn_ctx, blocksize=blocksize).items():
+        check_positive(name, size)
     check_stride(n_ctx, local_attn_ctx, blocksize)
     batch, time, width = shape_list(x)
+    if isinstance(time, int) and time != n_ctx:
+        raise ValueError(f"x has {time} positions, but n_ctx={n_ctx}: give n_ctx={time}")
     x = tf.reshape(x, [batch, n_ctx // local_attn_ctx, local_attn_ctx, width])
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [batch, time, width])
 

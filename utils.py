@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from blocksparse.plan.checks import check_heads, check_positive
+
 # `from utils import recomputable` works as in OpenAI's code.
 if __package__:
     from .recompute import recomputable as recomputable
@@ -23,6 +25,9 @@ def shape_list(x: tf.Tensor) -> list:
 def split_states(x: tf.Tensor, n: int) -> tf.Tensor:
     """[batch, time, heads * head_dim] -> [batch, time, heads, head_dim], n heads."""
     *outer, width = shape_list(x)
+    check_positive("n", n)
+    if isinstance(width, int):
+        check_heads(n, "the width of x", width, "n")
     return tf.reshape(x, [*outer, n, width // n])
 
 

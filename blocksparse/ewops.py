@@ -50,6 +50,7 @@ def _check_broadcast(name: str, x: tf.Tensor, other: str, y: tf.Tensor) -> tf.Te
 
 def add_n(xs: Sequence[TensorLike], name: str | None = None) -> tf.Tensor:
     """The sum of tensors of one shape and dtype, added up in float32. xs: at least one."""
+    xs = [xs] if tf.is_tensor(xs) else list(xs)
     if not xs:
         raise ValueError("xs is empty: add_n needs at least one tensor")
     if len(xs) == 1:

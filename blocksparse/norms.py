@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from .plan.checks import check_positive
 from .tensors import TensorLike, as_float, as_float32, check_axis
 
 
@@ -29,7 +30,8 @@ def layer_norm(
     for argument, value in (("g", g), ("b", b)):
         if value.shape.num_elements() != size:
             raise ValueError(f"{argument} is {value.shape}, but x is {x.shape}: it must have {size} numbers")
-    if size is None or segments < 1 or size % segments:
+    check_positive("segments", segments)
+    if size is None or size % segments:
         raise ValueError(
             f"segments is {segments}, but axis {axis} of x ({x.shape}) does not divide into so many"
         )

@@ -49,7 +49,7 @@ def log_stats(
     existing file is overwritten.
     """
     for argument, value in (("freq", freq), ("bfreq", bfreq)):
-        if value < 0 or value & (value - 1):
+        if not isinstance(value, (int, np.integer)) or value < 0 or value & (value - 1):
             raise ValueError(f"{argument} is {value}, but it is a power of 2, or 0 for never")
     path, name = _begin(logfile), name or "log_stats"
 

@@ -101,6 +101,8 @@ def check_rank(name: str, x: tf.Tensor, axes: str, rank: int) -> None:
 def check_axis(axis: int, x: tf.Tensor) -> int:
     """axis counted from the front. Raises ValueError where x has none of that number, or no known rank."""
     rank = x.shape.rank
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis is {axis!r}; it has to be an int")
     if rank is None:
         raise ValueError(
             f"axis is {axis}, but x has no known rank to count it in: give x one, tf.ensure_shape(x, [None, ...])"

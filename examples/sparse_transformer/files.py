@@ -32,7 +32,10 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ValueError where another holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--out {folder} is a file, or goes through one; give a folder") from None
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could point at a file of somebody else
     with os.fdopen(os.open(folder / "lock", flags, 0o644), "r+") as file:
         try:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import blocksparse as bs
 from blocksparse import nccl
+from sparse_attention import split_heads, strided_transpose
 
 tf1 = tf.compat.v1
 ONES = tf.ones([64, 48])
@@ -328,3 +329,25 @@ def test_names_and_arguments_are_openais():
     assert set(bs.__all__) == {*ARGUMENTS, *CLASSES, "nccl", *own}
     for name, arguments in ARGUMENTS.items():
         assert list(inspect.signature(getattr(bs, name)).parameters) == arguments.split(), name
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: bs.layer_norm(ONES, [1.0] * 64, [0.0] * 64, axis=1.0), TypeError, r"axis is 1\.0; it has to be"),
+        (lambda: bs.layer_norm(ONES, [1.0] * 48, [0.0] * 48, segments=2.0), TypeError, r"segments is 2\.0; it has"),
+        (lambda: bs.log_stats(ONES, 1, freq=2.0), ValueError, r"freq is 2\.0, but it is a power of 2"),
+        (lambda: split_heads(ONES[None], 5), ValueError, "n=5 does not divide the width of x, 48"),
+        (lambda: split_heads(ONES[None], 0), ValueError, "n=0; it has to be at least 1"),
+        (lambda: strided_transpose(ONES[None], 64, 0, 8), ValueError, "local_attn_ctx=0; it has to be at least 1"),
+        (lambda: strided_transpose(ONES[None], 128, 2, 8), ValueError, "x has 64 positions, but n_ctx=128"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused_in_words(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_one_tensor_or_an_iterator_is_a_list_of_them():
+    for given in (ONES, iter([ONES]), [ONES]):
+        np.testing.assert_array_equal(bs.add_n(given), ONES)
