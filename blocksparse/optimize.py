@@ -4,6 +4,7 @@ and skip the step when the gradient's norm is not finite."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -291,7 +292,7 @@ class Ema:
 
     def __init__(self, decay: TensorLike = 0.999, fp16: bool | int = False, name: str = "Ema"):
         self.decay, self.fp16, self.name = decay, fp16, name
-        self._averages: dict[object, tf.Variable] = {}
+        self._averages: dict[Any, tf.Variable] = {}  # by references
 
     def apply(self, params: Sequence[tf.Variable]) -> tf.Operation | None:
         """Makes the averages when first called, and updates them after what tf.control_dependencies()
