@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from op_table import BST, CHOICES, NO_ROW, REFUSED, ROWS, gradients, weights_for
 
-from blocksparse import embed, ewops, norms, optimize, quantize, transformer
+from blocksparse import averages, embed, ewops, norms, optimize, quantize, transformer
 
 HERE = Path(__file__).parent
 EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -152,7 +152,7 @@ def public(module):
 
 
 def test_every_function_has_a_row_and_a_refusal():
-    modules = (embed, ewops, norms, optimize, quantize, transformer)
+    modules = (averages, embed, ewops, norms, optimize, quantize, transformer)
     offered = set().union(*map(public, modules))
     methods = inspect.getmembers(transformer.BlocksparseTransformer, inspect.isfunction)
     steps = {BST + name for name, _ in methods if not name.startswith("_") and not name.endswith("_test")}
