@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from .recomputation.trace import origin
-from .tensors import TensorLike, as_float32, as_variable
+from .tensors import TensorLike, as_float32, as_list, as_variable
 
 
 class Ema:
@@ -25,7 +25,7 @@ class Ema:
     def apply(self, params: Sequence[tf.Variable]) -> tf.Operation | None:
         """Makes the averages when first called, and updates them after what tf.control_dependencies()
         holds."""
-        params = [params] if isinstance(params, tf.Variable) else list(map(as_variable, params))
+        params = list(map(as_variable, as_list(params)))
         for param in params:
             if not isinstance(param, tf.Variable):
                 raise TypeError(
@@ -66,10 +66,10 @@ class Ema:
         while param.ref() not in self._averages and len(param.op.inputs):
             param = param.op.inputs[0]
         outside = origin(param)  # of a tf.function, where an eager variable's handle came from
-        keys = {outside.ref()} | {
-            key for key in self._averages if getattr(key.deref(), "handle", None) is outside
-        }
-        return next((self._averages[key] for key in keys if key in self._averages), None)
+        for key, average in self._averages.items():
+            if outside is key.deref() or outside is getattr(key.deref(), "handle", None):
+                return average
+        return None
 
 
 def _is_eager(param: tf.Variable) -> bool:

@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 import tensorflow as tf
 
-from .tensors import TensorLike, as_float, as_float32, as_scale, check_axis, same_float32
+from .tensors import TensorLike, as_float, as_float32, as_list, as_scale, check_axis, same_float32
 from .utils import draw_seed
 
 
@@ -50,7 +50,7 @@ def _check_broadcast(name: str, x: tf.Tensor, other: str, y: tf.Tensor) -> tf.Te
 
 def add_n(xs: Sequence[TensorLike], name: str | None = None) -> tf.Tensor:
     """The sum of tensors of one shape and dtype, added up in float32. xs: at least one."""
-    xs = [xs] if tf.is_tensor(xs) else list(xs)
+    xs = as_list(xs)
     if not xs:
         raise ValueError("xs is empty: add_n needs at least one tensor")
     if len(xs) == 1:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from .averages import Ema as Ema
 from .ewops import filter_values
-from .tensors import TensorLike, as_float, as_float32, as_variable
+from .tensors import TensorLike, as_float, as_float32, as_list, as_variable
 
 
 def clip_by_global_norm(
@@ -27,7 +27,7 @@ def clip_by_global_norm(
     finite, which makes those skip the step. grads: float32, float16 or bfloat16; filtered as filter_tensor()
     says before all else.
     """
-    grads = [grads] if tf.is_tensor(grads) else list(grads)
+    grads = as_list(grads)
     missing = [i for i, grad in enumerate(grads) if grad is None]
     if missing or not grads:
         raise ValueError(
@@ -40,9 +40,8 @@ def clip_by_global_norm(
         )
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in filtered]))
         clip_norm = as_float32(clip_norm)
-        scale = tf.math.divide_no_nan(
-            clip_norm, tf.maximum(norm, clip_norm)
-        )  # a clip_norm of 0 keeps nothing
+        # 0 where both are 0: a clip_norm of 0 keeps nothing.
+        scale = tf.math.divide_no_nan(clip_norm, tf.maximum(norm, clip_norm))
         return norm, tf.where(tf.math.is_finite(norm), scale, 0.0)
 
 

@@ -86,6 +86,11 @@ def as_indices(name: str, x: TensorLike) -> tf.Tensor:
     return tf.cast(x, tf.int32 if x.dtype.max <= tf.int32.max else tf.int64)
 
 
+def as_list(xs: Any) -> list:
+    """The tensors or variables of an iterable; one by itself is a list of one."""
+    return [xs] if tf.is_tensor(xs) else list(xs)
+
+
 def as_variable(x: Any) -> Any:
     """x; of a variable of Keras's the one of TensorFlow's that holds its value."""
     value = getattr(x, "value", None)

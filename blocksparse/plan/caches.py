@@ -56,13 +56,18 @@ def _ring(size: int) -> Cache:
     return Cache(size, lambda j: j % size, _last(_slots(size), size))
 
 
+def _bounded(mode: Any, n_ctx: int) -> int:
+    """local_attn_ctx, as far as there are positions: a longer window, chunk or stride shows the same."""
+    return min(mode.local_attn_ctx, n_ctx)
+
+
 def window(mode: Any, n_ctx: int) -> Cache:
-    return _ring(min(mode.local_attn_ctx, n_ctx))
+    return _ring(_bounded(mode, n_ctx))
 
 
 def every_class(mode: Any, n_ctx: int) -> Cache:
     """Every key is reached again, but a query reaches only its residue class: one run."""
-    stride = min(mode.local_attn_ctx, n_ctx)
+    stride = _bounded(mode, n_ctx)
     length = -(-n_ctx // stride)
     slots, back = _slots(stride * length), stride * _slots(length)
     return Cache(
@@ -76,12 +81,12 @@ def every_class(mode: Any, n_ctx: int) -> Cache:
 
 
 def one_chunk(mode: Any, n_ctx: int) -> Cache:
-    return _ring(min(mode.local_attn_ctx, n_ctx))
+    return _ring(_bounded(mode, n_ctx))
 
 
 def two_chunks(mode: Any, n_ctx: int) -> Cache:
     """The chunk that is read, and the one that is filled meanwhile."""
-    length = min(mode.local_attn_ctx, n_ctx)
+    length = _bounded(mode, n_ctx)
     inside = _slots(length)
     return Cache(
         length,
