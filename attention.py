@@ -131,8 +131,9 @@ def blocksparse_attention_impl(
             [batch, time, kv_heads * head_dim], and query head h reads key head h // (heads / kv_heads)
             (grouped-query attention; multi-query where 1).
         segment_ids: int32 [batch, time]: a query sees a key only where both have one number, for packed documents. A
-            negative number is padding, which sees nothing and is seen by nothing.
-        lengths: int32 [batch]: positions from there on are padding.
+            negative number is padding, which sees nothing and is seen by nothing; what q, k and v hold there has to be
+            finite, since 0 times NaN is NaN.
+        lengths: [batch], integers: positions from there on are padding.
 
     Returns: [batch, time, heads * value_dim] in q's dtype, value_dim being a head of v's width. Softmax and sums run
         in float32. A query that sees no key gives zeros, with zero gradients.

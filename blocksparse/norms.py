@@ -16,6 +16,7 @@ def layer_norm(
     segments: int = 1,
     epsilon: float = 1e-6,
     relu: bool = False,
+    atomics: bool = True,
     bench: int = 0,
     use_tf: bool = False,
 ) -> tf.Tensor:

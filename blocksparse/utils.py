@@ -45,6 +45,8 @@ def set_entropy(init: TensorLike = None) -> None:
     """
     if init is None:
         init = np.random.randint(-(2**63), 2**63 - 1, size=2, dtype=np.int64)
+    if tf.is_tensor(init) and not tf.executing_eagerly():
+        raise TypeError(f"init is a {type(init).__name__} of a graph; pass an array of two int64, or None")
     words = np.ascontiguousarray(init).tobytes()[:16]
     if len(words) < 16:
         raise ValueError(f"init has {len(words)} bytes, but a seed needs 16: pass two int64, or None")

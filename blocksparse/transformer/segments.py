@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from ..tensors import TensorLike, as_tensor
+from ..tensors import TensorLike, as_indices
 
 # int32 [batch, query_time], [batch, key_time]: what is equal may meet; a negative number is padding and meets nothing
 Segments = tuple[tf.Tensor, tf.Tensor]
@@ -18,8 +18,8 @@ def segment_numbers(
 ) -> Segments | tuple[()]:
     """The numbers of queries and of keys, or nothing where neither argument is given.
 
-    segment_ids: int32 [batch, time], or a tuple of two, the queries' and the keys'; negative: padding.
-    lengths: int32 [batch]; positions from there on are padding. q, k: [batch, time, width].
+    segment_ids: int32 [batch, time], or what fits it, or a tuple of two, the queries' and the keys'; negative: padding.
+    lengths: [batch], of any integer dtype; positions from there on are padding. q, k: [batch, time, width].
     Raises ValueError, TypeError for what does not fit.
     """
     if segment_ids is None and lengths is None:
@@ -38,7 +38,10 @@ def segment_numbers(
         query = key = _numbers("segment_ids", segment_ids, q)
     if lengths is not None:
         _check_square("lengths", "is given", q, k)
-        lengths = tf.ensure_shape(_checked("lengths", lengths, q.shape[:1], "[batch]"), q.shape[:1])
+        lengths = tf.saturate_cast(
+            as_indices("lengths", lengths), tf.int32
+        )  # 2^32 + 1 is beyond any time, too
+        lengths = tf.ensure_shape(_shaped("lengths", lengths, q.shape[:1], "[batch]"), q.shape[:1])
         inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
         query, key = padding_where(inside, query), padding_where(inside, key)
     return query, key
@@ -62,7 +65,8 @@ def equal_segments(segments: Segments) -> tf.Tensor:
 
 
 def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:
-    x, wanted = _checked(name, x, rows.shape[:2], "[batch, time]"), rows.shape[:2]
+    wanted = rows.shape[:2]
+    x = _shaped(name, _int32(name, as_indices(name, x)), wanted, "[batch, time]")
     if x.shape.rank is not None and all(
         size in (None, own) for size, own in zip(wanted.as_list(), x.shape.as_list(), strict=True)
     ):
@@ -71,10 +75,20 @@ def _numbers(name: str, x: TensorLike, rows: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.ensure_shape(tf.bitcast(x, tf.float32), wanted), tf.int32)
 
 
-def _checked(name: str, x: TensorLike, wanted: tf.TensorShape, axes: str) -> tf.Tensor:
-    x = as_tensor(name, x)
-    if x.dtype.base_dtype != tf.int32:
-        raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
+def _int32(name: str, x: tf.Tensor) -> tf.Tensor:
+    """x of int32 or int64 as int32. Two numbers that differ must not become one, so int64 has to be known."""
+    if x.dtype.base_dtype == tf.int32:
+        return x
+    known = tf.get_static_value(x)
+    if known is None:
+        raise TypeError(f"{name} is {x.dtype.name}, of numbers unknown here; cast it to int32")
+    for number in (known.min(initial=0), known.max(initial=0)):
+        if not tf.int32.min <= number <= tf.int32.max:
+            raise ValueError(f"{name} holds {number}; its numbers have to fit int32")
+    return tf.constant(known, tf.int32)
+
+
+def _shaped(name: str, x: tf.Tensor, wanted: tf.TensorShape, axes: str) -> tf.Tensor:
     if not x.shape.is_compatible_with(wanted):
         raise ValueError(f"{name} has shape {x.shape}; it has to be {axes} = {wanted}")
     return x

@@ -143,9 +143,14 @@ CASES = [
         "segment_ids is float64; cast it to int32",
     ),
     (
-        lambda: attend(segment_ids=np.zeros([1, 64], np.int64), function=attention_impl),
+        lambda: attend(segment_ids=np.full([1, 64], 2**31), function=attention_impl),
+        ValueError,
+        "segment_ids holds 2147483648; its numbers have to fit int32",
+    ),
+    (
+        tf.function(lambda: attend(segment_ids=tf.zeros([1, 64], tf.int64) + tf.size([0], tf.int64))),
         TypeError,
-        "segment_ids is int64; cast it to int32",
+        "segment_ids is int64, of numbers unknown here; cast it to int32",
     ),
     (
         lambda: attend(segment_ids=np.zeros([64], np.int32)),

@@ -90,6 +90,25 @@ def test_lengths_are_padding_behind(generator, attend):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("attend", [attention_impl, blocksparse_attention_impl])
+def test_integers_of_any_dtype_that_fit(generator, attend):
+    """NumPy's integers are int64, and so are the row lengths of a ragged tensor, known or not."""
+    x, lengths = tf.constant(generator.standard_normal([2, 16, 16]), tf.float32), np.array([5, 16])
+    ids = np.where(np.arange(16) < lengths[:, None], 0, -1)
+    expected = attend(x, x, x, 2, "all", blocksize=8, lengths=[5, 16])
+    ragged = tf.RaggedTensor.from_row_lengths(tf.zeros([21]), lengths)
+    late = tf.function(lambda n: attend(x, x, x, 2, "all", blocksize=8, lengths=n), autograph=False)
+    for out in (
+        attend(x, x, x, 2, "all", blocksize=8, lengths=lengths),
+        attend(x, x, x, 2, "all", blocksize=8, lengths=lengths.astype(np.uint8)),
+        attend(x, x, x, 2, "all", blocksize=8, segment_ids=ids),
+        attend(x, x, x, 2, "all", blocksize=8, segment_ids=tf.constant(ids.astype(np.int8))),
+        late(ragged.row_lengths()),
+        late(tf.constant([5, 2**32 + 1], tf.int64)),
+    ):
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_one_segment_has_the_bits_of_none(generator, mode):
     inputs = draw(generator)

@@ -99,6 +99,12 @@ def test_entropy_decides_the_masks():
         bs.get_entropy()
     with pytest.raises(ValueError, match="init has 8 bytes, but a seed needs 16"):
         bs.set_entropy(np.zeros(1))
+    for made in (tf.constant, tf.compat.v1.Variable):
+        with (
+            tf.Graph().as_default(),
+            pytest.raises(TypeError, match=r"init is a .*; pass an array of two int64"),
+        ):
+            bs.set_entropy(made([4.0]))
 
 
 def test_float_cast():
@@ -302,7 +308,7 @@ ARGUMENTS = {
     "global_norm": "grads grad_scale saturate zero_infs zero_nans",
     "gradients": "ys xs grad_ys stop_grads group_aggregations custom_matmul_grad",
     "group_allreduce": "grads parms search_strings cast_map cast_all allreduce_op allreduce_kwargs",
-    "layer_norm": "x g b axis segments epsilon relu bench use_tf",
+    "layer_norm": "x g b axis segments epsilon relu atomics bench use_tf",
     "log_stats": "x step sat_val ftz_val freq bfreq logfile name",
     "masked_softmax": "x mask scale bench",
     "masked_top_k_softmax": "x k mask scale",
