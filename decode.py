@@ -34,12 +34,14 @@ class DecodeStep(tf.Module):
         tensor from 0 to n_ctx - 1: a scalar, or [batch] where the rows are at different positions. Returns float32
         [batch, value_width]. Where the pattern is a `prefix`, position begins behind it, and `prefill` took all of it.
     Raises: ValueError and TypeError for arguments that do not fit, causal=False among them. A position that is known
-        only when a graph runs ends it with InvalidArgumentError. Code compiled by XLA cannot stop: there a row with a
-        position out of range gives NaN. In no case does it change the caches.
+        only when a graph runs ends it with InvalidArgumentError, and so does a position out of order. Code compiled
+        by XLA cannot stop: there such a row gives NaN. In no case does it change the caches.
 
-    A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints. A new
-    sequence just starts at position 0 again; `reset` forgets what the caches hold. Softmax and sums run in float32; a
-    query that sees no key gives zeros.
+    Positions come in order, in every row for itself: the next, the last one again, or 0, where a new sequence starts.
+    Where no key takes an old one's place (`all`, `strided`, `summary`), any earlier position may follow, too, and what
+    was fed behind it is forgotten; other patterns go back by `prefill`.
+    A tf.Module: made outside tf.function and called inside; its caches are saved in SavedModels and checkpoints.
+    `reset` forgets what the caches hold. Softmax and sums run in float32; a query that sees no key gives zeros.
     """
 
     def __init__(
@@ -77,6 +79,9 @@ class DecodeStep(tf.Module):
         self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
         self._groups = Groups(modes, heads, self.kv_heads, batch, n_ctx)
+        self._fed = tf.Variable(
+            tf.zeros([batch], tf.int64), trainable=False, name="fed"
+        )  # int32 would stay on hosts
         for group in self._groups.groups:
             zeros = tf.zeros(
                 [batch * group.slots * len(group.keys), (key_width + value_width) // heads], dtype
@@ -96,13 +101,13 @@ class DecodeStep(tf.Module):
 
     def reset(self) -> None:
         """Fill the caches with zeros."""
-        for cache in self.caches:
-            cache.assign(tf.zeros_like(cache))
+        for variable in (self._fed, *self.caches):
+            variable.assign(tf.zeros_like(variable))
 
     @do_not_convert
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
         q, k, v = (self._rows(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-        i, valid = self._integers("position", position, self.prefix, self.n_ctx - 1)
+        i, valid = self._in_order(*self._integers("position", position, self.prefix, self.n_ctx - 1))
         q = tf.cast(q, tf.float32) * q.shape.as_list()[-1] ** -0.5
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         outs = []
@@ -135,10 +140,45 @@ class DecodeStep(tf.Module):
         kv = tf.concat([tf.cast(x, self.caches[0].dtype) for x in (k, v)], axis=-1)
         kv = tf.reshape(kv, [self.batch, time, self.kv_heads, kv.shape.as_list()[-1]])
         kv = tf.where(valid[..., None], kv, np.nan)
+        self._feed(count, valid)
         if time == 0:
             return
         for group, cache in zip(self.groups, self.caches, strict=True):
             cache.assign(group.filled(tf.gather(kv, group.keys, axis=2), count))
+
+    def _in_order(self, i: tf.Tensor, valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """i and valid, which is False now, too, where keys that query i would see were not fed or are gone."""
+        fed = tf.cast(self._fed.read_value(), tf.int32)[:, None, None]
+        ordered = (i == 0) | (i <= fed) & (self._groups.keep_all | (i >= fed - 1))
+        if i.shape.as_list()[0] == 1:
+            ordered = tf.reduce_all(ordered, axis=0, keepdims=True)
+        if not in_xla():
+            i = self._checked_order(i, fed, tf.reduce_all(ordered | ~valid))
+        valid &= ordered
+        self._feed(i + 1, valid)
+        return i, valid
+
+    @staticmethod
+    def _checked_order(i: tf.Tensor, fed: tf.Tensor, good: tf.Tensor) -> tf.Tensor:
+        words = (
+            "feed the next one, the last one again, or 0, where a new sequence starts; prefill feeds a prompt"
+        )
+        given, held = i[:, 0, 0], fed[:, 0, 0]
+        if tf.executing_eagerly():
+            if not good:
+                numbers = [", ".join(map(str, np.unique(x))) for x in (given, held)]
+                raise ValueError(f"position={numbers[0]} is out of order, {numbers[1]} were fed: {words}")
+            return i
+        check = tf.debugging.Assert(
+            good, [f"position is out of order: {words}; given, and fed:", given, held]
+        )
+        with tf.control_dependencies([check]):
+            return tf.identity(i)
+
+    def _feed(self, count: tf.Tensor, valid: tf.Tensor) -> None:
+        """So many positions [batch or 1, 1, 1] are in the caches now, where valid."""
+        count = tf.where(valid, tf.cast(count, tf.int64), self._fed.read_value()[:, None, None])
+        self._fed.assign(count[:, 0, 0])
 
     def _rows(self, name: str, x: TensorLike, *time: int) -> tf.Tensor:
         """[batch, *time, width] -> [batch, *time, heads, width / heads], of q, k or v"""

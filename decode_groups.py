@@ -77,6 +77,12 @@ class Group:
             else:
                 self.runs.append([factor])
 
+    def keeps_all(self, n_ctx: int) -> bool:
+        """Whether no key ever takes the place of another."""
+        j = np.arange(n_ctx)[:, None]
+        kept = [(np.broadcast_to(f.keeps(j), [n_ctx, len(self.keys)]), f.cache.slot(j)) for f in self.factors]
+        return all(np.bincount(slot[its[:, 0], 0]).max(initial=0) <= 1 for its, slot in kept)
+
     def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
         """The cache takes kv [batch, caches, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.
 
@@ -152,3 +158,4 @@ class Groups:
             own_heads = [head for cache in caches for head in readers[cache]]
             self.groups.append(Group(own_heads, keys, own_modes, batch, n_ctx))
         self.order = np.argsort(np.concatenate([group.heads for group in self.groups])).tolist()
+        self.keep_all = all(group.keeps_all(n_ctx) for group in self.groups)

@@ -283,8 +283,56 @@ def test_what_means_no_step_is_refused_and_an_empty_prompt_is_none():
     "position", [3, np.int64(3), tf.constant(3), tf.constant(3, tf.int64), np.array(3, np.uint8)]
 )
 def test_every_kind_of_integer_is_a_position(position):
-    want = DecodeStep(2, 300, 8, 8, 2, "local", 4)(ROW, ROW, ROW, 3)
-    np.testing.assert_array_equal(DecodeStep(2, 300, 8, 8, 2, "local", 4)(ROW, ROW, ROW, position), want)
+    steps = DecodeStep(2, 300, 8, 8, 2, "local", 4), DecodeStep(2, 300, 8, 8, 2, "local", 4)
+    for step in steps:
+        step.prefill(*[np.ones((2, 3, 8), np.float32)] * 2)
+    np.testing.assert_array_equal(steps[0](ROW, ROW, ROW, position), steps[1](ROW, ROW, ROW, 3))
+
+
+@pytest.mark.parametrize("way", ["eager", "graph", "compiled"])
+def test_positions_come_in_order(way):
+    """Else a query would see zeros for keys that were never fed, or other keys in the places of those that are gone."""
+    rows = np.random.default_rng(0).standard_normal((10, 2, 8)).astype(np.float32)
+    for mode in ("strided", "local", ("all", "chunk")):
+        step = DecodeStep(2, 10, 8, 8, 2, mode, local_attn_ctx=3)
+        one = {
+            "eager": lambda i, step=step: step(rows[i[0]], rows[i[0]], rows[i[0]], i[0]),
+            "graph": tf.function(lambda i, step=step: step(*[tf.gather(rows, i[0])] * 3, i[0])),
+            "compiled": tf.function(
+                lambda i, step=step: step(*[tf.gather(rows, i[0])] * 3, i[0]), jit_compile=True
+            ),
+        }[way]
+
+        def feed(i, one=one):
+            return np.array(one([i] if way == "eager" else tf.constant([i])))
+
+        def refuses(i, feed=feed):
+            if way == "compiled":
+                return np.isnan(feed(i)).all()
+            with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="out of order"):
+                feed(i)
+            return True
+
+        assert refuses(5)
+        first = [feed(i) for i in range(8)]
+        assert refuses(9)
+        np.testing.assert_array_equal(feed(7), first[7])
+        if mode == "strided":
+            np.testing.assert_array_equal([feed(i) for i in range(4, 8)], first[4:])
+        else:
+            assert refuses(4)
+            feed(8)
+        np.testing.assert_array_equal([feed(i) for i in range(8)], first)
+        step.reset()
+        assert refuses(1)
+
+
+def test_rows_that_are_out_of_order_are_told():
+    step = DecodeStep(2, 24, 8, 8, 2, "local", 4)
+    step.prefill(*[np.ones((2, 4, 8), np.float32)] * 2, lengths=[1, 4])
+    with pytest.raises(ValueError, match="position=4 is out of order, 1, 4 were fed: feed the next one"):
+        step(ROW, ROW, ROW, 4)
+    step(ROW, ROW, ROW, [1, 4])
 
 
 @pytest.mark.parametrize("mode", ["all", "strided", "fixed"])
@@ -317,7 +365,7 @@ class Sampler(tf.Module):
 def test_caches_are_saved_and_loaded(tmp_path):
     rows = np.random.default_rng(0).standard_normal((16, 2, 8)).astype(np.float32)
     one, other = Sampler(), Sampler()
-    assert len(one.variables) == 2 and not one.trainable_variables
+    assert len(one.variables) == 3 and not one.trainable_variables
     want = [one.step(row, position).numpy() for position, row in enumerate(rows)]
     one.decode.reset()
     assert not np.any([cache.numpy().any() for cache in one.variables])
