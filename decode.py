@@ -11,7 +11,7 @@ import tensorflow as tf
 from blocksparse.native.devices import in_xla
 from blocksparse.plan.checks import check_heads, check_kv_heads, check_looks_back, check_positive
 from blocksparse.plan.modes import head_modes
-from blocksparse.tensors import TensorLike, do_not_convert
+from blocksparse.tensors import TensorLike, as_indices, do_not_convert
 
 from .decode_groups import Group, Groups
 
@@ -103,6 +103,33 @@ class DecodeStep(tf.Module):
         """Fill the caches with zeros."""
         for variable in (self._fed, *self.caches):
             variable.assign(tf.zeros_like(variable))
+
+    @do_not_convert
+    def reorder(self, rows: TensorLike) -> None:
+        """Let row b of the batch go on from where row rows[b] is: beams that part, sequences that others replace.
+
+        rows: an integer tensor [batch], 0 to batch - 1.
+        Raises: ValueError, TypeError for what does not fit; InvalidArgumentError for numbers known only when a graph
+            runs. Code compiled by XLA cannot stop: there the nearest row is taken.
+        """
+        rows = as_indices("rows", rows)
+        if rows.shape.as_list() != [self.batch]:
+            raise ValueError(
+                f"rows has shape {rows.shape}; it has to be one number a row: [batch] = [{self.batch}]"
+            )
+        known = tf.get_static_value(rows)
+        if known is not None and not np.all((known >= 0) & (known < self.batch)):
+            raise ValueError(f"rows={known} does not exist; this DecodeStep has rows 0 to {self.batch - 1}")
+        if not in_xla():
+            words = f"rows does not exist; this DecodeStep has rows 0 to {self.batch - 1}"
+            check = tf.debugging.Assert(tf.reduce_all((rows >= 0) & (rows < self.batch)), [words, rows])
+            with tf.control_dependencies([check]):
+                rows = tf.identity(rows)
+        for variable in (self._fed, *self.caches):
+            each = tf.reshape(variable.read_value(), [self.batch, -1])
+            variable.assign(
+                tf.reshape(tf.gather(each, tf.clip_by_value(rows, 0, self.batch - 1)), variable.shape)
+            )
 
     @do_not_convert
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:

@@ -122,4 +122,4 @@ def _failure(text: str, output: str) -> BuildError:
             "Free some space there and in the folder of temporary files, or set BLOCKSPARSE_CACHE and TMPDIR"
         )
         return BuildError(f"the disk is full: {text}:\n{output[-2000:]}", repair)
-    return BuildError(f"{text}:\n{output[-2000:] or 'it ended without a word'}")
+    return BuildError(f"{text}:\n{output[-2000:].rstrip().removesuffix('.') or 'it ended without a word'}")

@@ -48,7 +48,7 @@ def prebuilt_folder() -> Path | None:
     named = os.environ.get("BLOCKSPARSE_PREBUILT")
     if not named:
         return None
-    folder = Path(named).absolute()
+    folder = _absolute(named)
     if open_folder := _open_to_others(folder):
         _warn_once(
             f"BLOCKSPARSE_PREBUILT={named} is not used: others may write in {open_folder}, and what lies there is "
@@ -118,13 +118,20 @@ def failure(error: OSError, folder: Path) -> BuildError:
     )
 
 
+def _absolute(named: str) -> Path:
+    """No shell has replaced a ~ that comes from a file of settings."""
+    return Path(os.path.expanduser(named)).absolute()
+
+
 def _private_folder() -> Path | str:
     """The cache, or why there is none."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # the XDG specification says to ignore a relative one
+        home = os.path.expanduser("~/.cache")
     named = os.environ.get("BLOCKSPARSE_CACHE")
     if not named and not os.path.isabs(home):
         return f"there is no home directory ({home} is not an absolute path)"
-    folder = Path(named).absolute() if named else Path(home) / "blocksparse"
+    folder = _absolute(named) if named else Path(home) / "blocksparse"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()

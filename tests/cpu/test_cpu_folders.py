@@ -148,6 +148,17 @@ def test_without_a_home_nothing_is_made_in_the_working_directory(small, builds, 
     assert sorted(tmp_path.iterdir()) == before and tmp_path not in path.parents
 
 
+def test_a_relative_xdg_folder_is_no_folder_and_a_tilde_is_the_home(small, builds, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BLOCKSPARSE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.shared_object(small).parent == tmp_path / "home" / ".cache" / "blocksparse"
+    monkeypatch.setenv("BLOCKSPARSE_CACHE", "~/mine")
+    assert cache.shared_object(small).parent == tmp_path / "home" / "mine"
+    assert not {path.name for path in tmp_path.iterdir()} & {"relative", "~"}
+
+
 def test_a_cache_that_cannot_be_written_names_the_variable(small, builds, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BLOCKSPARSE_CACHE", str(tmp_path / "file" / "below"))

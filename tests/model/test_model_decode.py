@@ -327,6 +327,25 @@ def test_positions_come_in_order(way):
         assert refuses(1)
 
 
+def test_rows_are_reordered():
+    """Row b goes on as row rows[b] would have, in every group of heads, and from its own position."""
+    draw = np.random.default_rng(0)
+    k, v = (draw.standard_normal((3, 5, 16)).astype(np.float32) for _ in "kv")
+    rows, lengths = [2, 0, 0], np.array([2, 5, 4])
+    one, other = (DecodeStep(3, 24, 16, 16, 4, ("all", "local", "chunk"), 4) for _ in range(2))
+    one.prefill(k, v, lengths)
+    tf.function(one.reorder)(tf.constant(rows))
+    other.prefill(k[rows], v[rows], lengths[rows])
+    new = draw.standard_normal((3, 16)).astype(np.float32)
+    np.testing.assert_array_equal(*[step(new, new, new, lengths[rows]) for step in (one, other)])
+    with pytest.raises(ValueError, match=r"rows=\[0 1 3\] does not exist; this DecodeStep has rows 0 to 2"):
+        one.reorder([0, 1, 3])
+    with pytest.raises(ValueError, match=r"rows has shape \(2,\); .*\[batch\] = \[3\]"):
+        one.reorder([0, 1])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="rows does not exist"):
+        tf.function(one.reorder)(tf.constant([0, 1, 3]))
+
+
 def test_rows_that_are_out_of_order_are_told():
     step = DecodeStep(2, 24, 8, 8, 2, "local", 4)
     step.prefill(*[np.ones((2, 4, 8), np.float32)] * 2, lengths=[1, 4])
