@@ -23,6 +23,7 @@ _WRITE = "write what it computes by tf.get_variable and tf.matmul"
 GONE = {
     "contrib": "TensorFlow 2 dropped it: take layer_norm, AdafactorOptimizer and their like from blocksparse, copy "
     "other functions into the program",
+    "estimator": "TensorFlow dropped it in 2.16: run the model's training operation in a session of the program's own",
     "examples": "TensorFlow 2 dropped it: read the data in the program",
     "layers": f"it went with Keras 2: {_WRITE}, or install tf_keras and set TF_USE_LEGACY_KERAS=1",
 }
