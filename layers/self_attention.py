@@ -46,6 +46,7 @@ class SparseSelfAttention(keras.layers.Layer):
     Call: x [batch, time, width] -> [batch, time, width] of the compute dtype, for any time.
         segment_ids, lengths: as in `blocksparse_attention_impl`. A Keras mask, bool [batch, time], as Embedding(
         mask_zero=True) and Masking attach it to x, makes padding of what it hides, on either side, and is passed on.
+        What x holds there has to be finite.
     Raises: ValueError when heads does not divide the widths, when attention_mask is given (no pattern says it), and
         what `blocksparse_attention_impl` raises.
     """
