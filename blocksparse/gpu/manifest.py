@@ -50,7 +50,6 @@ _KERNELS = {
     "attention_cut_keys": _Kernel("k", _CUT, ""),
 }
 _ARE_CUTS = {"attention_cut_queries", "attention_cut_keys"}
-_CUT_SHARES, _CUT_NUMBERS = 4, 4096  # programs a row tile; segment numbers that one loads at a time
 _CUT_LAUNCH = tuning.Launch(warps=4, stages=1, registers=None, split=False, heaviest_first=False)
 _KNOWS_SINGLE = {"attention_closed_forward", "attention_whole_gradient"}
 
@@ -97,6 +96,18 @@ def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
         (f"{side}.cut_masks", f"{4 * m * -(-n // 32)}*{lists}"),
         (f"{side}.cut_sources", f"4*{lists}"),
     ]
+
+
+def _cut_shares(key: Key) -> int:
+    """Programs a row tile. In a closed plan it has a column tile (c2) or a few: more programs would only read again."""
+    return 4 if not key.closed or cuda.serves(key.capability) else 3 - key.closed
+
+
+def _cut_numbers(key: Key) -> int:
+    """Segment numbers that a program loads at a time. Where rows are short most of 4,096 would be the last tile's, again
+    and again: a load each where numbers lie apart (benchmarks/LOG.md, section 29).
+    """
+    return 128 if key.closed else 4096 if key.long_rows else 512
 
 
 def _groups(key: Key, side: str) -> str:
@@ -207,7 +218,7 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
     if function in _ARE_CUTS:
         _, n, _ = _side(key, _KERNELS[function].side)
         keep = key.closed > 0 and function == "attention_cut_queries" and not cuda.serves(key.capability)
-        return dict(KEEP=keep, SHARES=_CUT_SHARES, AT_ONCE=_CUT_NUMBERS // n)
+        return dict(KEEP=keep, SHARES=_cut_shares(key), AT_ONCE=_cut_numbers(key) // n)
     if how.roles:
         turns = 2 if how.programs else 1
         return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns)
@@ -241,7 +252,7 @@ def _cut_values(key: Key, function: str) -> dict[str, str]:
         return {name: room[cut] for name, cut in lists.items()}
     masks = dict(_cut_temps(key, side))[f"{side}.cut_masks"]
     sizes = dict(batches="i:batch", column_tiles=f"i:{side}.column_tiles", mask_words=f"i:{masks}/4")
-    return room | sizes | dict(count=f"i:{_CUT_SHARES}*{side}.tiles*batch*{_groups(key, side)}")
+    return room | sizes | dict(count=f"i:{_cut_shares(key)}*{side}.tiles*batch*{_groups(key, side)}")
 
 
 def _pointer_type(key: Key, name: str) -> str:

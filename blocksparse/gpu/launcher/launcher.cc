@@ -17,6 +17,8 @@ namespace {
 
 using Symbols = std::array<int64_t, kSymbolCount>;
 
+constexpr int kTriton = 80;  // TRITON of gpu/cuda/__init__.py: the least compute capability that Triton serves
+
 int32_t key_heads_of(const int32_t* header) { return header[header[kKeyHeads] == 0 ? kHeads : kKeyHeads]; }
 
 Symbols symbols_of(const Call& call, const Device& device) {
@@ -165,10 +167,10 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   const auto run_one = [&](const Call& one) {
     return run_in_context(**driver, one, *device, scope.context(), stream, allocate);
   };
-  // Kernels that end where the tensors do (keys with -b1): the plain ones ran right on an H200, those with warp roles
-  // read past the end there, got another order of arguments since and have not run again. Those in CUDA C++ read every
-  // row of the plan. So all get copies that fill it.
-  const absl::Status status = fills_plan(call) ? run_one(call) : run_padded(**driver, call, stream, allocate, run_one);
+  // Kernels in CUDA C++ (below 8.0) read and write every row of the plan: tensors shorter than it get copies that fill
+  // it. Those in Triton have keys of their own for such tensors (-b1), and end where the tensors do.
+  const bool copies = device->capability < kTriton && !fills_plan(call);
+  const absl::Status status = copies ? run_padded(**driver, call, stream, allocate, run_one) : run_one(call);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }
