@@ -1,6 +1,9 @@
 #include "launcher.h"
 
 #include <algorithm>
+#include <functional>
+#include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -141,6 +144,38 @@ absl::Status run_in_context(const Driver& driver, const Call& call, const Device
   return absl::OkStatus();
 }
 
+// Keys that no kernels were found for, so that a process of the compiler is not started at every call.
+class Lacking {
+ public:
+  bool has(const std::string& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return keys_.count(key) > 0;
+  }
+  void add(const std::string& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    keys_.insert(key);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> keys_;
+};
+
+// A call on tensors shorter than their plan. Triton's kernels have keys of their own for it (-b1) and end where the
+// tensors do. Those in CUDA C++ (below 8.0) read and write every row of the plan: they get copies that fill it. So do
+// the others where such a key is not there and no Triton to compile it: wheels bring keys of whole plans alone.
+absl::Status run_shorter(const Driver& driver, const Call& call, const Device& device, Handle stream,
+                         const Allocate& allocate, const std::function<absl::Status(const Call&)>& run) {
+  static auto* lacking = new Lacking;  // never destroyed, as the caches of kernels
+  const std::string key = key_of(call, call.backward, device.capability);
+  if (device.capability >= kTriton && !lacking->has(key)) {
+    const absl::Status status = run(call);
+    if (!absl::IsNotFound(status)) return status;
+    lacking->add(key);
+  }
+  return run_padded(driver, call, stream, allocate, run);
+}
+
 std::string describe(const Call& call, int capability) {
   const Shape& shape = call.shape;
   return absl::StrCat("block-sparse attention ", call.backward ? "backward" : "forward", " (", call.dtype, ", batch ",
@@ -167,10 +202,8 @@ absl::Status run(const Call& call, void* stream, const Allocate& allocate) {
   const auto run_one = [&](const Call& one) {
     return run_in_context(**driver, one, *device, scope.context(), stream, allocate);
   };
-  // Kernels in CUDA C++ (below 8.0) read and write every row of the plan: tensors shorter than it get copies that fill
-  // it. Those in Triton have keys of their own for such tensors (-b1), and end where the tensors do.
-  const bool copies = device->capability < kTriton && !fills_plan(call);
-  const absl::Status status = copies ? run_padded(**driver, call, stream, allocate, run_one) : run_one(call);
+  const absl::Status status =
+      fills_plan(call) ? run_one(call) : run_shorter(**driver, call, *device, stream, allocate, run_one);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(describe(call, device->capability), status.message()));
 }
