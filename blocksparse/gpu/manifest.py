@@ -99,15 +99,21 @@ def _cut_temps(key: Key, side: str) -> list[tuple[str, str]]:
 
 
 def _cut_shares(key: Key) -> int:
-    """Programs a row tile. In a closed plan it has a column tile (c2) or a few: more programs would only read again."""
-    return 4 if not key.closed or cuda.serves(key.capability) else 3 - key.closed
+    """Programs a row tile. In a closed plan it has one or a few column tiles, and where heads have plans of their own
+    there are many row tiles: more programs would wait for room, and read the same again.
+    """
+    if cuda.serves(key.capability):
+        return 4
+    return 3 - key.closed if key.closed else 4 if key.shared else 2
 
 
 def _cut_numbers(key: Key) -> int:
     """Segment numbers that a program loads at a time. Where rows are short most of 4,096 would be the last tile's, again
     and again: a load each where numbers lie apart (benchmarks/LOG.md, section 29).
     """
-    return 128 if key.closed else 4096 if key.long_rows else 512
+    if key.closed:
+        return 128
+    return 512 if not key.long_rows else 4096 if key.shared else 2048
 
 
 def _groups(key: Key, side: str) -> str:
