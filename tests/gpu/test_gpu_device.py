@@ -410,10 +410,10 @@ def test_without_triton_compiled_kernels_serve(fresh_python, tmp_path, cuda_kern
 
         print(op.kernel_name(), attend(64))
         x = tf.cast(tf.random.stateless_normal([2, 64, 64], [3, 4]), tf.float16)
-        whole = blocksparse_attention_impl(x, x, x, 1)
+        whole = blocksparse_attention_impl(x, x, x, 1, "all")
         if sys.argv[1] == "without":
             x = x[:, :50]  # kernels for tensors shorter than the plan are not there: copies run
-            print(np.array_equal(whole[:, :50], blocksparse_attention_impl(x, x, x, 1)))
+            print(np.array_equal(whole[:, :50], blocksparse_attention_impl(x, x, x, 1, "all")))
             try:
                 attend(32)
             except tf.errors.NotFoundError as error:
