@@ -1,4 +1,4 @@
-"""Sparse attention as Keras 3 layers: SparseSelfAttention, SparseTransformerBlock around it; for fit, the rest compiled."""
+"""Sparse attention as Keras 3 layers: SparseSelfAttention, SparseTransformerBlock; and the rest of a fit, compiled."""
 
 import keras
 

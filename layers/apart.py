@@ -1,4 +1,4 @@
-"""The layers around the blocks of a Keras model, in training compiled by XLA, each by itself."""
+"""What stands around the blocks of a Keras model, in training compiled by XLA, each part by itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _OTHERS = (SparseTransformerBlock, SparseSelfAttention, keras.Model, keras.layer
 
 
 def compile_layers(model: keras.Model) -> keras.Model:
-    """The model, of which XLA compiles in training what stands around the blocks: a layer and its gradient at a time.
+    """The model, of which XLA compiles in training what stands around the blocks: a layer at a time, and the loss.
 
     For `fit` where Keras does not compile the whole step (`compile(jit_compile=False)`), beside compile_update: there a
-    LayerNormalization behind the blocks runs some forty operations one by one over float32 rows. Left as they are: blocks,
-    which compile themselves, attention, models inside the model, layers of which Keras says that XLA cannot compile them,
-    calls outside training or on a shape that is not known but for the batch. Numbers agree to rounding.
+    LayerNormalization behind the blocks runs some forty operations one by one over float32 rows. Each part is a program
+    and its gradient another. Left as they are: blocks, which compile themselves, attention, models inside the model,
+    layers of which Keras says that XLA cannot compile them, what runs outside training, and shapes of which more than
+    the batch is not known. Numbers agree to rounding.
 
     Raises: ValueError where the model has no layers yet.
     """
@@ -26,19 +27,25 @@ def compile_layers(model: keras.Model) -> keras.Model:
     if not layers:
         raise ValueError(f"{model.name} has no layers: build it before compile_layers")
     for layer in layers:
-        if layer.supports_jit and not isinstance(layer, _OTHERS) and not hasattr(layer.call, "compiles"):
+        if layer.supports_jit and not isinstance(layer, _OTHERS):
             layer.call = _compiled(layer.call)
+    model.compute_loss = _compiled(model.compute_loss)
     return model
 
 
 def _compiled(plain):
-    program = tf.function(plain, jit_compile=True, autograph=False)
+    if hasattr(plain, "runs"):  # it is already
+        return plain
 
     def call(*args, **kwargs):
         tensors = [x for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)]
         known = tensors and all(x.shape.rank and x.shape[1:].is_fully_defined() for x in tensors)
-        trains = tf.inside_function() and record.could_possibly_record()  # a tape looks on
-        return (program if known and trains else plain)(*args, **kwargs)
+        if (
+            not known or not tf.inside_function() or not record.could_possibly_record()
+        ):  # no tape, no training
+            return plain(*args, **kwargs)
+        # A function of this graph alone: another graph may be traced after a change of the layer or of the loss.
+        return tf.function(plain, jit_compile=True, autograph=False)(*args, **kwargs)
 
-    call.compiles = plain
+    call.runs = plain
     return call

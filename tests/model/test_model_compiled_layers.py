@@ -49,11 +49,22 @@ def compiled_calls(model, tokens, tape):
 
 
 @pytest.mark.parametrize(
-    "tape, time, wanted", [(True, 16, 6), (False, 16, 0), (True, None, 0)], ids=["training", "else", "any time"]
+    "tape, time, wanted",
+    [(True, 16, 6), (False, 16, 0), (True, None, 0)],
+    ids=["training", "else", "any time"],
 )
 def test_a_layer_and_its_gradient_are_programs_in_training_alone(tape, time, wanted):
     model = compile_layers(compile_layers(made(time)))  # a second time changes nothing
     assert compiled_calls(model, [None, time], tape) == wanted
+
+
+def test_a_change_of_the_loss_or_of_a_layer_counts():
+    model = compile_layers(made())
+    trained(model)
+    model.layers[2].epsilon = 1e3
+    want = np.mean(model.predict(TOKENS, verbose=0))
+    model.compile("sgd", lambda wanted, came: came, jit_compile=False)
+    np.testing.assert_allclose(model.train_on_batch(TOKENS, TOKENS), want, rtol=1e-5)
 
 
 def test_it_wants_layers():
