@@ -1,4 +1,4 @@
-// Calls on tensors shorter than their plan. A kernel reads and writes every row of the plan, so it gets copies of the
+// Calls on tensors shorter than their plan, of kernels that read and write every row of it: they get copies of the
 // tensors that go on with zeros. Zeros add nothing to a gradient, and no query of the tensors' own sees a key behind
 // their end: the planner gives such plans, or segment numbers, which go on with one that nobody has.
 #pragma once
