@@ -108,8 +108,8 @@ def _cut_shares(key: Key) -> int:
 
 
 def _cut_numbers(key: Key) -> int:
-    """Segment numbers that a program loads at a time. Where rows are short most of 4,096 would be those of the last tile,
-    again and again, and each a load of its own where numbers lie apart (benchmarks/LOG.md, section 29).
+    """Segment numbers that a program loads at a time. Where rows are short most of 4,096 would be those of the last
+    tile, again and again, and each a load of its own where numbers lie apart (benchmarks/LOG.md, section 29).
     """
     if key.closed:
         return 128
