@@ -57,7 +57,10 @@ def test_a_program_finds_what_it_was_written_for(tmp_path):
     ("line", "message"),
     [
         ("import tensorflow.contrib.layers as layers", "tensorflow.contrib is gone: TensorFlow 2 dropped it"),
-        ("import tensorflow as tf; tf.estimator", "tensorflow.estimator is gone: TensorFlow dropped it in 2.16"),
+        (
+            "import tensorflow as tf; tf.estimator",
+            "tensorflow.estimator is gone: TensorFlow dropped it in 2.16",
+        ),
         ("from tensorflow import layers", "tensorflow.layers is gone: it went with Keras 2"),
         ("import tensorflow as tf; tf.contrib.layers", "tensorflow.contrib is gone: TensorFlow 2 dropped it"),
         ("import tensorflow as tf; tf.layers.dense", "tensorflow.layers is gone: it went with Keras 2"),
