@@ -28,6 +28,7 @@ from .trainer import Trainer, make_strategy
 from .watchdog import Watchdog
 
 SKIPS = 40  # steps in a row: they halve a loss scale of 2^15 to 2^-25, which no finite gradient needs
+NAMED = 5  # weights
 
 
 class Stop(ValueError):
@@ -146,10 +147,12 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
             job.watchdog.entered(step + 1)
             stopping.moment = f"in step {step + 1}; {job.folder} has the checkpoint before it"
             began = time.perf_counter()
-            bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
+            batch = next(batches), tf.constant(step, tf.int64)
+            bits, norm = map(float, trainer.step(*batch))
             seconds = time.perf_counter() - began
             skipped = 0 if math.isfinite(norm) else skipped + 1
-            _check(step, bits, norm, skipped, SKIPS if settings.precision == "mixed_float16" else 1)
+            if not math.isfinite(bits) or skipped >= _most_skips(settings):
+                raise Stop(_not_finite(step, bits, norm, skipped, trainer.spoilt(*batch)))
             _show(bar, step - start, bits, seconds, settings)
             stops = _stops(job, trainer)
             if writer:
@@ -184,15 +187,21 @@ def _stop(job: Job, done: int) -> None:
     sys.exit(128 + (number or signal.SIGTERM))
 
 
-def _check(step: int, bits: float, norm: float, skipped: int, most: int) -> None:
-    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved. Not so `most`
+def _most_skips(settings: Config) -> int:
+    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved. Not so this many
     times in a row: then no weight would ever change again.
     """
-    if not math.isfinite(bits) or skipped >= most:
-        row = f", as in {skipped - 1} steps before it" if skipped > 1 else ""
-        raise Stop(
-            f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate"
-        )
+    return SKIPS if settings.precision == "mixed_float16" else 1
+
+
+def _not_finite(step: int, bits: float, norm: float, skipped: int, spoilt: list[str]) -> str:
+    row = f", as in {skipped - 1} steps before it" if skipped > 1 else ""
+    rest = f" and {len(spoilt) - NAMED} more" if len(spoilt) > NAMED else ""
+    named = ", ".join(spoilt[:NAMED]) + rest or "none when computed again"
+    return (
+        f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate. Weights "
+        f"whose gradients are not finite, from the loss on: {named}"
+    )
 
 
 def _same_start(trainer: Trainer, start: int) -> None:

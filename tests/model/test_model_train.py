@@ -111,14 +111,16 @@ def test_a_gradient_that_is_never_a_number_stops(tmp_path, monkeypatch):
 
     def poisoned(self, tokens, step):
         loss, gradients = inner(self, tokens, step)
-        return loss, [np.nan * dw for dw in gradients]
+        return loss, [np.nan * gradients[0], gradients[1]]  # of the matrices
 
     monkeypatch.setattr(training.Trainer, "_gradients", poisoned)
     monkeypatch.setattr(training, "SKIPS", 5)
     bad = train_command(tmp_path, 20, "precision=mixed_float16", "checkpoint_every=20")
-    with pytest.raises(
-        SystemExit, match="its gradient's norm nan at step 4, as in 4 steps before it; try a lower"
-    ):
+    named = "logits/kernel, block1/contract/kernel, block1/expand/kernel, block1/attention/project/kernel, "
+    words = (
+        f"norm nan at step 4, as in 4 steps before it; .*: {named}block1/attention/value/kernel and 12 more"
+    )
+    with pytest.raises(SystemExit, match=words):
         call(monkeypatch, train, *bad[1:])
 
 
