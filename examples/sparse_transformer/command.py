@@ -39,16 +39,17 @@ def windows(text: str) -> int | None:
     return None if text == "all" else whole(1)(text)
 
 
-def number(lowest: float) -> Callable[[str], float]:
-    """The type of an argument that is a finite number of at least `lowest`."""
+def number(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    """The type of an argument that is a finite number of this range."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value >= lowest):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest:g}")
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            limit = f" and at most {highest:g}" if highest < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest:g}{limit}")
         return value
 
     return read

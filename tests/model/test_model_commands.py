@@ -70,6 +70,7 @@ ANYWHERE = [
     ("sample", ["none", "--length", "0"], "argument --length: '0' is no whole number of at least 1"),
     ("sample", ["none", "--temperature", "-1"], "argument --temperature: '-1' is no number of at least 0"),
     ("sample", ["none", "--temperature", "nan"], "argument --temperature: 'nan' is no number of at least 0"),
+    ("sample", ["none", "--top-p", "2"], "argument --top-p: '2' is no number of at least 0 and at most 1"),
     ("sample", ["none", "--seconds", "-1"], "argument --seconds: '-1' is no number of at least 0"),
     ("sample", ["none", "--seed", "99999999999"], "argument --seed: '99999999999' is no whole number"),
     ("plot", ["curves", "none", "--smooth", "0"], "argument --smooth: '0' is no whole number of at least 1"),
