@@ -43,6 +43,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"--out {folder} is a file, or goes through one; give a folder") from None
+    except OSError as error:
+        raise OSError(f"--out {folder} cannot be made: {error.strerror}") from error
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could point at a file of somebody else
     with os.fdopen(os.open(folder / "lock", flags, 0o644), "r+") as file:
         try:

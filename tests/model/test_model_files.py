@@ -45,6 +45,11 @@ def test_what_cannot_be_written_is_named(tmp_path):
         ):
             with replacing(path):
                 pass
+    with (
+        pytest.raises(OSError, match="^--out /proc/run cannot be made: No such file"),
+        locked(Path("/proc/run")),
+    ):
+        pass
 
 
 def test_a_folder_is_trained_in_by_one(tmp_path):
