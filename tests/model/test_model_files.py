@@ -41,12 +41,12 @@ def test_what_cannot_be_written_is_named(tmp_path):
     assert (tmp_path / "new" / "folder" / "file").read_bytes() == b"whole"
     for path in (Path("/proc/file"), tmp_path / "new" / "folder" / "file" / "below"):
         with pytest.raises(
-            OSError, match=f"^cannot write {path}: (No such file|Not a directory|File exists)"
+            OSError, match=rf"^cannot write {path}: (No such file|Not a directory|File exists)"
         ):
             with replacing(path):
                 pass
     with (
-        pytest.raises(OSError, match="^--out /proc/run cannot be made: No such file"),
+        pytest.raises(OSError, match=r"^--out /proc/run cannot be made: No such file"),
         locked(Path("/proc/run")),
     ):
         pass
