@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
@@ -83,7 +84,7 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
         _steps(job, trainer, writer, start)
     finally:
         writer.checkpoints.close()  # while the folder is locked
-    writer.log.close()
+    writer.close()
     device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights", flush=True)
@@ -117,12 +118,15 @@ class _Writer:
         if due:
             job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
             values["valid_bits"] = self.score(_few(settings.n_ctx)).bits
-        self.log.add(step, seconds, **values)
+        self._write(partial(self.log.add, step, seconds, **values))
         if due or stops:
             self._write(self.log.flush)
             self._write(self.checkpoints.save, step + 1, self.trainer.variables)
         if stops or step + 1 == settings.steps:
             self._write(self.checkpoints.wait)
+
+    def close(self) -> None:
+        self._write(self.log.close)
 
     def _write(self, what: Callable, *arguments) -> None:
         try:

@@ -17,6 +17,7 @@ import tensorflow as tf
 import train
 from sparse_transformer import checkpoint, config, origin, pictures, runs, training
 from sparse_transformer.files import locked
+from sparse_transformer.log import Log
 from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
@@ -97,6 +98,12 @@ def test_a_full_disk_leaves_the_checkpoint(unbroken, tmp_path, monkeypatch):
         call(monkeypatch, train, *train_command(tmp_path, STEPS + 4)[1:])
     assert (tmp_path / "checkpoint.npz").read_bytes() == good
     assert not (tmp_path / "checkpoint.npz.partial").exists()
+
+
+def test_a_disk_too_full_for_events_is_an_error_of_the_disk(tmp_path):
+    log = Log(tmp_path, 0)
+    with full_disk(130), pytest.raises(OSError, match=r"^TensorBoard's events: File too large$"):
+        log.add(0, 1.0, bits=8.0, gradient_norm=1.0)
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
