@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sparse_attention.silence import quiet as quiet
 
+WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"
+
 
 def parser(text: str) -> argparse.ArgumentParser:
     """A parser whose help is the command's docstring as it stands."""
@@ -55,16 +57,20 @@ def number(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
     return read
 
 
-def choose_fast_products() -> None:
-    """Has XLA try several of cuBLAS's ways for each product of a GPU and take the fastest, unless XLA_FLAGS is set.
+def choose_products(fast: bool) -> None:
+    """Says by what XLA computes the products of a GPU, unless XLA_FLAGS is set: by cuBLAS, not by Triton.
 
-    To be called before TensorFlow is imported. Which way is fastest, and so the last bits, may differ between runs.
+    Some of the tiles that XLA's autotuner has Triton try, and may choose, give NaN (docs/howto/nan.md). fast: of
+    several of cuBLAS's ways the fastest; which that is, and so the last bits, may differ between runs. To be called
+    before TensorFlow is imported.
     """
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_cublaslt=true")
+    flags = [WITHOUT_TRITON, *(["--xla_gpu_enable_cublaslt=true"] if fast else [])]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow, which takes seconds: once the arguments were checked."""
+def import_tensorflow(fast: bool = False) -> None:
+    """Imports TensorFlow, which takes seconds: once the arguments were checked. fast: as choose_products has it."""
+    choose_products(fast)
     if "tensorflow" not in sys.modules:
         with quiet():
             import tensorflow  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from blocksparse.fused.op import kernel_name
 
 from . import checkpoint, device, origin, runs
 from .batches import pipeline
+from .command import WITHOUT_TRITON
 from .config import Config, load, names
 from .data import Source
 from .evaluation import Score, Scorer, usual_limit
@@ -203,9 +205,17 @@ def _not_finite(step: int, bits: float, norm: float, skipped: int, spoilt: list[
     rest = f" and {len(spoilt) - NAMED} more" if len(spoilt) > NAMED else ""
     named = ", ".join(spoilt[:NAMED]) + rest or "none when computed again"
     return (
-        f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate. Weights "
+        f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate"
+        f"{_other_products(bool(tf.config.list_physical_devices('GPU')), os.environ.get('XLA_FLAGS', ''))}. Weights "
         f"whose gradients are not finite, from the loss on: {named}"
     )
+
+
+def _other_products(gpu: bool, flags: str) -> str:
+    """Advice where XLA may have chosen a product that is wrong."""
+    if not gpu or WITHOUT_TRITON in flags:
+        return ""
+    return f", or add {WITHOUT_TRITON} to XLA_FLAGS (docs/howto/nan.md)"
 
 
 def _same_start(trainer: Trainer, start: int) -> None:

@@ -131,6 +131,13 @@ def test_a_gradient_that_is_never_a_number_stops(tmp_path, monkeypatch):
         call(monkeypatch, train, *bad[1:])
 
 
+def test_other_products_are_advised_where_xla_chooses():
+    flag = "--xla_gpu_enable_triton_gemm=false"
+    assert training._other_products(True, "") == f", or add {flag} to XLA_FLAGS (docs/howto/nan.md)"
+    assert training._other_products(True, f"--xla_gpu_enable_cublaslt=true {flag}") == ""
+    assert training._other_products(False, "") == ""
+
+
 def test_another_configuration_is_refused(unbroken):
     settings = runs.read_config(unbroken)
     runs.write_config(unbroken, replace(settings, steps=100))  # a longer run is the same run
