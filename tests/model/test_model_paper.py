@@ -327,7 +327,7 @@ def commanded(tmp_path, monkeypatch):
                     scores = [{"min_context": n, "bits": 4.0} for n in scales.LAPTOP.contexts]
                     step.makes.write_text(json.dumps(scores))
                 else:
-                    step.makes.write_text("[]")
+                    step.makes.write_text('[{"name": "xz", "bits": 1.8, "note": ""}]')
 
     monkeypatch.setattr(paper, "run", run)
     words = ["paper.py", "laptop", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
