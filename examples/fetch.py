@@ -89,6 +89,8 @@ def main() -> None:
     args = parser.parse_args()
     package = PACKAGES[args.name]
     with command.sentence(__file__):
+        if any(path.exists() and not path.is_dir() for path in (args.out, *args.out.parents)):
+            raise ValueError(f"--out {args.out} is a file, or goes through one; give a folder")
         if package.missing(args.out):
             download(package, args.out)
     print(f"{args.out} holds", *package.files)

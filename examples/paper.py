@@ -61,7 +61,8 @@ def run(words: tuple[str, ...]) -> None:
         for number, handler in earlier.items():
             signal.signal(number, handler)
     if status:
-        raise ValueError(f"{words[0]} ended with status {status}; the same command goes on from there")
+        mended = "once what it says above is mended, the same command goes on from there"
+        raise ValueError(f"{words[0]} ended with status {status}; {mended}")
 
 
 def make(places: Places, steps: list[Step]) -> None:

@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--top-k", type=command.whole(1), help="draw from so many of the likeliest tokens")
     parser.add_argument(
         "--top-p",
-        type=command.number(0),
+        type=command.number(0, 1),
         help="draw from the likeliest tokens that together have this probability; after --top-k",
     )
     parser.add_argument("--seed", type=command.whole(-(2**31)), default=0)

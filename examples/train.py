@@ -77,9 +77,7 @@ def main() -> None:
         stopping.moment = "while it waited for other workers"
         watchdog.gather()
         stopping.moment = "before its first step"
-        if not args.deterministic:
-            command.choose_fast_products()
-        command.import_tensorflow()
+        command.import_tensorflow(fast=not args.deterministic)
 
         from sparse_transformer import training
 

@@ -43,6 +43,15 @@ def stored(x: tf.Tensor) -> tf.Tensor:
     return xla.optimization_barrier(x)[0] if in_xla() else x
 
 
+def apart(x: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """x so many times, each of which XLA takes for another tensor.
+
+    Of products that share an operand, where they are small, XLA makes one, whose other operand is theirs put together.
+    Compiled by Triton, some tiles of it gave NaN on an H200 (TensorFlow 2.21; benchmarks/LOG.md, section 30).
+    """
+    return list(xla.optimization_barrier(*[x] * count)) if in_xla() else [x] * count
+
+
 def in_turn(x: tf.Tensor, use: Callable) -> tuple[tf.Tensor, tf.Tensor]:
     """x and use(x), which XLA computes before anything else of the x returned: what use reads may be free by then."""
     found = use(x)

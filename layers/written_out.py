@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from .dropout import dropout
 from .rows import (
+    apart,
     flat,
     gelu,
     in_turn,
@@ -221,7 +222,7 @@ class Block(NamedTuple):
         """kept, with what is computed from x up to the attention."""
         normed = normal(flat(kept.x), self.epsilon)
         maps = weights.attention_maps(normed.dtype, self._carried(weights))
-        q, k, v = (each.of(normed) for each in maps)
+        q, k, v = (each.of(rows) for each, rows in zip(maps, apart(normed, 3)))
         return kept._replace(query=q, key=k, value=v, normed1=normed)
 
     def _after_attention(self, weights: Weights, kept: Kept) -> Kept:
@@ -260,7 +261,8 @@ class Block(NamedTuple):
         operands = (unflat(t, like) for t in (*kept.operands(), kept.attended))
         dqkv = self.attention.gradient(*operands, kept.lse, unflat(dattended, like))
         maps = weights.attention_maps(dh.dtype, carried)
-        found = [each.gradient(flat(d), kept.normed1) for each, d in zip(maps, dqkv)]
+        rows = apart(kept.normed1, 3)
+        found = [each.gradient(flat(d), own) for each, d, own in zip(maps, dqkv, rows)]
         of_maps = [d for _, d in found]
         if carried:
             dproject, dconstant = weights.carry_back(dproject, dbias)

@@ -30,7 +30,7 @@ from sparse_transformer import command  # isort: skip
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-command.choose_fast_products()  # as train.py does
+command.choose_products(fast=True)  # as train.py does
 
 GROUPS = {  # the first of a group is what the others are compared with
     "enwik8": ("enwik8_dense", "enwik8", "enwik8_strided"),

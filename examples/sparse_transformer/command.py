@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sparse_attention.silence import quiet as quiet
 
+WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"
+
 
 def parser(text: str) -> argparse.ArgumentParser:
     """A parser whose help is the command's docstring as it stands."""
@@ -39,31 +41,36 @@ def windows(text: str) -> int | None:
     return None if text == "all" else whole(1)(text)
 
 
-def number(lowest: float) -> Callable[[str], float]:
-    """The type of an argument that is a finite number of at least `lowest`."""
+def number(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    """The type of an argument that is a finite number of this range."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value >= lowest):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest:g}")
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            limit = f" and at most {highest:g}" if highest < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest:g}{limit}")
         return value
 
     return read
 
 
-def choose_fast_products() -> None:
-    """Has XLA try several of cuBLAS's ways for each product of a GPU and take the fastest, unless XLA_FLAGS is set.
+def choose_products(fast: bool) -> None:
+    """Says by what XLA computes the products of a GPU, unless XLA_FLAGS is set: by cuBLAS, not by Triton.
 
-    To be called before TensorFlow is imported. Which way is fastest, and so the last bits, may differ between runs.
+    Some of the tiles that XLA's autotuner has Triton try, and may choose, give NaN (docs/howto/nan.md). fast: of
+    several of cuBLAS's ways the fastest; which that is, and so the last bits, may differ between runs. To be called
+    before TensorFlow is imported.
     """
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_cublaslt=true")
+    flags = [WITHOUT_TRITON, *(["--xla_gpu_enable_cublaslt=true"] if fast else [])]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow, which takes seconds: once the arguments were checked."""
+def import_tensorflow(fast: bool = False) -> None:
+    """Imports TensorFlow, which takes seconds: once the arguments were checked. fast: as choose_products has it."""
+    choose_products(fast)
     if "tensorflow" not in sys.modules:
         with quiet():
             import tensorflow  # noqa: F401

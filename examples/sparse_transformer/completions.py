@@ -21,7 +21,6 @@ def picture(grid: tuple[int, ...], original: np.ndarray, tokens: np.ndarray, giv
     rows = [_row(images.reshape(-1, *grid)) for images in (known, completed, original)]
     pixels = np.concatenate([part for row in rows for part in (row, _gap(row, axis=0))][:-1], axis=0)
     pixels = pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file:
         picture_of(pixels).save(file, "PNG", optimize=True)
 

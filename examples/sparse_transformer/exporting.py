@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import tensorflow as tf
 
+from .files import writing
 from .generation import make_generator
 from .model import SparseTransformer
 
@@ -15,13 +17,14 @@ from .model import SparseTransformer
 def keras_file(model: SparseTransformer, folder: Path) -> Path:
     """model.keras, which wants sparse_transformer.model imported before it is loaded."""
     path = folder / "model.keras"
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = folder / "partial.keras"  # Keras goes by the ending
-    try:
-        model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            model.save(partial)
+            os.replace(partial, path)
+        finally:
+            with suppress(OSError):  # where the folder itself could not be made
+                partial.unlink()
     return path
 
 

@@ -6,24 +6,36 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes the folder of `path`. An OSError on the way says which file cannot be written, and why."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path`, which takes its name once all is written: a reader sees the old one or the new, whole."""
     partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 @contextmanager
@@ -36,6 +48,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"--out {folder} is a file, or goes through one; give a folder") from None
+    except OSError as error:
+        raise OSError(f"--out {folder} cannot be made: {error.strerror}") from error
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could point at a file of somebody else
     with os.fdopen(os.open(folder / "lock", flags, 0o644), "r+") as file:
         try:

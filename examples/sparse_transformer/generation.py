@@ -195,7 +195,6 @@ GAP = 2  # pixels between the images of a grid
 
 def write(config: Config, tokens: np.ndarray, out: Path) -> list[Path]:
     """tokens [count, length] -> the files written: one for text and for images, one a sample for audio."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if config.data == "text":
         path = out.with_suffix(".txt")
         with replacing(path) as file:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
@@ -33,7 +35,7 @@ class Log:
             **{name: repr(v) for name, v in values.items()},
         }
         self.file.write(",".join(row.get(column, "") for column in COLUMNS) + "\n")
-        with self.events.as_default(step):
+        with _errors_of_the_disk(), self.events.as_default(step):  # which flushes them at its end
             for name, value in values.items():
                 tf.summary.write(name, value, metadata=SCALAR)
 
@@ -41,8 +43,20 @@ class Log:
         """To the disk, before the checkpoint that counts these rows as done."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.events.flush()
+        with _errors_of_the_disk():
+            self.events.flush()
 
     def close(self) -> None:
         self.file.close()
-        self.events.close()
+        with _errors_of_the_disk():
+            self.events.close()
+
+
+@contextmanager
+def _errors_of_the_disk() -> Iterator[None]:
+    """Turns TensorFlow's errors into Python's."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        why = error.message.split("\n")[0].rpartition("; ")[2]
+        raise OSError(f"TensorBoard's events: {why}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import toy_data
 from .config import Config
-from .runs import read_json, write_json
+from .runs import PRETRAINED, read_json, write_json
 
 NAME = "data.json"
 PIECE = 1 << 20  # bytes of a file that go into the digest, at its beginning, its middle and its end
@@ -83,11 +83,14 @@ def path_of(folder: Path, given: str | None) -> str | None:
     noted = read(folder)
     if given is not None or noted is None or noted.path is None:
         return given
-    if not Path(noted.path).exists():
-        raise ValueError(
-            f"{folder} was trained on {noted}, which is gone from there; give --data the place where it is now"
-        )
-    return noted.path
+    if Path(noted.path).exists():
+        return noted.path
+    if folder.parent == PRETRAINED:
+        gets = read_json(folder / "card.json", "the commands that made it")["commands"][0]
+        raise ValueError(f"{folder} learnt {noted}, which is not here: {gets}; or give --data its place")
+    raise ValueError(
+        f"{folder} was trained on {noted}, which is gone from there; give --data the place where it is now"
+    )
 
 
 def check(folder: Path, config: Config, path: str | None) -> Origin:

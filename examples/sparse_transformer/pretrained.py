@@ -31,7 +31,6 @@ def write(run: Path, folder: Path, card: dict) -> None:
     vectors = {name: arrays[f"adam_w/{name}_average"].astype(np.float16) for name in ("decayed", "undecayed")}
     if not all(np.isfinite(vector).all() for vector in vectors.values()):
         raise ValueError(f"{run} has weights above float16's 65,504, or none that are numbers")
-    folder.mkdir(parents=True, exist_ok=True)
     config = runs.read_config(run)
     runs.write_json(folder / "config.json", asdict(config))
     if (noted := origin.read(run)) is not None:

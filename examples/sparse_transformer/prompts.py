@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import Config
-from .formats import audio, images
+from .formats import DataError, audio, images
 
 
 def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarray:
@@ -23,8 +23,12 @@ def read_prompt(config: Config, prompt: str | None, seconds: float) -> np.ndarra
         )
     if config.data == "audio":
         return audio.read_recording(Path(prompt))[: round(seconds * audio.SAMPLE_RATE)]
-    height, width, _ = config.grid
-    return images.read_picture(Path(prompt), height, width)[: height // 2].reshape(-1)
+    height, width, channels = config.grid
+    try:
+        picture = images.read_picture(Path(prompt), height, width, channels)
+    except DataError as error:  # which names what a data set may be
+        raise ValueError(f"--prompt {prompt}: {error.problem}") from error
+    return picture[: height // 2].reshape(-1)
 
 
 def length_of(config: Config, prompt: np.ndarray, length: int | None) -> int:

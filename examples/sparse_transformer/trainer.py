@@ -108,6 +108,20 @@ class Trainer:
         norms = [replica.update(g, rate) for replica, g in zip(self.replicas, of_replicas, strict=True)]
         return local(loss)[0], norms[0]  # summed over the replicas: all have the same
 
+    def spoilt(self, tokens, step) -> list[str]:
+        """Of which weights this batch's gradient is not finite, in the order that the backward pass comes to them:
+        what is first has spread to the others.
+        """
+        flags = zip(self.model.trainable_variables, self._finite(tokens, step), strict=True)
+        return [variable.path.partition("/")[2] for variable, finite in reversed([*flags]) if not finite]
+
+    @tf.function
+    def _finite(self, tokens, step):
+        """Whether the gradient of each weight is, in the model's order."""
+        _, gradients = self.strategy.run(self._gradients, args=(tokens, step))
+        own = [self.strategy.experimental_local_results(each)[0] for each in gradients]
+        return [tf.reduce_all(tf.math.is_finite(part)) for part in flat.unpack(self.model, own)]
+
     def _gradients(self, tokens, step):
         """Of one replica's share of the batch; both results are summed over all replicas."""
         context = tf.distribute.get_replica_context()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
@@ -18,6 +20,7 @@ from blocksparse.fused.op import kernel_name
 
 from . import checkpoint, device, origin, runs
 from .batches import pipeline
+from .command import WITHOUT_TRITON
 from .config import Config, load, names
 from .data import Source
 from .evaluation import Score, Scorer, usual_limit
@@ -28,6 +31,7 @@ from .trainer import Trainer, make_strategy
 from .watchdog import Watchdog
 
 SKIPS = 40  # steps in a row: they halve a loss scale of 2^15 to 2^-25, which no finite gradient needs
+NAMED = 5  # weights
 
 
 class Stop(ValueError):
@@ -82,7 +86,7 @@ def _train(job: Job, trainer: Trainer, watchdog: Watchdog) -> None:
         _steps(job, trainer, writer, start)
     finally:
         writer.checkpoints.close()  # while the folder is locked
-    writer.log.close()
+    writer.close()
     device.write(job.folder, trainer.model.count_params(), job.settings.blocksparse)
     held_out = writer.score(usual_limit(job.settings.n_ctx))
     print(f"{job.folder}: {held_out} on held-out data (the split valid), with averaged weights", flush=True)
@@ -116,12 +120,15 @@ class _Writer:
         if due:
             job.watchdog.entered(step + 2)  # the other workers have entered it, and wait for this one
             values["valid_bits"] = self.score(_few(settings.n_ctx)).bits
-        self.log.add(step, seconds, **values)
+        self._write(partial(self.log.add, step, seconds, **values))
         if due or stops:
             self._write(self.log.flush)
             self._write(self.checkpoints.save, step + 1, self.trainer.variables)
         if stops or step + 1 == settings.steps:
             self._write(self.checkpoints.wait)
+
+    def close(self) -> None:
+        self._write(self.log.close)
 
     def _write(self, what: Callable, *arguments) -> None:
         try:
@@ -146,10 +153,12 @@ def _steps(job: Job, trainer: Trainer, writer: _Writer | None, start: int) -> No
             job.watchdog.entered(step + 1)
             stopping.moment = f"in step {step + 1}; {job.folder} has the checkpoint before it"
             began = time.perf_counter()
-            bits, norm = map(float, trainer.step(next(batches), tf.constant(step, tf.int64)))
+            batch = next(batches), tf.constant(step, tf.int64)
+            bits, norm = map(float, trainer.step(*batch))
             seconds = time.perf_counter() - began
             skipped = 0 if math.isfinite(norm) else skipped + 1
-            _check(step, bits, norm, skipped, SKIPS if settings.precision == "mixed_float16" else 1)
+            if not math.isfinite(bits) or skipped >= _most_skips(settings):
+                raise Stop(_not_finite(step, bits, norm, skipped, trainer.spoilt(*batch)))
             _show(bar, step - start, bits, seconds, settings)
             stops = _stops(job, trainer)
             if writer:
@@ -184,15 +193,29 @@ def _stop(job: Job, done: int) -> None:
     sys.exit(128 + (number or signal.SIGTERM))
 
 
-def _check(step: int, bits: float, norm: float, skipped: int, most: int) -> None:
-    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved. Not so `most`
+def _most_skips(settings: Config) -> int:
+    """Under a loss scale an infinite gradient is ordinary: the step is skipped and the scale halved. Not so this many
     times in a row: then no weight would ever change again.
     """
-    if not math.isfinite(bits) or skipped >= most:
-        row = f", as in {skipped - 1} steps before it" if skipped > 1 else ""
-        raise Stop(
-            f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate"
-        )
+    return SKIPS if settings.precision == "mixed_float16" else 1
+
+
+def _not_finite(step: int, bits: float, norm: float, skipped: int, spoilt: list[str]) -> str:
+    row = f", as in {skipped - 1} steps before it" if skipped > 1 else ""
+    rest = f" and {len(spoilt) - NAMED} more" if len(spoilt) > NAMED else ""
+    named = ", ".join(spoilt[:NAMED]) + rest or "none when computed again"
+    return (
+        f"the loss is {bits} and its gradient's norm {norm} at step {step}{row}; try a lower learning_rate"
+        f"{_other_products(bool(tf.config.list_physical_devices('GPU')), os.environ.get('XLA_FLAGS', ''))}. Weights "
+        f"whose gradients are not finite, from the loss on: {named}"
+    )
+
+
+def _other_products(gpu: bool, flags: str) -> str:
+    """Advice where XLA may have chosen a product that is wrong."""
+    if not gpu or WITHOUT_TRITON in flags:
+        return ""
+    return f", or add {WITHOUT_TRITON} to XLA_FLAGS (docs/howto/nan.md)"
 
 
 def _same_start(trainer: Trainer, start: int) -> None:

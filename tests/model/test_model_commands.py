@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sparse_transformer.command import choose_products
 from training_runs import EXAMPLES
 
 COMMANDS = ("train", "evaluate", "sample", "plot", "export", "enwik8", "tf1_graph")
@@ -70,6 +71,7 @@ ANYWHERE = [
     ("sample", ["none", "--length", "0"], "argument --length: '0' is no whole number of at least 1"),
     ("sample", ["none", "--temperature", "-1"], "argument --temperature: '-1' is no number of at least 0"),
     ("sample", ["none", "--temperature", "nan"], "argument --temperature: 'nan' is no number of at least 0"),
+    ("sample", ["none", "--top-p", "2"], "argument --top-p: '2' is no number of at least 0 and at most 1"),
     ("sample", ["none", "--seconds", "-1"], "argument --seconds: '-1' is no number of at least 0"),
     ("sample", ["none", "--seed", "99999999999"], "argument --seed: '99999999999' is no whole number"),
     ("plot", ["curves", "none", "--smooth", "0"], "argument --smooth: '0' is no whole number of at least 1"),
@@ -90,14 +92,13 @@ def test_what_is_wrong_is_said_at_once(name, arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fast_products_are_chosen_where_the_user_has_not(monkeypatch):
-    from sparse_transformer.command import choose_fast_products
-
+@pytest.mark.parametrize("fast, also", [(True, " --xla_gpu_enable_cublaslt=true"), (False, "")])
+def test_products_are_cublas_where_the_user_says_nothing(fast, also, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    choose_fast_products()
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_cublaslt=true"
+    choose_products(fast)
+    assert os.environ["XLA_FLAGS"] == f"--xla_gpu_enable_triton_gemm=false{also}"
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    choose_fast_products()
+    choose_products(fast)
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
 
 

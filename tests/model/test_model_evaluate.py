@@ -119,6 +119,13 @@ def test_prompts(tmp_path):
     np.testing.assert_array_equal(read_prompt(images, str(tmp_path / "a.png"), 0), np.full(12, 9))
     with pytest.raises(ValueError, match=r"--prompt none\.wav: no such file"):
         read_prompt(replace(TEXT, data="audio"), "none.wav", 1)
+    grey = replace(TEXT, data="fashion", grid=(2, 2, 1))
+    np.testing.assert_array_equal(read_prompt(grey, str(tmp_path / "a.png"), 0), [9, 9])
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(
+        ValueError, match=r"b\.png: not a PNG or JPEG file that can be read \(it is neither\)$"
+    ):
+        read_prompt(grey, str(tmp_path / "b.png"), 0)
     assert length_of(TEXT, np.zeros(3), None) == 64
     with pytest.raises(ValueError, match=r"--length 3 must exceed the prompt's 3 tokens"):
         length_of(TEXT, np.zeros(3), 3)

@@ -66,3 +66,12 @@ def test_what_is_fetched_is_what_the_readers_ask_for():
     for name, package in fetch.PACKAGES.items():
         advice = {"fashion": idx.FASHION, "gcide": text.DICTIONARY}[name]
         assert f"examples/fetch.py {name} --out" in advice and all(file in advice for file in package.files)
+
+
+def test_a_file_in_the_folders_place_is_named_before_anything_is_downloaded(tmp_path):
+    (tmp_path / "data").write_text("mine")
+    status, output = run(tmp_path, tools())
+    assert (status, output) == (
+        1,
+        f"fetch.py: --out {tmp_path / 'data' / 'gcide'} is a file, or goes through one; give a folder\n",
+    )

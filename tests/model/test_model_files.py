@@ -35,6 +35,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    with replacing(tmp_path / "new" / "folder" / "file") as file:
+        file.write(b"whole")
+    assert (tmp_path / "new" / "folder" / "file").read_bytes() == b"whole"
+    for path in (Path("/proc/file"), tmp_path / "new" / "folder" / "file" / "below"):
+        with pytest.raises(
+            OSError, match=rf"^cannot write {path}: (No such file|Not a directory|File exists)"
+        ):
+            with replacing(path):
+                pass
+    with (
+        pytest.raises(OSError, match=r"^--out /proc/run cannot be made: No such file"),
+        locked(Path("/proc/run")),
+    ):
+        pass
+
+
 def test_a_folder_is_trained_in_by_one(tmp_path):
     with locked(tmp_path / "run"):
         other = f"""

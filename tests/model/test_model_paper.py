@@ -249,6 +249,20 @@ def test_the_papers_own_configurations_have_their_recorded_steps(tmp_path):
     assert "| 64x64x3 image | 154 GB / 154.6 GB / does not fit | 2.4 GB / 2.4 GB / not measured |" in text
 
 
+@pytest.mark.parametrize("damage", ["", '[{"bits": 1.0', "[[1, 2]]", "[]", "7"])
+def test_a_damaged_result_is_named(damage, tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    names = ["text/dense_1/score.json", "text/dense_1/device.json", "context_1.json", "yardsticks_text.json"]
+    for name in map(Path, names):
+        result(tmp_path / "text" / "dense_1", 1.0)
+        (tmp_path / name).write_text(damage)
+        with pytest.raises(
+            ValueError, match=rf"{name} is damaged .*delete it, and the same command goes on$"
+        ):
+            page.text(places, plan(places, []))
+        (tmp_path / name).unlink()
+
+
 def test_another_order_and_a_single_seed_are_said_plainly(tmp_path):
     places = Places(SCALES["laptop"], tmp_path, tmp_path)
     for training in places.scale.of_kind("images"):
@@ -313,7 +327,7 @@ def commanded(tmp_path, monkeypatch):
                     scores = [{"min_context": n, "bits": 4.0} for n in scales.LAPTOP.contexts]
                     step.makes.write_text(json.dumps(scores))
                 else:
-                    step.makes.write_text("[]")
+                    step.makes.write_text('[{"name": "xz", "bits": 1.8, "note": ""}]')
 
     monkeypatch.setattr(paper, "run", run)
     words = ["paper.py", "laptop", "--data", str(tmp_path), "--out", str(tmp_path / "out")]

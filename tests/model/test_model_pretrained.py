@@ -8,7 +8,7 @@ import complete
 import numpy as np
 import pytest
 from PIL import Image
-from sparse_transformer import checkpoint, data, pretrained, runs
+from sparse_transformer import checkpoint, data, origin, pretrained, runs
 from sparse_transformer.evaluation import evaluate, load_model
 
 NAMES = ("image", "text")
@@ -27,6 +27,15 @@ def test_its_files_say_how_it_was_made(name):
     assert fetch.startswith("python examples/fetch.py ")
     assert train.startswith(f"python examples/train.py {config.name} ")
     assert train.endswith(f"--steps {card['steps']}") and config.steps == card["steps"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_that_it_learnt_and_is_not_here_is_fetched_by_a_command(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is not here: python examples/fetch\.py \w+ --out data/\w+; or give --data"
+    ):
+        origin.path_of(runs.open(name), None)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,7 @@ import tensorflow as tf
 import train
 from sparse_transformer import checkpoint, config, origin, pictures, runs, training
 from sparse_transformer.files import locked
+from sparse_transformer.log import Log
 from sparse_transformer.metrics import read_rows
 from training_runs import EXAMPLES, STEPS, arrays, finish, metrics, run, start, train_command
 
@@ -99,6 +100,12 @@ def test_a_full_disk_leaves_the_checkpoint(unbroken, tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint.npz.partial").exists()
 
 
+def test_a_disk_too_full_for_events_is_an_error_of_the_disk(tmp_path):
+    log = Log(tmp_path, 0)
+    with full_disk(130), pytest.raises(OSError, match=r"^TensorBoard's events: File too large$"):
+        log.add(0, 1.0, bits=8.0, gradient_norm=1.0)
+
+
 def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
     bad = train_command(tmp_path, 20, "learning_rate=1e30", "warmup=1", "checkpoint_every=1")
     with pytest.raises(SystemExit, match=r"(?s)train\.py: the loss is.*try a lower learning_rate"):
@@ -111,15 +118,24 @@ def test_a_gradient_that_is_never_a_number_stops(tmp_path, monkeypatch):
 
     def poisoned(self, tokens, step):
         loss, gradients = inner(self, tokens, step)
-        return loss, [np.nan * dw for dw in gradients]
+        return loss, [np.nan * gradients[0], gradients[1]]  # of the matrices
 
     monkeypatch.setattr(training.Trainer, "_gradients", poisoned)
     monkeypatch.setattr(training, "SKIPS", 5)
     bad = train_command(tmp_path, 20, "precision=mixed_float16", "checkpoint_every=20")
-    with pytest.raises(
-        SystemExit, match="its gradient's norm nan at step 4, as in 4 steps before it; try a lower"
-    ):
+    named = "logits/kernel, block1/contract/kernel, block1/expand/kernel, block1/attention/project/kernel, "
+    words = (
+        f"norm nan at step 4, as in 4 steps before it; .*: {named}block1/attention/value/kernel and 12 more"
+    )
+    with pytest.raises(SystemExit, match=words):
         call(monkeypatch, train, *bad[1:])
+
+
+def test_other_products_are_advised_where_xla_chooses():
+    flag = "--xla_gpu_enable_triton_gemm=false"
+    assert training._other_products(True, "") == f", or add {flag} to XLA_FLAGS (docs/howto/nan.md)"
+    assert training._other_products(True, f"--xla_gpu_enable_cublaslt=true {flag}") == ""
+    assert training._other_products(False, "") == ""
 
 
 def test_another_configuration_is_refused(unbroken):

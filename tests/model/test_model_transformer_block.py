@@ -1,5 +1,6 @@
 """SparseTransformerBlock: its written-out gradient is that of the layers it is made of."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -296,3 +297,21 @@ def test_masks_are_refused():
     block = made()
     with pytest.raises(ValueError, match="attention_mask was given"):
         block(rows(), attention_mask=tf.ones([3, TIME, TIME]))
+
+
+DOT = re.compile(r" dot\(\S+ %(\S+), \S+ %(\S+)\), lhs_contracting_dims={(\d)}, rhs_contracting_dims={(\d)}")
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+def test_no_two_products_share_an_operand(recompute):
+    """XLA would make one product of them."""
+    block, x = made(recompute=recompute), rows()
+    forward, backward, _ = alike.shared(block.kind, compiled=True)
+    arguments = block.values(), x, None, None
+    _, kept = forward(*arguments)
+    back = x, kept._replace(x=None if recompute == "none" else x), block.values(), None, None
+    for passes, given, count in ((forward, arguments, 6), (backward, back, 12)):
+        text = passes.experimental_get_compiler_ir(*given)(stage="hlo")
+        dots = [match.groups() for match in DOT.finditer(text)]
+        operands = Counter(each for a, b, i, j in dots for each in (("left", a, i), ("right", b, j)))
+        assert len(dots) >= count and operands.most_common(1)[0][1] == 1, operands.most_common(3)

@@ -6,3 +6,4 @@ class DataError(ValueError):
 
     def __init__(self, path, problem: str, wanted: str):
         super().__init__(f"{path}: {problem}. Wanted: {wanted}")
+        self.problem = problem

@@ -148,9 +148,9 @@ def read_pictures(path: Path, side: int) -> np.ndarray:
     return np.stack([read_picture(file, side, side) for file in _pictures(path)]).transpose(0, 3, 1, 2)
 
 
-def read_picture(path: Path, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: what of the picture's middle has this shape, scaled."""
-    from PIL import Image
+def read_picture(path: Path, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """uint8 [height, width, channels]: what of the picture's middle has this shape, scaled; grey for 1 channel."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         # From memory: a file would be asked for as many bytes as a chunk says that it has, and room made for them.
@@ -161,11 +161,13 @@ def read_picture(path: Path, height: int, width: int) -> np.ndarray:
             scale = min(rows / height, columns / width)
             left, top = (columns - scale * width) / 2, (rows - scale * height) / 2
             box = (left, top, left + scale * width, top + scale * height)
-            scaled = image.convert("RGB").resize((width, height), Image.Resampling.BOX, box)
+            scaled = image.convert("L" if channels == 1 else "RGB").resize(
+                (width, height), Image.Resampling.BOX, box
+            )
     except Exception as error:  # decoders fail in ways of their own on damaged files
-        problem = f"not a PNG or JPEG file that can be read ({error})"
-        raise DataError(path, problem, PICTURES) from error
-    return np.asarray(scaled)
+        why = "it is neither" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(path, f"not a PNG or JPEG file that can be read ({why})", PICTURES) from error
+    return np.asarray(scaled).reshape(height, width, channels)
 
 
 def picture_of(pixels: np.ndarray):

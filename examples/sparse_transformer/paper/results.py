@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +34,26 @@ class Mean:
         return f"{self.value:.4f}" + ("" if self.error is None else f" +- {self.error:.4f}")
 
 
-def read(path: Path):
-    """The JSON in the file; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read(path: Path, *fields: str):
+    """The JSON in the file, a record with these fields or a list of such; None where there is none.
+
+    Raises ValueError that names the file where it is anything else.
+    """
+    if not path.exists():
+        return None
+    wanted = "what a step of paper.py wrote; delete it, and the same command goes on"
+    found = runs.read_json(path, wanted)
+    records = found if isinstance(found, list) and found else [found]
+    if not all(isinstance(each, dict) and each.keys() >= set(fields) for each in records):
+        raise ValueError(
+            f"{path} is damaged (no records of {', '.join(fields) or 'fields'}); wanted: {wanted}"
+        )
+    return found
 
 
 def bits(folder: Path) -> float | None:
     """Of the test split, as train.py --test scored the run; None where it has not."""
-    scores = read(folder / runs.SCORES)
+    scores = read(folder / runs.SCORES, "bits")
     return scores[0]["bits"] if scores else None
 
 

@@ -13,7 +13,7 @@ NAMES = {"text": "text, given what the models learnt from", "images": "images of
 def section(places: Places) -> list[str]:
     lines = ["## Yardsticks", "", "Bits per byte of the same held-out data."]
     for kind, words in NAMES.items():
-        found = read(places.out / f"yardsticks_{kind}.json")
+        found = read(places.out / f"yardsticks_{kind}.json", "name", "bits", "note")
         lines += ["", f"### {words.capitalize()}", ""]
         if found is None:
             lines += ["Empty: the compressors have not run yet."]
