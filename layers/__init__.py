@@ -1,4 +1,4 @@
-"""Sparse attention as Keras 3 layers: SparseSelfAttention, SparseTransformerBlock; and the rest of a fit, compiled."""
+"""Sparse attention as Keras 3 layers, SparseSelfAttention and SparseTransformerBlock; the update of a fit, compiled."""
 
 import keras
 
@@ -8,7 +8,6 @@ if keras.backend.backend() != "tensorflow":
         "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
-from .apart import compile_layers as compile_layers
 from .self_attention import SparseSelfAttention as SparseSelfAttention
 from .transformer_block import SparseTransformerBlock as SparseTransformerBlock
 from .updates import compile_update as compile_update

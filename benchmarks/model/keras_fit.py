@@ -25,7 +25,7 @@ def model_of(settings, jit_compile):
     import keras
     import tensorflow as tf
 
-    from sparse_attention.layers import SparseTransformerBlock, compile_layers, compile_update
+    from sparse_attention.layers import SparseTransformerBlock, compile_update
 
     keras.mixed_precision.set_global_policy(settings.precision)
 
@@ -56,7 +56,7 @@ def model_of(settings, jit_compile):
     optimizer = keras.optimizers.AdamW(3e-4, global_clipnorm=1.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=jit_compile)
-    return model if jit_compile else compile_update(compile_layers(model))
+    return model if jit_compile else compile_update(model)
 
 
 def fitted(settings, batch: int, steps: int, jit_compile) -> dict:
