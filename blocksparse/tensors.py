@@ -83,6 +83,8 @@ def as_indices(name: str, x: TensorLike) -> tf.Tensor:
     x = as_tensor(name, x)
     if not x.dtype.base_dtype.is_integer:
         raise TypeError(f"{name} is {x.dtype.name}; cast it to int32")
+    if x.dtype.base_dtype == tf.uint64:  # what int64 does not hold would turn negative
+        x = tf.minimum(x, tf.constant(tf.int64.max, tf.uint64))
     return tf.cast(x, tf.int32 if x.dtype.max <= tf.int32.max else tf.int64)
 
 

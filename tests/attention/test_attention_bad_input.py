@@ -148,6 +148,11 @@ CASES = [
         "segment_ids holds 2147483648; its numbers have to fit int32",
     ),
     (
+        lambda: attend(segment_ids=np.full([1, 64], 2**64 - 1, np.uint64)),
+        ValueError,
+        "segment_ids holds 9223372036854775807; its numbers have to fit int32",
+    ),
+    (
         tf.function(lambda: attend(segment_ids=tf.zeros([1, 64], tf.int64) + tf.size([0], tf.int64))),
         TypeError,
         "segment_ids is int64, of numbers unknown here; cast it to int32",

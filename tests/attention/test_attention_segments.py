@@ -103,6 +103,7 @@ def test_integers_of_any_dtype_that_fit(generator, attend):
         attend(x, x, x, 2, "all", blocksize=8, lengths=lengths.astype(np.uint8)),
         attend(x, x, x, 2, "all", blocksize=8, segment_ids=ids),
         attend(x, x, x, 2, "all", blocksize=8, segment_ids=tf.constant(ids.astype(np.int8))),
+        attend(x, x, x, 2, "all", blocksize=8, lengths=np.array([5, 2**64 - 1], np.uint64)),
         late(ragged.row_lengths()),
         late(tf.constant([5, 2**32 + 1], tf.int64)),
     ):
