@@ -19,6 +19,11 @@ from blocksparse.recomputation.attach import once, with_gradient
 from .rule import Rule
 from .written_out import Block, Kept, Weights
 
+NO_SECOND = (
+    "a SparseTransformerBlock's gradient is written out and cannot be differentiated again; where second or "
+    "forward-mode derivatives are needed, build the block of Keras's layers around attention_impl"
+)
+
 
 class Alike(NamedTuple):
     """All that a block computes with besides weights, input and keys; has a hash. Fields as in written_out.Block."""
@@ -74,7 +79,7 @@ def run(alike: Alike, values, x, keys=None, segments=None, passes: Passes | None
             again = kept._replace(x=held[0]) if held else kept
             if held and not apart:
                 again = _late(again, dy)
-            return once(backward(dy, again, values, keys, segments), [dy, *held, *values])
+            return once(backward(dy, again, values, keys, segments), [dy, *held, *values], NO_SECOND)
 
         return y, gradient
 

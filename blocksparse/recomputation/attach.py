@@ -71,11 +71,11 @@ def with_gradient(compute: Callable, *sources: Any) -> tf.Tensor:
     return attach([y], tensors, lambda dy: list(gradient(dy)))[0]
 
 
-def once(gradients: list, sources: Sequence[tf.Tensor]) -> list:
-    """gradients, which refuse to be differentiated. sources: what they were computed from."""
+def once(gradients: list, sources: Sequence[tf.Tensor], words: str = NO_SECOND) -> list:
+    """gradients, which refuse to be differentiated, in these words. sources: what they were computed from."""
 
     def refuse(*_):
-        raise NoSecondDerivative(NO_SECOND)
+        raise NoSecondDerivative(words)
 
     parts = tf.nest.flatten(gradients, expand_composites=True)
     places = [i for i, x in enumerate(parts) if x is not None and has_gradient(x)]

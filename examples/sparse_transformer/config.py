@@ -152,7 +152,7 @@ RANGES = {
 }
 WORDS = {
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     bool: "True or False",
     str: "a word",
     NoneType: "None",

@@ -53,7 +53,7 @@ ANYWHERE = [
     ("train", ["enwik8_small", "--override", "dropout=1"], "dropout=1: it has to be at least 0 and less than 1"),
     ("train", ["enwik8_small", "--override", "xla=maybe"], "--override xla=maybe: xla is True or False, not 'maybe'"),
     ("train", ["enwik8_small", "--override", "layers=True"], "layers is a whole number, not 'True'"),
-    ("train", ["enwik8_small", "--override", "learning_rate=nan"], "learning_rate is a number, not 'nan'"),
+    ("train", ["enwik8_small", "--override", "learning_rate=nan"], "learning_rate is a finite number, not 'nan'"),
     ("train", ["enwik8_small", "--override", "grid=64"], "grid is a tuple of whole numbers, such as (16, 32), not"),
     ("train", ["enwik8_small", "--override", "grid=(4, 'a')"], "grid is a tuple of whole numbers"),
     ("train", ["enwik8_small", "--override", "grid=(0, 16)"], "grid=(0, 16): it has to be of numbers that are at"),

@@ -136,7 +136,7 @@ def test_attention_runs_again_only_where_all_does(recompute, attentions):
 
 def test_a_second_derivative_is_refused():
     block, x = made(blocksparse=False), rows()
-    with pytest.raises(LookupError, match="cannot be differentiated again"), tf.GradientTape() as outer:
+    with pytest.raises(LookupError, match=r"again; .* build the block of"), tf.GradientTape() as outer:
         outer.watch(x)
         with tf.GradientTape() as inner:
             inner.watch(x)
