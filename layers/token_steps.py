@@ -29,7 +29,8 @@ class TokenSteps:
     Call: first [batch, width], of the compute dtype, the first stream at the first position; streams [steps + 1, rows,
         width], float32, the positions' part of it, from the first position on; tables; integers, uint32: seed,
         number of the first draw, top_k; reals, float32: temperature, top_p. rows: batch if ragged, else 1. Returns
-        int32 [steps, batch].
+        int32 [steps, batch]. The caches then hold the keys of these positions, of which the decoders know nothing: go
+        on by TokenSteps or from a `prefill`.
     Raises: ValueError where `why_not` has a reason; InvalidArgumentError for shapes that do not fit.
     """
 
