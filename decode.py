@@ -79,9 +79,8 @@ class DecodeStep(tf.Module):
         self.caches: list[tf.Variable] = []
         # In an object of its own, since tf.Module follows lists that are its attributes in search of variables.
         self._groups = Groups(modes, heads, self.kv_heads, batch, n_ctx)
-        self._fed = tf.Variable(
-            tf.zeros([batch], tf.int64), trainable=False, name="fed"
-        )  # int32 would stay on hosts
+        # How many positions each row was fed; int64, as TensorFlow keeps int32 variables on the host.
+        self._fed = tf.Variable(tf.zeros([batch], tf.int64), trainable=False, name="fed")
         for group in self._groups.groups:
             zeros = tf.zeros(
                 [batch * group.slots * len(group.keys), (key_width + value_width) // heads], dtype
@@ -117,19 +116,12 @@ class DecodeStep(tf.Module):
             raise ValueError(
                 f"rows has shape {rows.shape}; it has to be one number a row: [batch] = [{self.batch}]"
             )
-        known = tf.get_static_value(rows)
-        if known is not None and not np.all((known >= 0) & (known < self.batch)):
-            raise ValueError(f"rows={known} does not exist; this DecodeStep has rows 0 to {self.batch - 1}")
-        if not in_xla():
-            words = f"rows does not exist; this DecodeStep has rows 0 to {self.batch - 1}"
-            check = tf.debugging.Assert(tf.reduce_all((rows >= 0) & (rows < self.batch)), [words, rows])
-            with tf.control_dependencies([check]):
-                rows = tf.identity(rows)
+        last = self.batch - 1
+        rows, _ = _within("rows", rows, 0, last, f"this DecodeStep has rows 0 to {last}")
+        rows = tf.clip_by_value(rows, 0, last)
         for variable in (self._fed, *self.caches):
             each = tf.reshape(variable.read_value(), [self.batch, -1])
-            variable.assign(
-                tf.reshape(tf.gather(each, tf.clip_by_value(rows, 0, self.batch - 1)), variable.shape)
-            )
+            variable.assign(tf.reshape(tf.gather(each, rows), variable.shape))
 
     @do_not_convert
     def __call__(self, q: TensorLike, k: TensorLike, v: TensorLike, position: TensorLike) -> tf.Tensor:
@@ -179,28 +171,10 @@ class DecodeStep(tf.Module):
         ordered = (i == 0) | (i <= fed) & (self._groups.keep_all | (i >= fed - 1))
         if i.shape.as_list()[0] == 1:
             ordered = tf.reduce_all(ordered, axis=0, keepdims=True)
-        if not in_xla():
-            i = self._checked_order(i, fed, tf.reduce_all(ordered | ~valid))
+        i = _told_order(i, fed, ordered | ~valid)
         valid &= ordered
         self._feed(i + 1, valid)
         return i, valid
-
-    @staticmethod
-    def _checked_order(i: tf.Tensor, fed: tf.Tensor, good: tf.Tensor) -> tf.Tensor:
-        words = (
-            "feed the next one, the last one again, or 0, where a new sequence starts; prefill feeds a prompt"
-        )
-        given, held = i[:, 0, 0], fed[:, 0, 0]
-        if tf.executing_eagerly():
-            if not good:
-                numbers = [", ".join(map(str, np.unique(x))) for x in (given, held)]
-                raise ValueError(f"position={numbers[0]} is out of order, {numbers[1]} were fed: {words}")
-            return i
-        check = tf.debugging.Assert(
-            good, [f"position is out of order: {words}; given, and fed:", given, held]
-        )
-        with tf.control_dependencies([check]):
-            return tf.identity(i)
 
     def _feed(self, count: tf.Tensor, valid: tf.Tensor) -> None:
         """So many positions [batch or 1, 1, 1] are in the caches now, where valid."""
@@ -232,22 +206,44 @@ class DecodeStep(tf.Module):
             raise ValueError(
                 f"{name} has shape {x.shape}; it has to be a scalar, or one number a row: [batch] = [{self.batch}]"
             )
-        x = x if x.dtype in (tf.int32, tf.int64) else tf.cast(x, tf.int64)  # last need not fit a smaller one
+        x = as_indices(name, x)  # `last` need not fit a smaller dtype
         wanted = dict(
             position=f"this DecodeStep has positions {first} to {last}: make one with a larger n_ctx",
             lengths=f"k and v have {last} positions: give at most so many",
         )[name]
         if first:
             wanted += f"; the first {first} see each other: prefill takes all of them at once"
-        known = tf.get_static_value(x)
-        if known is not None and not np.all((known >= first) & (known <= last)):
-            raise ValueError(f"{name}={known} does not exist; {wanted}")
-        valid = (x >= first) & (x <= last)
-        if known is None and not in_xla():
-            check = tf.debugging.Assert(tf.reduce_all(valid), [f"{name} does not exist; {wanted}", x])
-            with tf.control_dependencies([check]):
-                x = tf.identity(x)
+        x, valid = _within(name, x, first, last, wanted)
         return tf.reshape(tf.cast(x, tf.int32), [-1, 1, 1]), tf.reshape(valid, [-1, 1, 1])
+
+
+def _within(name: str, x: tf.Tensor, first: int, last: int, wanted: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """x, and whether it is first to last. Raises ValueError where it is known here that it is not."""
+    known = tf.get_static_value(x)
+    if known is not None and not np.all((known >= first) & (known <= last)):
+        raise ValueError(f"{name}={known} does not exist; {wanted}")
+    valid = (x >= first) & (x <= last)
+    return (x if known is not None else _if(valid, x, f"{name} does not exist; {wanted}", x)), valid
+
+
+def _told_order(i: tf.Tensor, fed: tf.Tensor, good: tf.Tensor) -> tf.Tensor:
+    """i, where it is in order; eagerly ValueError."""
+    words = "feed the next one, the last one again, or 0, where a new sequence starts; prefill feeds a prompt"
+    given, held = i[:, 0, 0], fed[:, 0, 0]
+    if tf.executing_eagerly():
+        if not tf.reduce_all(good):
+            numbers = [", ".join(map(str, np.unique(x))) for x in (given, held)]
+            raise ValueError(f"position={numbers[0]} is out of order, {numbers[1]} were fed: {words}")
+        return i
+    return _if(good, i, f"position is out of order: {words}; given, and fed:", given, held)
+
+
+def _if(good: tf.Tensor, x: tf.Tensor, *words) -> tf.Tensor:
+    """x, for which a graph ends with these words where not all is good. Code compiled by XLA cannot stop."""
+    if in_xla():
+        return x
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(good), list(words))]):
+        return tf.identity(x)
 
 
 def _chosen(x, heads: list[int]):

@@ -80,8 +80,8 @@ class Group:
     def keeps_all(self, n_ctx: int) -> bool:
         """Whether no key ever takes the place of another."""
         j = np.arange(n_ctx)[:, None]
-        kept = [(np.broadcast_to(f.keeps(j), [n_ctx, len(self.keys)]), f.cache.slot(j)) for f in self.factors]
-        return all(np.bincount(slot[its[:, 0], 0]).max(initial=0) <= 1 for its, slot in kept)
+        kept = (factor.cache.slot(j)[factor.keeps(j)[:, 0]] for factor in self.factors)
+        return all(len(np.unique(slots)) == len(slots) for slots in kept)
 
     def write(self, cache: tf.Variable, kv: tf.Tensor, i, valid) -> None:
         """The cache takes kv [batch, caches, key_dim + value_dim] of the positions i, [batch or 1, 1, 1], if valid.

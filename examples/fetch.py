@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_transformer import command
+from sparse_transformer.files import no_folder
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def main() -> None:
     package = PACKAGES[args.name]
     with command.sentence(__file__):
         if any(path.exists() and not path.is_dir() for path in (args.out, *args.out.parents)):
-            raise ValueError(f"--out {args.out} is a file, or goes through one; give a folder")
+            raise no_folder(args.out)
         if package.missing(args.out):
             download(package, args.out)
     print(f"{args.out} holds", *package.files)

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--blocks",
         action="store_true",
-        help="jit_compile=False: blocks, other layers and the update are compiled by themselves",
+        help="jit_compile=False: blocks and update are compiled by themselves",
     )
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("model_keras_fit.jsonl"), help="gets a line")

@@ -38,9 +38,8 @@ def segment_numbers(
         query = key = _numbers("segment_ids", segment_ids, q)
     if lengths is not None:
         _check_square("lengths", "is given", q, k)
-        lengths = tf.saturate_cast(
-            as_indices("lengths", lengths), tf.int32
-        )  # 2^32 + 1 is beyond any time, too
+        # What int32 does not hold is beyond any time, too.
+        lengths = tf.saturate_cast(as_indices("lengths", lengths), tf.int32)
         lengths = tf.ensure_shape(_shaped("lengths", lengths, q.shape[:1], "[batch]"), q.shape[:1])
         inside = tf.range(tf.shape(q)[1]) < lengths[:, None]
         query, key = padding_where(inside, query), padding_where(inside, key)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def no_folder(out: Path) -> ValueError:
+    return ValueError(f"--out {out} is a file, or goes through one; give a folder")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Makes the folder of `path`. An OSError on the way says which file cannot be written, and why."""
@@ -47,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"--out {folder} is a file, or goes through one; give a folder") from None
+        raise no_folder(folder) from None
     except OSError as error:
         raise OSError(f"--out {folder} cannot be made: {error.strerror}") from error
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could point at a file of somebody else
