@@ -10,8 +10,10 @@ def compile_update(model: keras.Model) -> keras.Model:
     """The model, whose optimizer is from now on compiled by XLA: one program for all weights, on one device.
 
     For `fit` where Keras does not compile the whole step (`compile(jit_compile=False)`): its optimizers run some thirty
-    operations a weight one by one, which on a GPU takes longer than the backward pass of small models. Numbers agree
-    to rounding. To be called after `compile`, and again after it or after a change of what is trainable.
+    operations a weight one by one, which on a GPU takes longer than the backward pass of small models. Where Keras does
+    compile it, float16's LossScaleOptimizer still gains: its condition, whether all gradients are finite, becomes a
+    choice of each new value or the old one, for which the device waits for no host. Numbers agree to rounding. To be
+    called after `compile`, and again after it or after a change of what is trainable.
 
     Raises: ValueError where the model has no weights yet, no optimizer, or is trained under a tf.distribute strategy.
     """
@@ -24,11 +26,17 @@ def compile_update(model: keras.Model) -> keras.Model:
     if model.distribute_strategy and model.distribute_strategy.num_replicas_in_sync > 1:
         raise ValueError(f"{model.name} is trained on several devices, where an update is no one program")
     weights = list(model.trainable_variables)
-    optimizer.build(weights)
+    if not optimizer.built:  # a LossScaleOptimizer built twice starts again, with second variables
+        optimizer.build(weights)
     apply = type(optimizer).apply
-    update = tf.function(
-        lambda gradients: apply(optimizer, gradients, weights), jit_compile=True, autograph=False
-    )
+    chooses = type(optimizer) is keras.optimizers.LossScaleOptimizer and not any(map(_replaced, weights))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def update(gradients):
+        if chooses:
+            _apply_or_keep(optimizer, gradients, weights)
+        else:
+            apply(optimizer, gradients, weights)
 
     def compiled(gradients, trainable_variables=None):
         own = weights if trainable_variables is None else list(trainable_variables)
@@ -38,3 +46,22 @@ def compile_update(model: keras.Model) -> keras.Model:
 
     optimizer.apply = compiled
     return model
+
+
+def _replaced(weight: keras.Variable) -> bool:
+    """Whether its gradient is its new value, as Keras has it for the scales of float8."""
+    return getattr(weight, "overwrite_with_gradient", False)
+
+
+def _apply_or_keep(optimizer: keras.optimizers.LossScaleOptimizer, gradients: list, weights: list) -> None:
+    """The optimizer's update without a condition: computed whatever the gradients are, kept where all are finite."""
+    inner, scale, count = optimizer.inner_optimizer, optimizer.dynamic_scale, optimizer.step_counter
+    finite = optimizer.check_finite(gradients)
+    held = [*inner.variables, *weights]
+    before = [tf.convert_to_tensor(variable) for variable in held]
+    inner.apply([None if each is None else keras.ops.divide(each, scale) for each in gradients], weights)
+    for variable, old in zip(held, before, strict=True):
+        variable.assign(tf.where(finite, tf.convert_to_tensor(variable), old))
+    full = tf.equal(count, optimizer.dynamic_growth_steps - 1)
+    scale.assign(scale * tf.where(finite, tf.where(full, 2.0, 1.0), 0.5))
+    count.assign(tf.where(finite & ~full, count + 1, 0))

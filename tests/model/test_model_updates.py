@@ -37,6 +37,57 @@ def test_the_numbers_are_those_of_keras(optimizer):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def scaled_updates(compiled, bad):
+    """Weights, optimizer's variables and scales behind seven updates, of which those in `bad` have no finite gradient."""
+    model = made()
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True), initial_scale=8, dynamic_growth_steps=2
+    )
+    model.compile(optimizer, "mse", jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    if compiled:
+        compile_update(model)
+    scales = []
+    for number in range(7):
+        values = [np.full(v.shape, 0.1 * (number + 1), np.float32) for v in model.trainable_variables]
+        if number in bad:
+            values[-1][0] = bad[number]
+        optimizer.apply_gradients(zip(map(tf.constant, values), model.trainable_variables))
+        scales.append(float(optimizer.dynamic_scale))
+    return model.get_weights(), [np.asarray(v) for v in optimizer.variables], scales
+
+
+@pytest.mark.parametrize("bad", [{}, {0: np.inf, 1: np.nan}, {3: -np.inf, 6: np.nan}], ids=str)
+def test_a_loss_scale_falls_and_grows_as_keras_has_it(bad):
+    want, came = (scaled_updates(compiled, bad) for compiled in (False, True))
+    assert came[2] == want[2] and len(set(want[2])) > 1
+    for one, other in zip(tf.nest.flatten(came), tf.nest.flatten(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_an_optimizer_has_learnt_stays():
+    model = made()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), dynamic_growth_steps=1)
+    trained(model, optimizer, compiled=True)
+    kept = [np.asarray(v) for v in optimizer.variables]
+    compile_update(model)
+    for one, other in zip(optimizer.variables, kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_loss_scale_is_no_condition():
+    model = made()
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", jit_compile=False)
+    apply, weights = type(model.optimizer).apply, model.trainable_variables
+    optimizer = compile_update(model).optimizer
+    gradients = [tf.zeros(v.shape) for v in weights]
+    texts = []
+    for update in (lambda *g: apply(optimizer, g, weights), lambda *g: optimizer.apply(list(g), weights)):
+        compiled = tf.function(update, jit_compile=True, autograph=False)
+        texts.append(compiled.experimental_get_compiler_ir(*gradients)(stage="hlo"))
+    assert "conditional(" in texts[0] and "conditional(" not in texts[1]
+
+
 def test_what_is_frozen_later_keeps_its_values():
     model = made()
     trained(model, "adam", compiled=True)
