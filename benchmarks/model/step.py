@@ -6,9 +6,10 @@
     python benchmarks/model/step.py one enwik8 8 16 --override recompute=none    # one configuration, several batches
     python benchmarks/model/step.py report --out model_step.jsonl
 
-Float16, on random bytes, with selective recomputation and with none. Each row is a process of its own; they build their
-graphs side by side and take turns on the GPU, from their first step on. What does not fit is tried with a tenth less.
-Seconds: the median of --steps steps after the first, which compiles; of that one with --steps 0.
+Float16, on random bytes, with selective recomputation and with none. Each row is a process of its own. Side by side they
+build their graphs and compile, in a model of one layer of each kind, what all layers share; then each has the GPU for
+itself, what holds most memory late, PyTorch's last. What does not fit is tried with a tenth less. Seconds: the median
+of --steps steps after the first, which compiles the rest; of that one with --steps 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import examples  # noqa: F401  first
 
 from benchmarks.common import machine, timing  # isort: skip
-from benchmarks.common.processes import TENSORFLOWS, add, alone, read, together  # isort: skip
+from benchmarks.common.processes import TENSORFLOWS, add, alone, in_turns, read  # isort: skip
 from sparse_transformer import command  # isort: skip
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -37,15 +38,15 @@ GROUPS = {  # the first of a group is what the others are compared with
     "cifar10": ("cifar10_dense", "cifar10_fixed", "cifar10"),
     "audio": ("music_65536", "music_262144", "music_1048576"),
 }
-BATCHES = {"enwik8": 16, "cifar10": 32, "audio": 1}  # without recomputation, half of an H200's memory
-PEERS = {"enwik8_dense": (8, 16), "enwik8": (8,), "cifar10_dense": (16, 32)}  # in PyTorch, and their batches
+BATCHES = {"enwik8": 16, "cifar10": 32, "audio": 1}  # the fastest that an H200 has room for
+MOST = {("enwik8_strided", "none"): 14, ("cifar10", "none"): 64}
+PEERS = {"enwik8_dense": (16,), "enwik8": (8,), "cifar10_dense": (32,)}  # in PyTorch, and their batches
 PAPER = {
     "enwik8": 2.38,
     "enwik8_strided": 3.74,
     "cifar10_fixed": 1.15,
     "cifar10": 1.42,
 }  # dense time over sparse
-AT_ONCE = 3  # processes: one steps while two trace; weights that wait take memory
 
 
 class Steps:
@@ -113,27 +114,40 @@ class Steps:
             batch = batch * 9 // 10
 
 
+def ready(settings, batch: int) -> None:
+    """Compiles what the layers of a model share."""
+    kinds = len(settings.layer_modes)
+    if settings.layers > kinds:
+        Steps(settings.override([f"layers={kinds}"])).run(batch, 0)
+
+
 def one(name: str, batches: list[int], args) -> None:
+    import tensorflow as tf
     from sparse_transformer import config
 
     settings = replace(config.load(name), batch=1).override(args.override)
+    tf.config.list_logical_devices("GPU")  # TensorFlow's share is bounded by what others have left when it looks first
+    for batch in batches:
+        ready(settings, batch)
     steps = Steps(settings)
     try:
         with alone():
             for batch in batches:
                 add(args.out, steps.run_or_less(batch, args.steps))
-    except steps.tf.errors.ResourceExhaustedError:
+    except tf.errors.ResourceExhaustedError:
         sys.exit(f"{settings.name}, {settings.n_ctx} positions, batch 1: out of memory")
 
 
-def cases(wanted: list[tuple], args) -> None:
-    """Measures (configuration, batches, overrides), side by side."""
-    common = ["--out", args.out, "--steps", args.steps]
-    commands = {}
-    for name, batches, overrides in wanted:
+def cases(wanted: list[tuple], args, peers: tuple[str, ...] = ()) -> None:
+    """Measures (configuration, batch, overrides), and PyTorch's steps of the models in `peers`."""
+    common = ["--steps", args.steps, "--out", args.out]
+    torch = importlib.util.find_spec("torch") is not None
+    script, commands = Path(__file__).with_name("pytorch.py"), {}
+    for name, batch, overrides in wanted:
         words = [word for override in (*args.override, *overrides) for word in ("--override", override)]
-        commands[" ".join([name, *overrides])] = [__file__, "one", name, *batches, *common, *words]
-    together(commands, args.timeout, AT_ONCE)
+        commands[" ".join([name, *overrides])] = [__file__, "one", name, batch, *common, *words]
+    theirs = {f"pytorch {n}": [script, "step", n, *PEERS[n], *common] for n in peers if torch}
+    in_turns(commands | theirs, args.timeout, dict.fromkeys(theirs, TENSORFLOWS))
 
 
 def longest(args) -> None:
@@ -142,7 +156,7 @@ def longest(args) -> None:
 
     def peaks(*rows: int) -> dict[int, float]:
         known = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
-        cases([("music_65536", [1], [f"grid=({r}, 256)"]) for r in rows if r not in known], args)
+        cases([("music_65536", 1, [f"grid=({r}, 256)"]) for r in rows if r not in known], args)
         known = {r["positions"] // 256: r["peak_gb"] for r in read(args.out) if r["config"] == "music_65536"}
         return {r: known[r] for r in rows if r in known}
 
@@ -152,17 +166,6 @@ def longest(args) -> None:
     rows = 64 + (args.memory - found[64]) / (found[256] - found[64]) * (256 - 64)
     while not peaks(int(rows) // 32 * 32) and time.monotonic() < until:  # whole blocks of every residue
         rows *= 0.95
-
-
-def peers(names, args) -> None:
-    """PyTorch's steps of the same models, after ours: its kernels would run beside them while they compile."""
-    script = Path(__file__).with_name("pytorch.py")
-    commands = {
-        f"pytorch {name}": [script, "step", name, *PEERS[name], "--steps", args.steps, "--out", args.out]
-        for name in names
-    }
-    if importlib.util.find_spec("torch") is not None:
-        together(commands, args.timeout, 1, without=TENSORFLOWS)
 
 
 def report(records: list[dict]) -> str:
@@ -223,10 +226,12 @@ def main() -> None:
         longest(args)
     elif args.what != ["report"]:
         names = [(name, BATCHES[group]) for group in args.what for name in GROUPS[group]]
-        cases(
-            [(name, [batch], [f"recompute={each}"]) for name, batch in names for each in args.recompute], args
-        )
-        peers([name for name, _ in names if name in PEERS], args)
+        wanted = [
+            (name, MOST.get((name, each), batch), [f"recompute={each}"])
+            for each in args.recompute
+            for name, batch in names
+        ]
+        cases(wanted, args, tuple(name for name, _ in names if name in PEERS))
     print(report(read(args.out)))
 
 
