@@ -126,7 +126,9 @@ def one(name: str, batches: list[int], args) -> None:
     from sparse_transformer import config
 
     settings = replace(config.load(name), batch=1).override(args.override)
-    tf.config.list_logical_devices("GPU")  # TensorFlow's share is bounded by what others have left when it looks first
+    tf.config.list_logical_devices(
+        "GPU"
+    )  # TensorFlow's share is bounded by what others have left when it looks first
     for batch in batches:
         ready(settings, batch)
     steps = Steps(settings)

@@ -41,7 +41,9 @@ def scaled_updates(compiled, bad):
     """Weights, optimizer's variables and scales behind seven updates, of which those in `bad` have no finite gradient."""
     model = made()
     optimizer = keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True), initial_scale=8, dynamic_growth_steps=2
+        keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True),
+        initial_scale=8,
+        dynamic_growth_steps=2,
     )
     model.compile(optimizer, "mse", jit_compile=False)
     optimizer.build(model.trainable_variables)
