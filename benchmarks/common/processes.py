@@ -51,7 +51,10 @@ def _run(name: str, words: list, environment: dict[str, str], until: float) -> N
     try:
         left = max(0.0, until - time.monotonic())
         done = subprocess.run(command, stderr=subprocess.PIPE, timeout=left, check=False, env=environment)
-        ended, errors = f"status {done.returncode}", done.stderr if done.returncode else b""
+        ended, errors = (
+            f"status {done.returncode}",
+            (done.stderr or b"no message") if done.returncode else b"",
+        )
     except subprocess.TimeoutExpired as expired:
         ended, errors = "stopped: out of time", expired.stderr or b"no message"
     if errors:

@@ -1,7 +1,9 @@
 """A plain Keras model of SparseTransformerBlocks under fit, beside the examples' trainer with as many: seconds a step.
 
-python benchmarks/model/keras_fit.py                              # a GPU's case: 12 layers of enwik8, 16 windows
-python benchmarks/model/keras_fit.py --layers 2 --batch 2 --override "grid=(8, 32)" width=64 xla=False
+    python benchmarks/model/keras_fit.py                              # a GPU's case: 12 layers of enwik8, 16 windows
+    python benchmarks/model/keras_fit.py --layers 2 --batch 2 --override "grid=(8, 32)" width=64 xla=False
+
+A line for each way to train (see WAYS): a process each, which compile side by side and then take turns.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import examples  # noqa: F401  first
 
 from benchmarks.common import machine, timing  # isort: skip
-from benchmarks.common.processes import add, alone  # isort: skip
+from benchmarks.common.processes import add, alone, in_turns  # isort: skip
 import step  # isort: skip  it sets what XLA is asked for
 from sparse_transformer import config  # isort: skip
 
+WAYS = {  # what compile's jit_compile is, and whether compile_update was called
+    "trainer": None,
+    "fit": ("auto", False),
+    "fit, update": ("auto", True),
+    "blocks": (False, False),
+    "blocks, update": (False, True),
+}
 
-def model_of(settings, jit_compile):
+
+def model_of(settings, jit_compile, update):
     import keras
     import tensorflow as tf
 
@@ -56,10 +66,10 @@ def model_of(settings, jit_compile):
     optimizer = keras.optimizers.AdamW(3e-4, global_clipnorm=1.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=jit_compile)
-    return model if jit_compile else compile_update(model)
+    return compile_update(model) if update else model
 
 
-def fitted(settings, batch: int, steps: int, jit_compile) -> dict:
+def fitted(settings, batch: int, steps: int, jit_compile, update) -> dict:
     """Seconds of a step of fit, and of the first, which compiles."""
     import keras
     import numpy as np
@@ -74,18 +84,14 @@ def fitted(settings, batch: int, steps: int, jit_compile) -> dict:
 
     windows = np.random.default_rng(0).integers(0, 256, (batch, settings.n_ctx + 1), np.int32)
     repeated = tf.data.Dataset.from_tensors((windows[:, :-1], windows[:, 1:])).repeat()
-    model = model_of(settings, jit_compile)
+    model = model_of(settings, jit_compile, update)
     began = time.perf_counter()
     model.fit(repeated, steps_per_epoch=1, verbose=0)
     first = time.perf_counter() - began
     with alone():
         model.fit(repeated, steps_per_epoch=steps + 1, callbacks=[Clock()], verbose=0)
     found = timing.median([after - before for before, after in pairwise(times)])
-    return {
-        "seconds_fit": round(found, 4),
-        "seconds_fit_first": round(first, 2),
-        "jit_compile": model.jit_compile,
-    }
+    return {"seconds": round(found, 4), "seconds_first": round(first, 2), "jit_compile": model.jit_compile}
 
 
 def trained(settings, batch: int, steps: int) -> dict:
@@ -94,7 +100,26 @@ def trained(settings, batch: int, steps: int) -> dict:
     first = trainer.build_seconds + trainer.run(batch, 0)["seconds"]
     with alone():
         found = trainer.run(batch, steps)["seconds"]
-    return {"seconds_trainer": found, "seconds_trainer_first": round(first, 2)}
+    return {"seconds": found, "seconds_first": round(first, 2)}
+
+
+def one(way: str, settings, args) -> None:
+    how = WAYS[way]
+    found = (
+        fitted(settings, args.batch, args.steps, *how) if how else trained(settings, args.batch, args.steps)
+    )
+    row = {
+        "way": way,
+        "config": settings.name,
+        "precision": settings.precision,
+        "positions": settings.n_ctx,
+        "layers": settings.layers,
+        "batch": args.batch,
+        **found,
+        **machine.record(),
+    }
+    print(row, flush=True)
+    add(args.out, row)
 
 
 def main() -> None:
@@ -105,26 +130,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument(
-        "--blocks",
-        action="store_true",
-        help="jit_compile=False: blocks and update are compiled by themselves",
-    )
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY")
+    parser.add_argument("--one", choices=WAYS, metavar="WAY", help="in this process")
+    parser.add_argument("--timeout", type=int, default=1200, help="seconds until what still runs is stopped")
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("model_keras_fit.jsonl"), help="gets a line")
     args = parser.parse_args()
     settings = config.load(args.config).override([*args.override, f"layers={args.layers}", "batch=1"])
-    row = {
-        "config": settings.name,
-        "positions": settings.n_ctx,
-        "layers": settings.layers,
-        "batch": args.batch,
-        **fitted(settings, args.batch, args.steps, False if args.blocks else "auto"),
-        **trained(settings, args.batch, args.steps),
-        **machine.record(),
-    }
-    print(row)
-    add(args.out, row)
+    if args.one:
+        one(args.one, settings, args)
+        return
+    in_turns({way: [__file__, *sys.argv[1:], "--one", way] for way in args.ways}, args.timeout, {})
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
     python benchmarks/model/step.py one enwik8 8 16 --override recompute=none    # one configuration, several batches
     python benchmarks/model/step.py report --out model_step.jsonl
 
-Float16, on random bytes, with selective recomputation and with none. Each row is a process of its own. Side by side they
-build their graphs and compile, in a model of one layer of each kind, what all layers share; then each has the GPU for
-itself, what holds most memory late, PyTorch's last. What does not fit is tried with a tenth less. Seconds: the median
-of --steps steps after the first, which compiles the rest; of that one with --steps 0.
+Float16, on random bytes, with selective recomputation and with none. Each row is a process of its own. Side by side
+they build their graphs and compile, in a model of one layer of each kind, what all layers share; then each has the GPU
+for itself, what holds most memory late, PyTorch's last. What does not fit is tried with a tenth less. Seconds: the
+median of --steps steps after the first, which compiles the rest; of that one with --steps 0.
 """
 
 from __future__ import annotations

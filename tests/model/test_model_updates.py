@@ -38,7 +38,7 @@ def test_the_numbers_are_those_of_keras(optimizer):
 
 
 def scaled_updates(compiled, bad):
-    """Weights, optimizer's variables and scales behind seven updates, of which those in `bad` have no finite gradient."""
+    """(weights, the optimizer's variables, scales) after seven updates, in `bad` of gradients that are not finite."""
     model = made()
     optimizer = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True),
