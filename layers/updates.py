@@ -10,10 +10,10 @@ def compile_update(model: keras.Model) -> keras.Model:
     """The model, whose optimizer is from now on compiled by XLA: one program for all weights, on one device.
 
     For `fit` where Keras does not compile the whole step (`compile(jit_compile=False)`): its optimizers run some thirty
-    operations a weight one by one, which on a GPU takes longer than the backward pass of small models. Where Keras does
-    compile it, float16's LossScaleOptimizer still gains: its condition, whether all gradients are finite, becomes a
-    choice of each new value or the old one, for which the device waits for no host. Numbers agree to rounding. To be
-    called after `compile`, and again after it or after a change of what is trainable.
+    operations a weight one by one, which on a GPU takes longer than the backward pass of small models. The condition
+    of float16's LossScaleOptimizer, whether all gradients are finite, becomes a choice of each new value or the old
+    one, for which the device waits for no host. Where Keras does compile the whole step there is nothing to gain.
+    Numbers agree to rounding. To be called after `compile`, and again after it or after a change of what is trainable.
 
     Raises: ValueError where the model has no weights yet, no optimizer, or is trained under a tf.distribute strategy.
     """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from functools import partial
@@ -24,6 +25,8 @@ from benchmarks.common import examples  # noqa: F401  first
 from benchmarks.common import machine, timing  # isort: skip
 from benchmarks.common.processes import alone  # isort: skip
 from sparse_transformer import config  # isort: skip
+
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other processes wait beside
 
 
 def measure(
