@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -100,6 +101,28 @@ def test_products_are_cublas_where_the_user_says_nothing(fast, also, monkeypatch
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     choose_products(fast)
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
+
+
+@pytest.mark.parametrize(
+    "more, fast",
+    [
+        (["--override", "precision=mixed_float16"], True),
+        (["--override", "precision=mixed_float16", "--deterministic"], False),
+        (["--override", "precision=float32"], False),
+    ],
+)
+def test_a_training_takes_the_fastest_products_in_half_precision_alone(more, fast, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(fast=False):
+        asked.append(fast)
+        sys.exit()
+
+    monkeypatch.setattr("sparse_transformer.command.import_tensorflow", stop)
+    monkeypatch.setattr(sys, "argv", ["train.py", "enwik8_small", "--out", str(tmp_path / "run"), *more])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    assert asked == [fast]
 
 
 def test_one_mode_is_that_of_every_layer():
