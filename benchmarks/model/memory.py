@@ -1,7 +1,8 @@
 """Memory for attention in the backward pass of a 64-layer, 4-head model, as in OpenAI's post of 23 April 2019.
 
     python benchmarks/model/memory.py               # computed
-    python benchmarks/model/memory.py --measure     # and, on a GPU, the peak of both passes, activations included
+    python benchmarks/model/memory.py --measure     # and, on a GPU, the peak of both passes, activations included;
+                                                    # PyTorch's too, if it is there
 
 Stored: every layer's n x n weights of every head in float32. Recomputed: one layer's at a time. Fused, as here: no
 weights at all, only the log-sum-exp of each row.
@@ -10,18 +11,20 @@ weights at all, only the log-sum-exp of each row.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.common.processes import add, alone, read, together
+from benchmarks.common.processes import TENSORFLOWS, add, alone, in_turns, read
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 LAYERS, HEADS, HEAD_DIM, BYTES = 64, 4, 64, 4
 WAYS = ("stored", "recomputed", "fused")
+PYTORCH = "PyTorch"  # what its rows say that they are of
 CASES = {"1,024 text tokens": 1024, "32x32x3 image": 3072, "64x64x3 image": 12288, "24,000 samples": 24000}
 POST = {
     1024: ("1.0 GB", "16 MB"),
@@ -75,6 +78,21 @@ def measure(n: int, way: str, out: Path) -> None:
         add(out, {"n": n, "way": way, "peak": peak})
 
 
+def measure_all(out: Path, timeout: float) -> None:
+    """What the file has not yet, each in a process of its own: PyTorch brings other CUDA libraries than TensorFlow."""
+    known = {(r.get("of", "here"), r["n"], r["way"]) for r in read(out)}
+    ours, theirs = {}, {}
+    for n in CASES.values():
+        for way in WAYS:
+            fits = way == "fused" or n * n * HEADS < 2**31  # more elements than TensorFlow's kernels count
+            if fits and ("here", n, way) not in known:
+                ours[f"{n} {way}"] = [__file__, "--one", n, way, "--out", out]
+            if (PYTORCH, n, way) not in known and importlib.util.find_spec("torch") is not None:
+                script = Path(__file__).with_name("pytorch_memory.py")
+                theirs[f"{PYTORCH} {n} {way}"] = [script, n, way, "--out", out]
+    in_turns(ours | theirs, timeout, dict.fromkeys(theirs, TENSORFLOWS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -90,23 +108,17 @@ def main() -> None:
         measure(int(args.one[0]), args.one[1], args.out)
         return
     if args.measure:
-        known = [(r["n"], r["way"]) for r in read(args.out)]
-        commands = {
-            f"{n} {way}": [__file__, "--one", n, way, "--out", args.out]
-            for n in CASES.values()
-            for way in WAYS
-            if way == "fused" or n * n * HEADS < 2**31  # more elements than TensorFlow's kernels count
-            if (n, way) not in known
-        }
-        together(commands, args.timeout)
-    peaks = {(r["n"], r["way"]): human(r["peak"]) if r["peak"] else "does not fit" for r in read(args.out)}
+        measure_all(args.out, args.timeout)
+    found = {(r.get("of", "here"), r["n"], r["way"]): r["peak"] for r in read(args.out)}
+    peaks = {key: human(peak) if peak else "does not fit" for key, peak in found.items()}
+    sides = [(of, way) for of in ("here", PYTORCH) for way in WAYS if any(key[0] == of for key in peaks)]
     header = ["input", "stored", "post", "recomputed", "post", "fused"]
-    header += [f"measured: {way}" for way in WAYS] if peaks else []
+    header += [f"measured {of}: {way}" for of, way in sides]
     print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
     for name, n in CASES.items():
         stored, recomputed, fused = map(human, computed(n))
         cells = [name, stored, POST[n][0], recomputed, POST[n][1], fused]
-        print("| " + " | ".join(cells + [peaks.get((n, way), "") for way in WAYS if peaks]) + " |")
+        print("| " + " | ".join(cells + [peaks.get((of, n, way), "") for of, way in sides]) + " |")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def program(text):
 
 def test_the_readme_lists_every_command():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
     for name in COMMANDS:
         assert f"[{name}]({name})" in text
     for result in (BENCHMARKS / "results").iterdir():

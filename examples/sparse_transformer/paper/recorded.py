@@ -26,7 +26,7 @@ def steps() -> dict[str, dict]:
 
 
 def memory() -> dict[tuple[int, str], int | None]:
-    """Peak bytes by (positions, way); None where it did not fit."""
+    """Peak bytes by (positions, way), of this library; None where it did not fit."""
     path = RESULTS / "model_memory.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {(row["n"], row["way"]): row["peak"] for row in map(json.loads, lines)}
+    return {(row["n"], row["way"]): row["peak"] for row in map(json.loads, lines) if "of" not in row}
