@@ -73,6 +73,7 @@ TINY = replace(
     scored=None,
     contexts=(0, 32),
     context_tokens=512,
+    context_shift=16,
     shown={"text": "text/fixed_1", "images": "images/strided_1", "sound": "sound/256_1"},
     looked_at=("images/strided_1",),
     drawn={"text": 40, "sound": 64},
