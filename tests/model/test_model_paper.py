@@ -44,7 +44,7 @@ def test_every_training_is_a_configuration_and_every_step_leaves_a_file_of_its_o
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", ["text", "images"])
 def test_patterns_of_a_scale_differ_in_the_pattern_alone(scale, kind):
-    pattern = {"name", "seed", "layer_modes", "local_attn_ctx", "num_verts", "vertsize"}
+    pattern = {"name", "seed", "layer_modes", "blocksize", "num_verts", "vertsize"}
     rows = {each.pattern: each.settings() for each in SCALES[scale].of_kind(kind)}
     assert set(rows) == set(scales.PATTERNS)
     assert len({each.layer_modes for each in rows.values()}) == 3

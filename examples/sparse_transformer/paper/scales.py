@@ -63,7 +63,7 @@ DICTIONARY, GARMENTS = "gcide/gcide.dict.dz", "fashion"
 _CHUNK = 128
 _CONTEXTS = (0, 256, 512, 1024, 1536, 1792, 1920)
 _MERGED = "layer_modes=local+strided"
-_FIXED_ON_IMAGES = ("layer_modes=fixed", "local_attn_ctx=112", "vertsize=1")
+_FIXED_ON_IMAGES = ("layer_modes=fixed", "blocksize=8", "num_verts=1", "vertsize=1")  # as fashion_fixed
 _SMALL_IMAGES = (
     "layers=2", "width=64", "heads=2", "dropout=0", "batch=8", "steps=300", "warmup=50", "average=0.99",
     "precision=float32", "xla=False", "checkpoint_every=100",
@@ -94,7 +94,7 @@ LAPTOP = Scale(
             "images",
             {
                 "dense": ("fashion", *_SMALL_IMAGES, "layer_modes=all"),
-                "fixed": ("fashion", *_SMALL_IMAGES, *_FIXED_ON_IMAGES, "num_verts=2"),
+                "fixed": ("fashion", *_SMALL_IMAGES, *_FIXED_ON_IMAGES),
                 "strided": ("fashion", *_SMALL_IMAGES),
             },
             seeds=(1,),
@@ -138,7 +138,7 @@ CARD = Scale(
             "images",
             {
                 "dense": ("fashion_pocket", "layer_modes=all"),
-                "fixed": ("fashion_pocket", *_FIXED_ON_IMAGES, "num_verts=4"),
+                "fixed": ("fashion_pocket", *_FIXED_ON_IMAGES),
                 "strided": ("fashion_pocket",),
             },
             seeds=(1, 2, 3),
