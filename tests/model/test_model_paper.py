@@ -203,6 +203,33 @@ def test_the_page_of_nothing_says_so(tmp_path):
     assert "| fixed: `text`, 8,207 steps | 1.0294 | 1 |  |" in text
 
 
+def test_notes_beside_the_page_are_part_of_it(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    assert "## Notes" not in page.text(places, plan(places, []))
+    (tmp_path / "notes.md").write_text("Seeds 1 are of *another* day.\n", encoding="utf-8")
+    assert "\n## Notes\n\nSeeds 1 are of *another* day.\n\n## All runs\n" in page.text(places, [])
+
+
+def test_scores_without_a_row_of_the_scale_are_named(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    rows = [{"min_context": n, "bits": 1.0} for n in SCALES["card"].contexts if n != 256]
+    (tmp_path / "context_1.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"context_1\.json has no minimum context of 256; delete it"):
+        page.text(places, [])
+
+
+def test_rows_of_one_model_have_the_errors_that_evaluate_found(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    rows = [
+        {"min_context": n, "bits": 1.0 - n / 1e4, "less": 0.01, "less_error": 0.002}
+        for n in scales.CARD.contexts
+    ]
+    (tmp_path / "context_1.json").write_text(json.dumps(rows))
+    text = page.text(places, [])
+    assert "| 0 | 1.0000 |  |" in text and "| 256 | 0.9744 | 0.0100 +- 0.0020 |" in text
+    assert "standard error over stretches of text" in text
+
+
 # What the tables say of results.
 
 
