@@ -2,15 +2,21 @@
 
 python examples/evaluate.py runs/enwik8_small                # windows spread over the held-out data
 python examples/evaluate.py runs/enwik8 --split test --min-context 6144 9216 12160 --tokens 1000000 --limit all
+python examples/evaluate.py text --split test --min-context 0 1024 1920 --shift 128 --tokens 262144 --data gcide.dict.dz
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_transformer import command, runs
 from sparse_transformer.config import SPLITS
+
+if TYPE_CHECKING:
+    from sparse_transformer.evaluation import Score
 
 USUAL = 0  # windows where --limit is not given
 
@@ -30,6 +36,13 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         default=[0],
         help="tokens that every scored one sees at least; a score for each number given",
+    )
+    parser.add_argument(
+        "--shift",
+        type=command.whole(1),
+        metavar="N",
+        help="windows move by N tokens, and all minimum contexts score the same tokens, each from every place that has "
+        "so much before it; by default each minimum context has windows of its own",
     )
     parser.add_argument(
         "--tokens",
@@ -55,6 +68,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     with command.sentence(__file__):
+        if args.shift and args.limit not in (USUAL, None):
+            raise ValueError(
+                f"--limit {args.limit}: --shift scores all windows there are; --tokens makes them fewer"
+            )
         args.run = runs.open(args.run)
         settings = runs.read_config(args.run)
 
@@ -67,17 +84,36 @@ def main() -> None:
         found = origin.measure(settings, path) if args.data else origin.check(args.run, settings, path)
         command.import_tensorflow()
 
-        from sparse_transformer.evaluation import Scorer, load_model, usual_limit
+        from sparse_transformer.evaluation import load_model
 
-        scorer = Scorer(settings.n_ctx, load_model(args.run, averaged=not args.last_weights))
-        limit = usual_limit(settings.n_ctx) if args.limit == USUAL else args.limit
-        scores = []
-        for context in args.min_context:
-            score = scorer(source, (), context, limit, args.batch or settings.batch, bar=True)
-            scores.append(score.row(context))
+        model = load_model(args.run, averaged=not args.last_weights)
+        found_by = of_the_same if args.shift else of_each
+        rows = []
+        for context, score in zip(args.min_context, found_by(args, model, source), strict=True):
+            rows.append(score.row(context))
             print(f"{args.run}: {score} of {args.split}, minimum context {context}; data: {found}")
         if args.json:
-            runs.write_json(args.json, scores)
+            runs.write_json(args.json, rows)
+
+
+def of_each(args: argparse.Namespace, model, source) -> Iterator[Score]:
+    """Scores of windows that each minimum context has of its own."""
+    from sparse_transformer.evaluation import Scorer, usual_limit
+
+    settings = model.config
+    scorer = Scorer(settings.n_ctx, model)
+    limit = usual_limit(settings.n_ctx) if args.limit == USUAL else args.limit
+    for context in args.min_context:
+        yield scorer(source, (), context, limit, args.batch or settings.batch, bar=True)
+
+
+def of_the_same(args: argparse.Namespace, model, source) -> Iterator[Score]:
+    """Scores of the same tokens, all that there are."""
+    from sparse_transformer import contexts
+
+    settings = model.config
+    batch = args.batch or settings.batch
+    yield from contexts.score(settings.n_ctx, model, source, args.min_context, args.shift, batch, bar=True)
 
 
 if __name__ == "__main__":

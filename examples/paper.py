@@ -7,7 +7,7 @@ python examples/paper.py card        # three seeds, one GPU, about two hours
 python examples/paper.py full        # the paper's own configurations and data sets
 
 A training that was stopped goes on where it was, what is done is not done again, and the page is written after every
-step.
+step. What you have to say of it, in runs/paper/SCALE/notes.md, becomes its notes.
 """
 
 from __future__ import annotations

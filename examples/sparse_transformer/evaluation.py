@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -49,6 +49,13 @@ def windows(length: int, n_ctx: int, min_context: int) -> tuple[np.ndarray, np.n
     """
     ends = np.append(np.arange(n_ctx, length, n_ctx - min_context), length)
     return ends - n_ctx, n_ctx - np.diff(ends, prepend=0)
+
+
+def batches(count: int, batch: int, bar: bool = False) -> Iterator[tuple[slice, np.ndarray]]:
+    """The part of `count` windows that a batch has, and the rows of that part to compute: a last batch that is not
+    whole is filled up with its own, as XLA would compile the model anew for its shape."""
+    for at in tqdm(range(0, count, batch), desc="evaluation", unit="batch", leave=False, disable=not bar):
+        yield slice(at, at + batch), np.resize(np.arange(min(batch, count - at)), min(batch, count))
 
 
 def usual_limit(n_ctx: int) -> int:
@@ -105,15 +112,11 @@ class Scorer:
             chosen = np.linspace(0, total - 1, limit).astype(int)
             starts, first = starts[chosen], first[chosen]
         spent, counted = [], []
-        places = range(0, len(starts), batch)
-        for at in tqdm(places, desc="evaluation", unit="batch", leave=False, disable=not bar):
-            part = slice(at, at + batch)
+        for part, rows in batches(len(starts), batch, bar):
             if isinstance(source, data.Stream):
                 tokens = source.tokens[starts[part, None] + np.arange(self.n_ctx)]
             else:
                 tokens = source.examples(starts[part], 0)
-            # A last batch that is not whole is filled up: XLA would compile the model anew for its shape.
-            rows = np.resize(np.arange(len(tokens)), min(batch, len(starts)))
             sums = self.score(
                 tf.constant(tokens[rows], tf.int32), tf.constant(first[part][rows], tf.int32), *state
             )

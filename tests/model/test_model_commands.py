@@ -65,6 +65,7 @@ ANYWHERE = [
     ("train", ["enwik8_small", "--data", "none/enwik8"], "train.py: none/enwik8: no such file. Wanted: a text file"),
     ("evaluate", ["none"], "evaluate.py: none holds no run (no config.json); train one with examples/train.py CONFIG"),
     ("evaluate", ["none", "--limit", "0"], "argument --limit: '0' is no whole number of at least 1"),
+    ("evaluate", ["none", "--shift", "8", "--limit", "3"], "evaluate.py: --limit 3: --shift scores all"),
     ("evaluate", ["none", "--batch", "0"], "argument --batch: '0' is no whole number of at least 1"),
     ("evaluate", ["none", "--min-context", "-1"], "argument --min-context: '-1' is no whole number of at least 0"),
     ("sample", ["none"], "sample.py: none holds no run"),

@@ -11,10 +11,10 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sparse_transformer import config, data, pictures
+from sparse_transformer import config, contexts, data, pictures
 from sparse_transformer.evaluation import evaluate, mean_bits, usual_limit, windows
 from sparse_transformer.generation import write
-from sparse_transformer.model import SparseTransformer
+from sparse_transformer.model import SparseTransformer, bits
 from sparse_transformer.prompts import length_of, read_prompt
 
 from blocksparse.plan import pictures as patterns
@@ -59,6 +59,67 @@ def test_a_score_has_the_standard_error_of_its_windows():
     assert str(one) == f"{one.bits:.4f} bits per dim over 1 of 20 windows"  # which has no standard error
     only = evaluate(model, data.Stream(source.tokens[:64], 64))
     assert str(only) == f"{only.bits:.4f} bits per dim over the only window"
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """A model whose bits differ from place to place, and a stream of seven of its contexts and some more."""
+    model = SparseTransformer(TEXT)
+    for number, weight in enumerate(model.trainable_variables):
+        weight.assign(tf.random.stateless_normal(weight.shape, [number, 2], stddev=0.3))
+    return model, data.Stream(np.random.default_rng(0).integers(0, 256, 64 * 7 + 5, dtype=np.uint8), 64)
+
+
+def test_every_minimum_context_scores_the_same_tokens(uneven):
+    model, source = uneven
+    rows = contexts.score(64, model, source, [0, 32, 48], shift=16, batch=3)
+    of_token = {}  # bits of a token by the context that it has
+    for start in range(0, len(source.tokens) - 63, 16):
+        window = source.tokens[start : start + 64].astype(np.int32)
+        for place, bits_of_token in enumerate(bits(model(window[None]), window[None]).numpy()[0]):
+            of_token.setdefault(start + place, {})[place] = bits_of_token
+    everywhere = [places for places in of_token.values() if len(places) == 4]
+    assert len(everywhere) == len(source.tokens) // 16 * 16 - 2 * 48
+    for row, least in zip(rows, (0, 32, 48), strict=True):
+        want = [np.mean([spent for place, spent in each.items() if place >= least]) for each in everywhere]
+        np.testing.assert_allclose(row.bits, np.mean(want), rtol=1e-5)
+    assert rows[0].less is None and rows[0].windows == 25
+    np.testing.assert_allclose(
+        [each.less for each in rows[1:]], -np.diff([each.bits for each in rows]), rtol=1e-6
+    )
+
+
+def test_rows_of_the_same_tokens_have_the_errors_of_their_differences(uneven):
+    model, source = uneven
+    row = contexts.score(64, model, source, [0, 48], shift=16, batch=8)[1]
+    assert 0 < row.less_error < row.error  # what makes a stretch hard does so at every context
+    only = contexts.score(64, model, data.Stream(source.tokens[:112], 64), [0, 48], shift=16)
+    assert [each.error for each in only] == [0, 0] and only[1].less_error == 0  # a single stretch has none
+
+
+def test_pieces_are_found_again_in_their_windows():
+    """Window w has at its place p the piece w + p of the stream."""
+    windows, places = 7, 3
+    spent = np.add.outer(np.arange(windows), np.arange(places)) * 10.0 + np.arange(places)
+    np.testing.assert_array_equal(
+        contexts.of_pieces(spent), np.arange(2, 7)[:, None] * 10.0 + np.arange(places)
+    )
+
+
+@pytest.mark.parametrize(
+    "least, shift, length, said",
+    [
+        ([0, 8], 16, 400, r"--shift 16 must divide the model's context, 64, and every --min-context: 0, 8$"),
+        ([0], 24, 400, r"--shift 24 must divide"),
+        ([64], 16, 400, r"--min-context 64 must lie between 0 and the model's context less one, 63"),
+        ([0], 16, 111, r"--shift 16 wants 112 tokens at least, and there are 111"),
+    ],
+)
+def test_rows_that_could_not_score_the_same_tokens_are_refused(least, shift, length, said):
+    with pytest.raises(ValueError, match=said):
+        contexts.check(64, data.Stream(np.zeros(length, np.uint8), 64), least, shift)
+    with pytest.raises(ValueError, match=r"--shift 16: an image is a context of its own; leave it out"):
+        contexts.check(64, data.Images([np.zeros((1, 3, 8, 8), np.uint8)], np.arange(1)), [0], 16)
 
 
 def test_some_hundred_windows_are_usual():

@@ -44,7 +44,7 @@ def test_every_training_is_a_configuration_and_every_step_leaves_a_file_of_its_o
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", ["text", "images"])
 def test_patterns_of_a_scale_differ_in_the_pattern_alone(scale, kind):
-    pattern = {"name", "seed", "layer_modes", "local_attn_ctx", "num_verts", "vertsize"}
+    pattern = {"name", "seed", "layer_modes", "blocksize", "num_verts", "vertsize"}
     rows = {each.pattern: each.settings() for each in SCALES[scale].of_kind(kind)}
     assert set(rows) == set(scales.PATTERNS)
     assert len({each.layer_modes for each in rows.values()}) == 3
@@ -73,6 +73,7 @@ TINY = replace(
     scored=None,
     contexts=(0, 32),
     context_tokens=512,
+    context_shift=16,
     shown={"text": "text/fixed_1", "images": "images/strided_1", "sound": "sound/256_1"},
     looked_at=("images/strided_1",),
     drawn={"text": 40, "sound": 64},
@@ -200,6 +201,33 @@ def test_the_page_of_nothing_says_so(tmp_path):
     assert "**Not complete: 0 of " in text and "Empty: nothing has been trained yet." in text
     assert text.count("Empty: ") == 6 and "| strided | not trained yet | 0 of 3 | 2.80 |" in text
     assert "| fixed: `text`, 8,207 steps | 1.0294 | 1 |  |" in text
+
+
+def test_notes_beside_the_page_are_part_of_it(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    assert "## Notes" not in page.text(places, plan(places, []))
+    (tmp_path / "notes.md").write_text("Seeds 1 are of *another* day.\n", encoding="utf-8")
+    assert "\n## Notes\n\nSeeds 1 are of *another* day.\n\n## All runs\n" in page.text(places, [])
+
+
+def test_scores_without_a_row_of_the_scale_are_named(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    rows = [{"min_context": n, "bits": 1.0} for n in SCALES["card"].contexts if n != 256]
+    (tmp_path / "context_1.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"context_1\.json has no minimum context of 256; delete it"):
+        page.text(places, [])
+
+
+def test_rows_of_one_model_have_the_errors_that_evaluate_found(tmp_path):
+    places = Places(SCALES["card"], tmp_path, tmp_path)
+    rows = [
+        {"min_context": n, "bits": 1.0 - n / 1e4, "less": 0.01, "less_error": 0.002}
+        for n in scales.CARD.contexts
+    ]
+    (tmp_path / "context_1.json").write_text(json.dumps(rows))
+    text = page.text(places, [])
+    assert "| 0 | 1.0000 |  |" in text and "| 256 | 0.9744 | 0.0100 +- 0.0020 |" in text
+    assert "standard error over stretches of text" in text
 
 
 # What the tables say of results.

@@ -20,6 +20,8 @@ from . import (
 )
 from .steps import Places, Step
 
+NOTES = "notes.md"
+
 
 def text(places: Places, steps: list[Step]) -> str:
     """Markdown; pictures lie beside it."""
@@ -33,9 +35,16 @@ def text(places: Places, steps: list[Step]) -> str:
     if done < len(steps):
         lines += ["", f"**Not complete: {done} of {len(steps)} steps are done; the same command goes on.**"]
     parts = [quality, speed, context, lengths, memory, yardsticks, samples, figures]
-    for section in (*(part.section(places) for part in parts), runs_table.section(places, steps)):
+    sections = [*(part.section(places) for part in parts), _notes(places), runs_table.section(places, steps)]
+    for section in filter(None, sections):
         lines += ["", *section]
     return "\n".join(lines) + "\n"
+
+
+def _notes(places: Places) -> list[str]:
+    """What whoever made the page has to say of it, in Markdown: which runs are of another day, say."""
+    path = places.out / NOTES
+    return ["## Notes", "", path.read_text(encoding="utf-8").strip()] if path.exists() else []
 
 
 def write(places: Places, steps: list[Step]) -> None:

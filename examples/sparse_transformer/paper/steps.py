@@ -72,7 +72,7 @@ def _contexts(places: Places) -> list[Step]:
     if scale.scored is not None:
         models = [scale.scored]
     contexts = [str(context) for context in scale.contexts]
-    tokens = ["--tokens", str(scale.context_tokens), "--limit", "all", "--batch", "16"]
+    tokens = ["--tokens", str(scale.context_tokens), "--shift", str(scale.context_shift), "--batch", "16"]
     steps = []
     for number, model in enumerate(models, 1):
         path = places.out / f"context_{number}.json"
