@@ -8,8 +8,11 @@ the gradient is the one without recomputation, or an error says what stands in i
   generators, Keras's state and TensorFlow 1's variable scope are the second time what they were the first.
 - What random operations drew the first time is what they give the second, so that both runs see the same dropout mask;
   stateless draws cost no memory. So it is with what lookup tables gave. A stateful draw or a lookup in control flow or
-  in a tf.function cannot be kept, and is refused at the call (so are tf.py_function and tf.random.gamma, whose gradient
-  would be lost, changes of variables and tables, and in a graph a tf.TensorArray from outside).
+  in a tf.function cannot be kept, and is refused at the call (so are tf.py_function, tf.random.gamma and fractional
+  pools without a seed, whose gradient would be lost, changes of variables and tables, generators and other iterators
+  that Python goes through once, and in a graph a tf.TensorArray from outside).
+- What it does in Python besides, it does twice: a list that it appends to has two more once the gradient was taken, and
+  so have a Keras layer's losses where it calls add_loss.
 - A variable that was updated in between has its first value the second time. Where a tf.function or a loop inside reads
   it for itself, or eagerly an operation such as `x * variable`, an error names it: a ValueError eagerly, an
   InvalidArgumentError in a graph. XLA runs no assertion: there the gradient is NaN.
@@ -20,6 +23,8 @@ the gradient is the one without recomputation, or an error says what stands in i
   that tf.nest does not open. What it leaves outside of its results (auxiliary losses, attributes) has its gradient too;
   in a graph, what only that depends on is not recomputed. There a custom gradient which is not linear (clipping) sees
   the gradients of results and of what was left apart. Tapes inside the function work.
+- Where a loss takes some of the results, what only the others depend on has zeros for its gradient, not None, as under
+  any custom gradient.
 - A second or forward-mode derivative of the gradient is a LookupError. A function that ran eagerly
   has no gradient inside a graph, as a vectorized jacobian takes it.
 - A graph that was saved and loaded, or imported, has the same gradient, but takes it through the first run, which then

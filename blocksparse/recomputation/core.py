@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from . import eager, graph
+from .arguments import refuse_iterators
 
 
 def decorate(function: Callable, makes_variables: bool) -> Callable:
@@ -21,6 +22,8 @@ def decorate(function: Callable, makes_variables: bool) -> Callable:
 
     @wraps(function)
     def call(*args: Any, recompute: bool = False, **kwargs: Any) -> Any:
+        if recompute:
+            refuse_iterators((args, kwargs))
         if tf.executing_eagerly():
             if not recompute:
                 return function(*args, **kwargs)

@@ -276,7 +276,7 @@ def _describe(kind: str | bytes, attrs: tuple, refuse: bool) -> tuple[str, Any]:
     kind = kind.decode() if isinstance(kind, bytes) else kind
     if not kinds.is_function(kind):
         if refuse:
-            kinds.check(kind, inside=False)
+            kinds.check(kinds.kind_with(kind, attrs), inside=False)
         return kind, repr(attrs)
     inner = kinds.inner_kinds(kind, None)
     if refuse:

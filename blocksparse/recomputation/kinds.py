@@ -20,7 +20,13 @@ _DRAWS = re.compile(
     r"|LookupTable(Find|Size|Export)|(OrderedMap|Map)?(Unstage|StagePeek|StageSize)|(OrderedMap|Map)(Peek|Size)$|StackPop"
 )
 # The same, but with a gradient, which would be lost with what is kept.
-_LOST = {"EagerPyFunc": "tf.py_function", "RandomGamma": "tf.random.gamma"}
+_LOST = {
+    "EagerPyFunc": "tf.py_function",
+    "RandomGamma": "tf.random.gamma",
+    "FractionalMaxPool": "tf.nn.fractional_max_pool without a seed",
+    "FractionalAvgPool": "tf.nn.fractional_avg_pool without a seed",
+}
+_SEEDED = "deterministic"  # the attribute by which the pools among them draw the same every time
 _ASSIGNS = re.compile(
     r"Assign(Add|Sub)?$|Assign\w*VariableOp$|(Resource)?(Sparse)?Apply|ResourceScatter|Scatter\w*$|ResourceCountUpTo$"
     r"|ResourceStridedSliceAssign$|LookupTable(Insert|Remove|Import)|InitializeTable"
@@ -173,7 +179,24 @@ def _is_wrapper(node: Any) -> bool:
 
 def described(node: Any) -> str:
     """The kind of a node; of a constant, with its value."""
-    return node.op if node.op != "Const" else f"Const {crc32(node.attr['value'].SerializeToString())}"
+    if node.op == "Const":
+        return f"Const {crc32(node.attr['value'].SerializeToString())}"
+    return seeded(node.op, node.op in _LOST and node.attr[_SEEDED].b)
+
+
+def seeded(kind: str, deterministic: bool) -> str:
+    """The kind, with a mark where it draws the same every time."""
+    return f"{kind}({_SEEDED})" if deterministic else kind
+
+
+def kind_of(operation: tf.Operation) -> str:
+    """The kind of an operation of a graph."""
+    return described(operation.node_def) if operation.type in _LOST else operation.type
+
+
+def kind_with(kind: str, attrs: tuple) -> str:
+    """The kind of an operation that runs eagerly. attrs: names and values, in turn."""
+    return seeded(kind, kind in _LOST and dict(zip(attrs[::2], attrs[1::2])).get(_SEEDED, False))
 
 
 def _functions_of(node: Any) -> Iterator[str]:

@@ -199,3 +199,63 @@ def test_a_function_of_tensorflow_around_the_decorated_one(decorate, w):
         assert_same_gradients(
             "eager", lambda x, recompute, f=call: tf.reduce_sum(f(x, recompute=recompute)), w
         )
+
+
+IMAGES = tf.random.stateless_normal([1, 9, 9, 2], [1, 2])
+LOST = {
+    "tf.py_function": lambda x: tf.py_function(lambda y: y * 2, [x], tf.float32),
+    "tf.random.gamma": lambda x: tf.random.gamma([], tf.abs(x) + 1),
+    "tf.nn.fractional_max_pool without a seed": lambda x: tf.nn.fractional_max_pool(x, [1, 1.4, 1.4, 1])[0],
+    "tf.nn.fractional_avg_pool without a seed": lambda x: tf.nn.fractional_avg_pool(x, [1, 1.4, 1.4, 1])[0],
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "inside"])
+@pytest.mark.parametrize("name", LOST)
+@each_way
+@either
+def test_what_draws_again_and_has_a_gradient_is_refused(decorate, way, name, inside):
+    draw = tf.function(LOST[name]) if inside else LOST[name]
+    gamma = inside and name == "tf.random.gamma"  # that it draws is said first
+    words = "ran RandomGamma inside" if gamma else f"ran {name}, which would give another result"
+    with pytest.raises(ValueError, match=words):
+        WAYS[way](lambda x: decorate(lambda x: draw(x * 2))(x, recompute=True))(IMAGES)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "inside"])
+@pytest.mark.parametrize("pool", [tf.nn.fractional_max_pool, tf.nn.fractional_avg_pool])
+@each_way
+def test_a_pool_with_a_seed_draws_the_same_again(pool, way, inside):
+    draw = (tf.function if inside else lambda f: f)(lambda x: pool(x, [1, 1.4, 1.4, 1], seed=3)[0])
+    pooled = sparse_attention.recomputable(lambda x: tf.sin(draw(x)))
+
+    def run(x, recompute):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(pooled(x, recompute=recompute) ** 2)
+        return tape.gradient(y, x)
+
+    plain, again = (WAYS[way](partial(run, recompute=recompute))(IMAGES) for recompute in (False, True))
+    np.testing.assert_allclose(again, plain, rtol=1e-5)
+    assert np.abs(plain).max() > 1e-3
+
+
+ONCE = {
+    "generator": lambda x, w: (each for each in (x, w)),
+    "map": lambda x, w: map(tf.identity, [x, w]),
+    "zip": lambda x, w: zip([x, w]),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+@each_way
+@either
+def test_what_python_goes_through_once_is_refused(decorate, way, name, w):
+    total = decorate(lambda given: tf.add_n([tf.nest.flatten(each)[0] for each in given["parts"]]))
+
+    def run(x, recompute):
+        return total({"parts": ONCE[name](x, x * w)}, recompute=recompute)
+
+    np.testing.assert_allclose(WAYS[way](partial(run, recompute=False))(tf.constant(X)), X + X * w.numpy())
+    with pytest.raises(ValueError, match=rf"is a {name}, which can be gone through once, .*; give it as a list"):
+        WAYS[way](partial(run, recompute=True))(tf.constant(X))
