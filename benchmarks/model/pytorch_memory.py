@@ -26,7 +26,9 @@ def peak(n: int, way: str) -> int | None:
 
     def attend(y):
         heads = y.view(1, n, HEADS, HEAD_DIM).transpose(1, 2)
-        return scaled_dot_product_attention(heads, heads, heads, is_causal=True).transpose(1, 2).reshape(y.shape)
+        return (
+            scaled_dot_product_attention(heads, heads, heads, is_causal=True).transpose(1, 2).reshape(y.shape)
+        )
 
     x = torch.randn(1, n, HEADS * HEAD_DIM, device="cuda", requires_grad=True)
     before = torch.cuda.memory_allocated()
@@ -51,7 +53,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("model_memory.jsonl"), help="gets a line")
     args = parser.parse_args()
     with alone():
-        add(args.out, {"n": args.n, "way": args.way, "peak": peak(args.n // 32 * 32, args.way), "of": PYTORCH})
+        add(
+            args.out, {"n": args.n, "way": args.way, "peak": peak(args.n // 32 * 32, args.way), "of": PYTORCH}
+        )
 
 
 if __name__ == "__main__":
