@@ -76,7 +76,9 @@ class Trace:
     def check(self, makes_variables: bool) -> None:
         """Raises for what cannot be computed twice."""
         for op in self.operations:
-            kinds.check(kinds.kind_of(op), op._get_control_flow_context() is not self.context, not makes_variables)
+            kinds.check(
+                kinds.kind_of(op), op._get_control_flow_context() is not self.context, not makes_variables
+            )
             if kinds.is_call(op.type):
                 for name in kinds.functions_of(op):
                     for kind in set(kinds.inner_kinds(name, self.graph)):

@@ -257,5 +257,7 @@ def test_what_python_goes_through_once_is_refused(decorate, way, name, w):
         return total({"parts": ONCE[name](x, x * w)}, recompute=recompute)
 
     np.testing.assert_allclose(WAYS[way](partial(run, recompute=False))(tf.constant(X)), X + X * w.numpy())
-    with pytest.raises(ValueError, match=rf"is a {name}, which can be gone through once, .*; give it as a list"):
+    with pytest.raises(
+        ValueError, match=rf"is a {name}, which can be gone through once, .*; give it as a list"
+    ):
         WAYS[way](partial(run, recompute=True))(tf.constant(X))
