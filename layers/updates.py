@@ -23,8 +23,12 @@ def compile_update(model: keras.Model) -> keras.Model:
             f"{model.name} has {'no weights' if optimizer else 'no optimizer'}: build it and call compile(...) before "
             "compile_update"
         )
-    if model.distribute_strategy and model.distribute_strategy.num_replicas_in_sync > 1:
-        raise ValueError(f"{model.name} is trained on several devices, where an update is no one program")
+    if getattr(model, "_distribute_strategy", None) or tf.distribute.has_strategy():
+        strategy = type(model.distribute_strategy).__name__
+        raise ValueError(
+            f"{model.name} is trained under {strategy}, where an update is no one program; on one device leave the "
+            "strategy out, on several compile_update"
+        )
     weights = list(model.trainable_variables)
     if not optimizer.built:  # a LossScaleOptimizer built twice starts again, with second variables
         optimizer.build(weights)

@@ -1,5 +1,7 @@
 """compile_update: Keras's own update, in one program of XLA."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -110,3 +112,16 @@ def test_it_wants_a_model_that_is_built_and_compiled():
     model.compile("adam", "mse")
     with pytest.raises(ValueError, match="has no weights"):
         compile_update(model)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_strategy_is_refused_of_one_device_too(inside):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = made()
+        model.compile("adam", "mse", jit_compile=False)
+    with strategy.scope() if inside else nullcontext():
+        with pytest.raises(
+            ValueError, match="under MirroredStrategy, where an update is no one program; on one"
+        ):
+            compile_update(model)
