@@ -79,13 +79,15 @@ def keys(attention: Usual, capability: int) -> Iterator[str]:
     for number, (bst, order) in enumerate(
         passes(attention.n_ctx, attention.heads, attention.modes, attention.blocksize)
     ):
-        work, reordered = Attention(bst.active).work, set(order) != {1}
+        seen, reordered = Attention(bst.active), set(order) != {1}
         plan = functools.cache(functools.partial(make_plan, bst.active, order, attention.heads))
         for dtype in attention.dtypes:
             if cuda.serves(capability) and dtype == "tf32":
                 continue
             dims = attention.dims
-            tiles = tuning.choose(dtype, *dims, attention.blocksize, work, capability, reordered)
+            tiles = tuning.choose(
+                dtype, *dims, attention.blocksize, seen.work, capability, reordered, seen.share
+            )
             for op in ("forward", "backward"):
                 yield str(key_of(plan(*tiles), op, dtype, *dims, capability=capability, joined=number > 0))
 

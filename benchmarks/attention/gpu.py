@@ -68,7 +68,8 @@ def floors(case: cases.Case) -> tuple[float, float]:
 def plan_of(case: cases.Case):
     made = cases.blocks(case)
     residues = case.residues != 1
-    choice = tuning.choose("float16", case.dim, case.dim, case.blocksize, cases.work(made), 90, residues)
+    dims, work = (case.dim, case.dim), cases.work(made)
+    choice = tuning.choose("float16", *dims, case.blocksize, work, 90, residues, work / case.time)
     return cases.plan(case, *choice, made)
 
 

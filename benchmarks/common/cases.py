@@ -106,6 +106,11 @@ GPU = (
     Case("enwik8 fixed c32, documents of 1024", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1, documents=1024),
     Case("enwik8 local, documents of 1024", 4, 8, 12288, 64, "local", 32, 128, documents=1024),
 )
+# Dense rows of few column tiles, for the tables alone.
+SHORT = (
+    Case("short all", 8, 8, 1536, 64, "all", 64),
+    Case("short all 32", 8, 16, 1536, 32, "all", 64),
+)
 CPU = (
     Case("all", 1, 4, 4096, 64, "all"),
     Case("fixed 128, c=32", 1, 4, 4096, 64, "fixed", 32, 128, 4, 1),

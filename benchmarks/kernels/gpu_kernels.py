@@ -76,7 +76,7 @@ def read(file):
 
 def plans_of(variants):
     """{(case name, sides): plan}, and the key of each variant's plan in it."""
-    named = {case.name: case for case in cases.GPU}
+    named = {case.name: case for case in (*cases.GPU, *cases.SHORT)}
     plans, blocks, keys = {}, {}, []
     for variant in variants:
         name, sides = variant["case"], (tuple(variant["by_query"]), tuple(variant["by_key"]))
@@ -176,7 +176,7 @@ def main():
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     clock = time.time()
-    named, variants = {case.name: case for case in cases.GPU}, read(args.variants)
+    named, variants = {case.name: case for case in (*cases.GPU, *cases.SHORT)}, read(args.variants)
     plans, keys = plans_of(variants)
     print(f"{len(plans)} plans {time.time() - clock:.1f} s", flush=True)
     launches = []

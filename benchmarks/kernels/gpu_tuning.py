@@ -40,6 +40,11 @@ LONG = [
     "cifar all",
     "imagenet64 all",
 ]  # as LONG of blocksparse/gpu/key.py has it
+# Cases that decide the tiles of dense rows, which see SHARE of all columns or more, by padded head dim; the second has
+# few column tiles a row tile, as rows of it are not LONG.
+DENSE = {32: ["imagenet64 all", "short all 32"], 64: ["enwik8 all", "short all"]}
+SHARE = 0.4
+DENSE_TILES, DENSE_ROWS = ((192, 128), (192, 64)), 192
 # Not measured: rows that keep shapes without a case of their own inside registers and shared memory.
 UNMEASURED = [
     dict(dtype="half", dim=128, work=64, by_query=[32, 32], by_key=[32, 32]),
@@ -75,6 +80,20 @@ def grid() -> list[dict]:
                 how = dict(warps=4, stages=stages, maxnreg=registers, heaviest_first=heaviest_first)
                 how |= dict(roles=columns, programs=(2 if registers == 80 else 1) if walks else None)
                 variants.append(dict(case=case, kernel=kernel, by_query=(128, 64), by_key=(128, 64)) | how)
+    return variants + dense_grid()
+
+
+def dense_grid() -> list[dict]:
+    """Dense rows with warp roles, in row tiles of 192 and beside them of 128."""
+    variants = []
+    shapes = [(*DENSE_TILES, 128), ((128, 64), (128, 64), 80), ((128, 64), (128, 64), 168)]
+    for (by_query, by_key, registers), cases in itertools.product(shapes, DENSE.values()):
+        ways = itertools.product(cases, NAMES, (32, 64, 128), (3, 4, 6), (None, 1), (False, True))
+        for case, kernel, columns, stages, programs, heaviest_first in ways:
+            how = dict(warps=4, stages=stages, maxnreg=registers, split=False, heaviest_first=heaviest_first)
+            how |= dict(roles=columns, programs=programs)
+            if columns <= (by_key if kernel == "dkv" else by_query)[1]:
+                variants.append(dict(case=case, kernel=kernel, by_query=by_query, by_key=by_key) | how)
     return variants
 
 
@@ -105,6 +124,7 @@ def write(rows: list[dict], file: Path) -> None:
 def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]:
     """The rows of tiles, and {(dim, kernel, M, N, long, roles): cases} of the launches that they need."""
     tiles, users = [*UNMEASURED], {}
+    dense, rows = rows, [row for row in rows if not is_dense(row)]
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
         kernels = [*(CLOSED if closed else ()), *NAMES]
@@ -121,7 +141,23 @@ def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]
             for kernel, case in itertools.product(kernels, cases):
                 tile = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
                 users.setdefault((dim, kernel, *tile, case in LONG, bool(roles)), []).append(case)
+    for dim, cases in DENSE.items():
+        if not {row["case"] for row in dense if is_dense(row)} >= {*cases}:  # not measured yet
+            continue
+        by_query = fastest(dense, cases, ("forward", "dq"), "by_query")
+        by_key = fastest(dense, cases, ("dkv",), "by_key")
+        row = dict(dtype="half", dim=dim, work=None, share=SHARE, by_query=by_query, by_key=by_key)
+        tiles.append(row | dict(roles=True))
+        for kernel, case in itertools.product(NAMES, cases):
+            tile = by_key if kernel == "dkv" else by_query
+            if DENSE_ROWS in tile:  # else the launch of other rows serves these too
+                users.setdefault((dim, kernel, *tile, case in LONG, True), []).append(case)
     return tiles, users
+
+
+def is_dense(row: dict) -> bool:
+    """Whether it is of tiles that dense rows alone have."""
+    return DENSE_ROWS in row["by_key" if row["kernel"] == "dkv" else "by_query"]
 
 
 def choose_launches(rows: list[dict], plain: list[dict], users: dict) -> list[dict]:
@@ -141,7 +177,8 @@ def choose_launches(rows: list[dict], plain: list[dict], users: dict) -> list[di
 def place(row: dict) -> tuple:
     """Where a row of tiles stands: the first that fits is taken."""
     work = row["work"] or 1e9
-    return row["dtype"], row["work"] != 64, "reordered" not in row, row["dim"], work, "roles" not in row
+    common = row["dtype"], row["work"] != 64, "reordered" not in row, row["dim"], work
+    return *common, "share" not in row, "roles" not in row
 
 
 def how_of(row: dict) -> tuple:

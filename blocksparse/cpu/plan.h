@@ -9,7 +9,7 @@
 
 namespace blocksparse {
 
-constexpr int32_t kMostRows = 128;  // of a tile, either side
+constexpr int32_t kMostRows = 192;  // of a tile; columns are at most 128
 
 // Where the rows of one side lie: plan row r is tensor row (r % period) * stride + r / period. By key, the queries of
 // the heads that read a key head follow each other: those of its second one start at row period * stride, and so on.

@@ -74,7 +74,7 @@ class PlanCheck {
     const int32_t* sizes = data_ + record;
     const int32_t m = sizes[side::kRowTile], n = sizes[side::kColumnTile], g = sizes[side::kGranule];
     const auto offered = [](int32_t tile) { return tile == 16 || tile == 32 || tile == 64 || tile == 128; };
-    return require(offered(m) && offered(n), name + " tile", "16, 32, 64 or 128") &&
+    return require((offered(m) || m == 192) && offered(n), name + " tile", "16, 32, 64 or 128, or of 192 rows") &&
            require(g >= 8 && g % 8 == 0 && m % g == 0 && n % g == 0, name + ".granule",
                    "a multiple of 8 that divides both tile sizes") &&
            require(sizes[side::kRowTiles] >= 0 && sizes[side::kColumnTiles] >= 0 && sizes[side::kMasks] >= 0,

@@ -66,6 +66,7 @@ class Attention:
         seen = blocks.masks.sum((1, 2))
         pairs = [seen[blocks.heads[number].mask].sum() for number in blocks.head_index]
         self.work = float(np.mean(pairs)) / (blocks.query_blocks * blocks.block_size)  # visible keys a query
+        self.share = self.work / (blocks.key_blocks * blocks.block_size)  # of all keys
         self._built: dict = {}
         self._lock = threading.RLock()
 
@@ -77,7 +78,9 @@ class Attention:
     ) -> PackedPlan:
         """The plan with the tiles that suit what is to be computed."""
         reordered = set(order) != {1}
-        by_query, by_key = _tiles(dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered)
+        by_query, by_key = _tiles(
+            dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered, self.share
+        )
         return self.plan(order, by_query, by_key, kv_heads)
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
@@ -260,11 +263,12 @@ def _library():
     return None if chosen == "reference" or in_tflite_conversion() else load_kernels()
 
 
-def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool):
+def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool, share: float):
     """((M, N) by query, (M, N) by key): such that all GPUs here can take, or any GPU where there is none."""
     dims, capabilities = (head_dim, value_dim), cuda.capabilities()
     if capabilities:
-        return tuning.choose(dtype.name, *dims, block_size, work, tuning.common(capabilities), reordered)
+        capability = tuning.common(capabilities)
+        return tuning.choose(dtype.name, *dims, block_size, work, capability, reordered, share)
     return tuning.anywhere(dtype.name, *dims)
 
 

@@ -80,9 +80,9 @@ class Key:
     @property
     def one_pass(self) -> bool:
         """Whether one kernel makes all gradients. In float32 its three sums would not fit in the registers; where heads
-        share keys, several programs would add to one key's gradients.
+        share keys, or a row tile is several programs', these would add to one key's gradients.
         """
-        closed = bool(self.closed) and self.group == 1
+        closed = bool(self.closed) and self.group == 1 and self.by_query[0] <= 128
         return closed and self.dtype in ("f16", "bf16") and not cuda.serves(self.capability)
 
 

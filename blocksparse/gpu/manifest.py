@@ -151,8 +151,8 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     kernel = _KERNELS[function]
     m, n, _ = _side(key, kernel.side)
     dims = key.head_dim, key.value_dim
-    how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
-    how = replace(_CUT_LAUNCH if function in _ARE_CUTS else how, **changes)
+    how = replace(_how(key, function, m, n), **changes)
+    rows = m if how.roles or cuda.serves(key.capability) else _part(m)
     pointers = [*kernel.tensors.split(), "head_index", "residues", *_PLAN]
     integers = ["heads", "query_time", "key_time", "tiles"]
     integers += ["query_rows", "key_rows"] if key.bounded else []
@@ -160,7 +160,7 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     integers += ["batches", "column_tiles", "mask_words"] if function in _ARE_CUTS else []
     signature = {name: _pointer_type(key, name) for name in pointers}
     signature |= dict.fromkeys(kernel.scales.split(), "fp32") | dict.fromkeys(integers, "i32")
-    constexprs = _constants(key, kernel, how) | _constants_of_kind(key, function, how)
+    constexprs = _constants(key, kernel, how, rows) | _constants_of_kind(key, function, how)
     values = _values(key, kernel) | _cut_values(key, function)
     grid = count = values["count"].removeprefix("i:")
     options = dict(num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers, enable_fp_fusion=True)
@@ -171,6 +171,8 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
         grid = f"{count}*{max(1, m // shape.rows)}"
     elif how.programs:
         grid = f"min({how.programs}*multiprocessors,{count})"
+    elif rows < m and function not in _ARE_CUTS:
+        grid = f"{m // rows}*{count}"
     name = function + ("_roles" if how.roles else "")
     return Launch(
         function=name,
@@ -185,21 +187,37 @@ def _launch(key: Key, function: str, changes: dict) -> Launch:
     )
 
 
+def _how(key: Key, function: str, m: int, n: int) -> tuning.Launch:
+    """The table's way of launching a kernel: with warp roles for tiles of m rows, else for what a program takes."""
+    if function in _ARE_CUTS:
+        return _CUT_LAUNCH
+    dims = key.head_dim, key.value_dim
+    how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
+    if how.roles or _part(m) == m:
+        return how
+    return tuning.launch(function, key.dtype, *dims, _part(m), n, key.long_rows, key.capability)
+
+
+def _part(m: int) -> int:
+    """Rows of a program of a plain kernel. Triton's shapes are powers of two: a row tile of 192 is three programs'."""
+    return 64 if m == 192 else m
+
+
 def _side(key: Key, side: str) -> tuple[int, int, int]:
     found = key.by_query if side == "q" else key.by_key
     assert found is not None  # a forward key has no kernel whose rows are keys
     return found
 
 
-def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
-    """The flags that every kernel has."""
+def _constants(key: Key, kernel: _Kernel, how: tuning.Launch, rows: int) -> dict[str, Any]:
+    """The flags that every kernel has; rows: of a program."""
     m, n, g = _side(key, kernel.side)
     return dict[str, Any](
         HEAD_DIM=key.head_dim,
         VALUE_DIM=key.value_dim,
         HEAD_PAD=tuning.padded(key.head_dim),
         VALUE_PAD=tuning.padded(key.value_dim),
-        M=m,
+        M=rows,
         N=n,
         GRANULE=g,
         HEAVIEST_FIRST=how.heaviest_first,
@@ -214,6 +232,7 @@ def _constants(key: Key, kernel: _Kernel, how: tuning.Launch) -> dict[str, Any]:
             ("SEGMENTS", key.segments),
             ("ORDERS", key.orders),
             ("BOUNDED", key.bounded),
+            ("PARTS", m // rows),
         )
         if value > 1 or value is True
     }

@@ -45,6 +45,7 @@ def choose(
     work: float,
     capability: int = 90,
     reordered: bool = False,
+    share: float = 0.0,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tiles (M, N) for the plan's two sides, by query and by key.
 
@@ -55,11 +56,12 @@ def choose(
         work: mean number of columns that a row sees, over all rows and heads.
         capability: the GPU's compute capability times ten.
         reordered: whether rows are ordered by residue class: tiles of whole classes then are closed.
+        share: of all columns those that a row sees, on average: dense rows have tiles of their own.
     """
     dim = padded(max(head_dim, value_dim))
     for row in table(capability)["tiles"]:
-        small = dim <= row["dim"] and work <= (row["work"] or float("inf"))
-        if row["dtype"] == DTYPES[dtype] and small and reordered >= row.get("reordered", False):
+        fits = dim <= row["dim"] and work <= (row["work"] or float("inf")) and share >= row.get("share", 0.0)
+        if row["dtype"] == DTYPES[dtype] and fits and reordered >= row.get("reordered", False):
             return tuple(row["by_query"]), tuple(row["by_key"])
     raise ValueError(
         f"dtype={dtype}, head_dim={head_dim}, value_dim={value_dim}: no kernel; dims up to 256 have one"

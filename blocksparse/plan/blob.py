@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .plan import TILES, Plan, check_residues
+from .plan import ROW_TILES, TILES, Plan, check_residues
 from .tiling import TilePlan
 
 MAGIC, VERSION, HEADER = 0x42535031, 1, 64
@@ -138,7 +138,7 @@ def _take_key_heads(blob: np.ndarray, residues: np.ndarray) -> tuple[np.ndarray,
 
 def _take_side(blob: np.ndarray, name: str, record: int, starts: list[int], distinct: int) -> TilePlan:
     m, n, g, tiles, column_tiles, masks = blob[record : record + 6].tolist()
-    _require(m in TILES and n in TILES, f"{name}.row_tile, column_tile", f"in {TILES}")
+    _require(m in ROW_TILES and n in TILES, f"{name}.row_tile, column_tile", f"in {ROW_TILES}, {TILES}")
     _require(g > 0 and m % g == n % g == 0, f"{name}.granule", "a divisor of both tiles")
     shapes = {
         "head_tiles": (distinct + 1,),

@@ -16,6 +16,7 @@ from .blocks import Blocks, HeadBlocks
 from .tiling import TilePlan, plan_side
 
 TILES = (16, 32, 64, 128)
+ROW_TILES = *TILES, 192  # three times what a warpgroup computes
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +66,17 @@ def make_plan(
     residues: s, one number or one a head: row r of the layout is row (r % (n / s)) * s + r // (n / s) of the
         tensor, so that s = stride puts the rows of one residue class side by side.
     heads: how many heads there are, where `blocks` describes one for all.
-    tiles_by_query, tiles_by_key: (M, N) of each side, out of 16, 32, 64, 128.
+    tiles_by_query, tiles_by_key: (M, N) of each side, out of 16, 32, 64, 128; M may be 192 too.
     kv_heads: heads of the keys, a divisor of heads; as many as heads by default. Query heads that read one key head
         have the same number of residues.
     Raises ValueError for a number of residues that does not divide both times into whole blocks, or a tile size not
     offered.
     """
     for name, tiles in (("tiles_by_query", tiles_by_query), ("tiles_by_key", tiles_by_key)):
-        if len(tiles) != 2 or not set(tiles) <= set(TILES):
-            raise ValueError(f"{name}={tiles}; it has to be two of {TILES}")
+        if len(tiles) != 2 or tiles[0] not in ROW_TILES or tiles[1] not in TILES:
+            raise ValueError(
+                f"{name}={tiles}; it has to be two of {TILES}, or {ROW_TILES[-1]} and one of them"
+            )
     head_index = np.broadcast_to(blocks.head_index, heads or len(blocks.head_index))
     classes = np.broadcast_to(np.asarray(residues, np.int32), head_index.shape)
     check_residues(classes, blocks.query_time, blocks.key_time, blocks.block_size)

@@ -1,11 +1,13 @@
 """How one side of a plan is cut into row tiles and packed into column tiles (NumPy only).
 
-Everything is counted in granules, blocks cut down to the tile where they are larger than it. A strip is one granule of
-columns of one row tile: the blocks of its rows, one a slot. A column tile is `lanes` strips side by side.
+Everything is counted in granules, blocks cut down to what divides both sides of the tile where they are larger. A strip
+is one granule of columns of one row tile: the blocks of its rows, one a slot. A column tile is `lanes` strips side by
+side.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ def plan_side(
 
     members: so many heads' columns stand one behind the other, `columns` blocks each.
     """
-    entries, masks, parts = _cut(heads, masks, min(row_tile, column_tile))
+    entries, masks, parts = _cut(heads, masks, math.gcd(row_tile, column_tile))
     granule = masks.shape[1]
     slots, lanes = row_tile // granule, column_tile // granule
     columns *= parts

@@ -110,7 +110,20 @@ def test_without_tensorflow_plans_tables_and_predicates_are_the_committed_ones(t
 
         rows = json.loads((gpu.RESULTS / "attention_gpu_kernels.json").read_text())
         gpu_tuning.write(rows, Path({str(tmp_path)!r}) / "table.json")
-        assert (Path({str(tmp_path)!r}) / "table.json").read_text() == (tuning.FOLDER / "sm_90.json").read_text()
+        known = (tuning.FOLDER / "sm_90.json").read_text()
+        assert (Path({str(tmp_path)!r}) / "table.json").read_text() == known
+        how = dict(warps=4, stages=4, maxnreg=128, split=False, heaviest_first=False, roles=64, ms=0.01)
+        how |= dict(relative_error=1e-4, by_query=[192, 128], by_key=[192, 64])
+        for case in sum(gpu_tuning.DENSE.values(), []):
+            rows += [dict(case=case, kernel=kernel) | how for kernel in gpu_tuning.NAMES]
+        gpu_tuning.write(rows, Path({str(tmp_path)!r}) / "table.json")
+        made, known = (json.loads(text) for text in ((Path({str(tmp_path)!r}) / "table.json").read_text(), known))
+        dense = [row for row in made["tiles"] if "share" in row]
+        assert [row["dim"] for row in dense] == [32, 64] and all(row["by_query"] == [192, 128] for row in dense)
+        assert [row for row in made["tiles"] if "share" not in row] == known["tiles"]
+        fresh = [row for row in made["launches"] if row["m"] == 192]
+        assert len(fresh) == 12 and [row for row in made["launches"] if row["m"] != 192] == known["launches"]
+        assert len(gpu_tuning.grid()) > len(rows)
 
         query, key = np.arange(768)[:, None], np.arange(768)
         for case in cases.GPU:

@@ -96,6 +96,7 @@ DAMAGE = {
     "its own, ": damaged(6, 100),
     "times, heads and distinct heads has to be positive": damaged(7, 0),
     "by_query tile has to be 16, 32, 64 or 128": damaged(16, 48),
+    "by_query tile has to be 16, 32, 64 or 128, or of 192 rows": damaged(17, 192),
     "by_key.granule has to be a multiple of 8 that divides both tile sizes": damaged(34, 12),
     "by_query.columns has to be inside the blob": damaged(55, 1 << 30),
     "head_index has to be 0 to": damaged(0, 9, 48),

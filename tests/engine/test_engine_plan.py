@@ -1,5 +1,6 @@
 """The tile plan against the dense truth, element for element, and a few plans a person can read."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -50,7 +51,7 @@ def seen_through(side, rows, columns, head):
 def cases(draw):
     block_size = draw(st.sampled_from([8, 16, 32, 64, 128]))
     sizes = st.integers(1, max(1, 384 // block_size))
-    tiles = st.tuples(*[st.sampled_from([16, 32, 64, 128])] * 2)
+    tiles = st.tuples(st.sampled_from([16, 32, 64, 128, 192]), st.sampled_from([16, 32, 64, 128]))
     return dict(
         block_size=block_size,
         shape=(draw(st.integers(1, 3)), draw(sizes), draw(sizes)),
@@ -83,7 +84,7 @@ def test_plan_equals_dense_truth(case):
         turned = seen_through(plan.by_key, *size[::-1], plan.head_index[head])
         np.testing.assert_array_equal(turned, truth[head].T)
     for side, (m, n) in ((plan.by_query, case["tiles"][0]), (plan.by_key, case["tiles"][1])):
-        assert (side.row_tile, side.column_tile, side.granule) == (m, n, min(case["block_size"], m, n))
+        assert (side.row_tile, side.column_tile, side.granule) == (m, n, math.gcd(case["block_size"], m, n))
         assert (np.diff(side.columns[side.columns[:, -1] > side.columns[:, 0]], axis=1) != 0).all()
         weight = np.diff(side.offset)
         for first, last in zip(side.head_tiles[:-1], side.head_tiles[1:], strict=True):
@@ -173,6 +174,7 @@ def test_shared_heads_are_planned_once():
             dict(tiles_by_query=(64, 48)),
             r"tiles_by_query=\(64, 48\); it has to be two of \(16, 32, 64, 128\)",
         ),
+        (dict(tiles_by_query=(64, 192)), r"it has to be two of \(16, 32, 64, 128\), or 192 and one of them"),
         (dict(tiles_by_key=(64,)), r"tiles_by_key=\(64,\); it has to be two of"),
     ],
 )

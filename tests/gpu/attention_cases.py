@@ -382,7 +382,46 @@ CASES |= {
         lambda h, q, k: abs(q - k) < 20, segments="one", dtype="f16", missing=11
     ),
 }
+ROWS_192 = (192, 32), (192, 64)
+CASES |= {
+    "rows of 192": Case(causal, bs=32, time=(256, 256), tiles=ROWS_192, batch=1),
+    "rows of 192, float16, split, a layout a head": Case(
+        of_two_kinds, bs=8, time=(200, 200), tiles=((192, 128), (192, 32)), dtype="f16", batch=1, split=True
+    ),
+    "rows of 192, small columns": Case(
+        local(40), time=(224, 112), tiles=((192, 16), (192, 16)), heads=1, batch=2
+    ),
+    "rows of 192, order, dims differ": Case(
+        chunk(50), bs=8, time=(240, 240), order=3, tiles=ROWS_192, dtype="bf16", dims=(24, 40), batch=1
+    ),
+    "rows of 192, closed": Case(chunk(96), time=(192, 192), tiles=ROWS_192, dtype="f16", heads=1),
+    "rows of 192, closed, several column tiles": Case(
+        chunk(192), bs=32, time=(384, 384), tiles=((192, 64), (192, 64)), dtype="f16", heads=1, batch=1
+    ),
+    "rows of 192, key heads": Case(
+        causal, bs=32, time=(224, 224), tiles=ROWS_192, heads=4, group=2, batch=1, dtype="f16"
+    ),
+    "rows of 192, joined": Case(
+        local(64),
+        bs=32,
+        time=(256, 256),
+        tiles=ROWS_192,
+        batch=1,
+        then=(dict(sees=lambda h, q, k: q - k >= 64, tiles=ROWS_192),),
+    ),
+    "rows of 192, segments": Case(causal, bs=32, time=(256, 256), tiles=ROWS_192, segments="sorted", batch=2),
+    "rows of 192, segments in no order, closed": Case(
+        chunk(96), bs=8, time=(192, 192), tiles=ROWS_192, dtype="f16", segments="scattered", heads=1
+    ),
+    "rows of 192, segments, fewer rows": Case(
+        causal, bs=32, time=(256, 256), tiles=ROWS_192, segments="padded", missing=70, batch=2, heads=1
+    ),
+    "rows of 192, fewer rows": Case(local(150), time=(208, 208), tiles=ROWS_192, missing=17, batch=2),
+}
 POISONED = {
+    "NaN key, rows of 192": Case(
+        causal, bs=16, time=(208, 208), tiles=((192, 32), (192, 32)), batch=1, poison={"k": 170}
+    ),
     "NaN key, key heads": Case(of_two_kinds, bs=8, heads=4, group=2, poison={"k": 17}),
     "NaN key, joined": Case(local(20), bs=8, poison={"k": 17}, then=(dict(STRIDED, bs=8),)),
     "NaN key, joined, closed": Case(

@@ -9,6 +9,7 @@ CUDA C++ also its threads, tensor core instructions and their share of the inner
 
 import itertools
 import json
+import math
 import multiprocessing
 import re
 import subprocess
@@ -26,6 +27,7 @@ from gpu.key import Key, parse
 NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
 ARCHITECTURES = (80, 89, 90, 100, 120)
 HOPPER = (128, 64), (128, 64)  # the tiles of warp roles, which other GPUs' plain kernels take too
+DENSE = (192, 128), (128, 64)  # row tiles that are several programs' of a plain kernel
 WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
 
 
@@ -33,7 +35,7 @@ def keys(dtype, dims, block, work, capability, choice=None, **flags):
     """The forward and backward keys that an attention of this kind compiles, in the tiles of its GPU or in `choice`."""
     permuted = flags.get("permuted", False)
     choice = choice or tuning.choose(NAMES[dtype], *dims, block, WORK[work], capability, permuted)
-    sides = [(m, n, min(block, m, n)) for m, n in choice]
+    sides = [(m, n, math.gcd(block, m, n)) for m, n in choice]
     flags = dict(permuted=False, wide=False, shared=True, long_rows=work == "long", closed=0) | flags
     yield str(Key("forward", dtype, *dims, sides[0], None, **flags, capability=capability))
     yield str(Key("backward", dtype, *dims, *sides, **flags, capability=capability))
@@ -65,6 +67,32 @@ def committed():
     yield from keys("f32", (64, 64), 32, "long", 120)
     yield from keys("tf32", (64, 64), 32, "window", 90, tuning.anywhere("float32", 64, 64))
     yield from keys("f16", (64, 64), 32, "long", 100, HOPPER)  # as Triton before 3.9 compiles it for sm_90
+    for capability in (80, 89, 90):
+        yield from keys("f16", (64, 64), 64, "long", capability, DENSE)
+    yield from keys(
+        "bf16", (32, 32), 32, "long", 90, DENSE, joined=True, group=2, segments=True, bounded=True
+    )
+    yield from keys("f16", (64, 40), 8, "long", 90, DENSE, permuted=True, shared=False)
+    yield from keys("f16", (64, 64), 32, "long", 80, DENSE, segments=True)
+
+
+def three_warpgroups():
+    """(key, launch, how) of kernels with warp roles on row tiles of 192, as the tuner would ask for them."""
+    how = dict(warps=4, stages=4, registers=128, split=False, heaviest_first=False)
+    usual = dict(permuted=False, wide=False, shared=True, long_rows=True, closed=0, capability=90)
+    rare = usual | dict(
+        permuted=True, shared=False, joined=True, group=2, segments=True, orders=True, bounded=True
+    )
+    for dtype, dims, granule, flags in (("f16", (64, 64), 64, usual), ("bf16", (32, 24), 8, rare)):
+        sides = (192, 128, granule), (192, 64, granule)
+        forward = Key("forward", dtype, *dims, sides[0], None, **flags)
+        backward = Key("backward", dtype, *dims, *sides, **flags)
+        for key, function, columns in (
+            (forward, "attention_forward", 128),
+            (backward, "attention_query_gradient", 64),
+            (backward, "attention_key_gradient", 32 if dims == (64, 64) else 64),
+        ):
+            yield str(key), key.functions.index(function), how | dict(roles=columns)
 
 
 def committed_cuda():
@@ -90,6 +118,8 @@ def committed_cuda():
     yield from keys("f16", (64, 64), 32, "long", 75, segments=True)
     yield from keys("f32", (64, 64), 8, "short", 70, permuted=True, closed=1, segments=True, orders=True)
     yield from keys("f32", (64, 64), 32, "window", 70)
+    for capability in (70, 75):
+        yield from keys("f16", (64, 64), 64, "long", capability, DENSE, segments=True)
     yield from keys("bf16", (256, 256), 32, "long", 70)
     yield from keys("bf16", (128, 64), 16, "window", 75, permuted=True)
     yield from keys("f32", (256, 256), 32, "long", 75)
@@ -105,8 +135,8 @@ def product():
 
 def measure(job):
     """One line of the report."""
-    key, number = job
-    launch, capability = manifest.launches(key)[number], parse(key).capability
+    key, number, how = job
+    launch, capability = manifest.launches(key, **how)[number], parse(key).capability
     row = dict(key=key, function=launch.function)
     try:
         return row | (measure_cuda if cuda.serves(capability) else measure_triton)(launch, capability)
@@ -137,8 +167,8 @@ def measure_triton(launch, capability):
     return dict(registers=int(registers), local=int(stack), shared=compiled.metadata.shared)
 
 
-def main(chosen):
-    jobs = [(key, number) for key in chosen for number in range(len(manifest.launches(key)))]
+def main(chosen, more=()):
+    jobs = [(key, number, {}) for key in chosen for number in range(len(manifest.launches(key)))] + [*more]
     with multiprocessing.get_context("fork").Pool() as pool:
         failures = 0
         for row in pool.imap_unordered(measure, jobs):
@@ -149,4 +179,5 @@ def main(chosen):
 
 if __name__ == "__main__":
     lists = {"--all": product, "--cuda": committed_cuda}
-    sys.exit(main(dict.fromkeys(lists.get(sys.argv[-1], committed)())))
+    chosen = lists.get(sys.argv[-1], committed)
+    sys.exit(main(dict.fromkeys(chosen()), three_warpgroups() if chosen is committed else ()))

@@ -34,7 +34,11 @@ segments, wide tiles|segments, joined|segments, key heads|segments, key heads, o
 key heads|key heads, split, one for all|key heads, a layout a head|key heads, small granules|key heads, closed
 key heads, joined, dims differ|key heads, wide|NaN key, key heads
 fewer rows|fewer rows, split, wide|fewer rows, dims differ|fewer rows, closed|fewer rows, joined, key heads
-fewer rows, segments|fewer rows, segments, looking ahead"""
+fewer rows, segments|fewer rows, segments, looking ahead
+rows of 192|rows of 192, float16, split, a layout a head|rows of 192, small columns|rows of 192, order, dims differ
+rows of 192, closed|rows of 192, closed, several column tiles|rows of 192, key heads|rows of 192, joined
+rows of 192, segments|rows of 192, segments in no order, closed|rows of 192, segments, fewer rows
+rows of 192, fewer rows|NaN key, rows of 192"""
 
 
 @pytest.mark.parametrize("case", CASES.replace("\n", "|").split("|"))

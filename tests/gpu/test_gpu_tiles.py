@@ -1,5 +1,6 @@
 """Which tiles and kernels a GPU gets, by its generation and the Triton at hand."""
 
+import json
 import sys
 
 import pytest
@@ -58,6 +59,50 @@ def test_plain_kernels_take_the_tiles_of_roles(triton):
     triton("3.6.0")
     assert not any(name.endswith("_roles") for name in functions(90, *chosen))
     assert not any(name.endswith("_roles") for name in functions(100, *chosen))
+
+
+DENSE = dict(dtype="half", dim=64, work=None, share=0.4, by_query=[192, 128], by_key=[128, 64], roles=True)
+THREE = dict(warps=4, stages=4, registers=128, split=False, heaviest_first=False, roles=64)
+
+
+@pytest.mark.parametrize(
+    "version, capability, roles",
+    [("3.9.0", 90, True), ("3.8.1", 90, False)] + [("3.9.0", each, False) for each in (75, 80, 100, 120)],
+)
+def test_a_table_may_give_dense_rows_tiles_that_three_warpgroups_compute(
+    triton, monkeypatch, tmp_path, version, capability, roles
+):
+    for path in tuning.FOLDER.glob("*.json"):
+        lists = json.loads(path.read_text())
+        if path.stem == "sm_90":
+            names = dict(dtype="half", dim=64, m=192, n=128, long=True)
+            kernels = ("attention_forward", "attention_query_gradient")
+            lists["tiles"].insert(0, DENSE)
+            lists["launches"] += [dict(kernel=kernel) | names | THREE for kernel in kernels]
+        (tmp_path / path.name).write_text(json.dumps(lists))
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    triton(version)
+    few, many = (
+        tuning.choose("float16", 64, 64, 32, 4096.0, capability, share=share)[0] for share in (0.1, 0.5)
+    )
+    assert few != (192, 128) and (many == (192, 128)) == roles
+    forward, query_gradient, _ = functions(capability, (192, 128), (128, 64))
+    assert forward.endswith("_roles") == query_gradient.endswith("_roles") == roles
+
+
+@pytest.mark.parametrize("version, capability", [("3.8.1", 90), ("3.9.0", 80), ("3.9.0", 100)])
+def test_plain_kernels_take_a_third_of_a_row_tile_of_192(triton, version, capability):
+    triton(version)
+    forward = parse(f"forward-f16-d64-v64-m192-n128-g32-o0-w0-s1-r1-c0-sm{capability}")
+    (launch,) = manifest.launches(forward)
+    assert (launch.function, launch.constexprs["M"], launch.constexprs["PARTS"]) == (
+        "attention_forward",
+        64,
+        3,
+    )
+    assert launch.grid[0] == "3*q.most_tiles*heads*batch"
+    (cut, _) = manifest.launches(parse(str(forward).replace("-sm", "-i1-sm")))
+    assert cut.grid[0].startswith("4*q.tiles") and cut.constexprs["PARTS"] == 3
 
 
 def test_programs_walk_over_short_rows_only(triton):

@@ -85,7 +85,8 @@ def shape(function: str, dtype: str, head_dim: int, value_dim: int, m: int, n: i
     least = 8 if name == "single" else 16
     results = dict(attention_forward=value_dim, attention_query_gradient=head_dim)
     slices = -(-results.get(function, max(head_dim, value_dim)) // cut.width)
-    rows, columns = max(warp_rows, min(m, cut.rows)), min(n, cut.columns)
+    # A divisor of m, of 192 its power of two: 64.
+    rows, columns = max(warp_rows, min(m & -m, cut.rows)), min(n, cut.columns)
     if rows == 32 == warp_rows and slices == 1:
         columns = min(columns, 16)
     while (size := _shared(name, function, head_dim, value_dim, rows, columns, slices)) > SHARED[75]:

@@ -38,7 +38,9 @@ flags, fixed at compile time. From the key, which describes the call (../key.py)
     QK               DIM, PAD, WIDE of rows of q and k: head_dim; the power of two from 16 on that holds it; whether a
                      tensor has 2^31 elements or more and needs 64-bit offsets
     VO               the same of rows of v and out, with value_dim
-    M, N, GRANULE    16 to 128, 16 to 128, and g, which divides both
+    M, N, GRANULE    rows of a program, 16 to 128, columns of the plan's tiles, 16 to 128, and g, which divides both
+    PARTS            M times so many are the plan's row tile: 1, but 3 of 64 rows where that is 192, since shapes are
+                     powers of two. A program is then a part of a row tile; with warp roles M is 192, PARTS 1
     PERMUTED         some head's residues are not 1; else `residues` is not read
     SHARED           all heads have one plan: head_index and head_tiles are not read
     JOINED           the results hold those of passes over other keys, and get those over the keys of all: out and lse

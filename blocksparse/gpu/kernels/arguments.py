@@ -85,6 +85,7 @@ class Flags(NamedTuple):
     KEEP: bool | None = None
     SHARES: int | None = None
     AT_ONCE: int | None = None
+    PARTS: int = 1
 
 
 def flags_of(constexprs: dict) -> Flags:
@@ -100,7 +101,7 @@ class ColumnTiles(NamedTuple):
 
     columns: Any  # pointer to the granules of the first
     mask: Any  # pointer to its mask number
-    masks: Any  # the table of masks
+    masks: Any  # the table of masks, from the program's rows on
     unmasked: Any  # the first so many are seen whole
     count: Any
     extent: Any  # of the tensors that are gathered from

@@ -66,12 +66,12 @@ def attention_query_gradient(
     q, k, v, out, lse, dout, dlse, delta, dq, plan, scale, scale_log2, sizes, flags: tl.constexpr
 ):
     """delta and dq of one row tile of queries."""
-    batch, head, tile, exists = locate(plan, sizes, flags)
+    batch, head, part, exists = locate(plan, sizes, flags)
     if not exists:
         return
     heads = sizes.heads
     tiles, own, stored = row_tile(
-        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+        plan, sizes, batch, head, part, query_extent(sizes, flags), key_extent(sizes, flags), flags
     )
 
     query_row = batch * sizes.query_time * heads + head
@@ -172,12 +172,12 @@ def attention_key_gradient(
     q, k, v, lse, dout, delta, dk, dv, plan, scale, scale_log2, sizes, flags: tl.constexpr
 ):
     """dk and dv of one row tile of keys; its column tiles are queries."""
-    batch, head, tile, exists = locate(plan, sizes, flags)
+    batch, head, part, exists = locate(plan, sizes, flags)
     if not exists:
         return
     heads = sizes.heads
     tiles, own, stored = row_tile(
-        plan, sizes, batch, head, tile, key_extent(sizes, flags), query_extent(sizes, flags), flags
+        plan, sizes, batch, head, part, key_extent(sizes, flags), query_extent(sizes, flags), flags
     )
 
     key_row = batch * sizes.key_time * heads + head

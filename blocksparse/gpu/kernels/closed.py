@@ -27,12 +27,12 @@ from .primitives import (
 @triton.jit
 def attention_closed_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.constexpr):
     """out and lse of one row tile of queries."""
-    batch, head, tile, exists = locate(plan, sizes, flags)
+    batch, head, part, exists = locate(plan, sizes, flags)
     if not exists:
         return
     heads = sizes.heads
     tiles, own, stored = row_tile(
-        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+        plan, sizes, batch, head, part, query_extent(sizes, flags), key_extent(sizes, flags), flags
     )
     seen, real = column_rows(tiles, 0, flags)
 
@@ -98,12 +98,12 @@ def attention_whole_gradient(
     q, k, v, out, lse, dout, dlse, dq, dk, dv, plan, scale, scale_log2, sizes, flags: tl.constexpr
 ):
     """dq of one row tile of queries, dk and dv of all the keys it sees: 5 products where two passes need 7."""
-    batch, head, tile, exists = locate(plan, sizes, flags)
+    batch, head, part, exists = locate(plan, sizes, flags)
     if not exists:
         return
     heads = sizes.heads
     tiles, own, stored = row_tile(
-        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+        plan, sizes, batch, head, part, query_extent(sizes, flags), key_extent(sizes, flags), flags
     )
     seen, real = column_rows(tiles, 0, flags)
 

@@ -91,18 +91,31 @@ def place_tiles(
 
 
 @triton.jit
-def store_masks(own, ids, extent, stride, masks, first, last, cut_columns, cut_sources, cut_masks, flags):
-    """The masks of every SHARES-th place from `first` to `last`."""
+def store_masks(
+    own,
+    PART: tl.constexpr,
+    ids,
+    extent,
+    stride,
+    masks,
+    first,
+    last,
+    cut_columns,
+    cut_sources,
+    cut_masks,
+    flags,
+):
+    """One part's rows of the masks of every SHARES-th place from `first` to `last`."""
     bits: tl.constexpr = min(flags.N, 32)
     words: tl.constexpr = flags.N // bits
     own = tl.where(own < 0, -1, own)
-    row, word = tl.arange(0, flags.M)[:, None], tl.arange(0, words)[None, :]
+    row, word = PART * flags.M + tl.arange(0, flags.M)[:, None], tl.arange(0, words)[None, :]
     bit = tl.arange(0, bits)[None, :]
     column = tl.arange(0, words)[:, None] * bits + bit
     for slot in range(first, last, flags.SHARES):
         source = tl.load(cut_sources + slot)
         at = row * words + word
-        planned = masks + ((source >> 1) * (flags.M * words) + at)
+        planned = masks + ((source >> 1) * (flags.M * flags.PARTS * words) + at)
         shown = tl.load(planned, mask=at * 0 + source >= 0, other=-1)
         if source & 1 != 0:
             tile = cut_columns + slot * (flags.N // flags.GRANULE)
@@ -112,7 +125,14 @@ def store_masks(own, ids, extent, stride, masks, first, last, cut_columns, cut_s
             numbers = tl.where(numbers < 0, -2, numbers)
             same = (own[:, None, None] == numbers[None, :, :]).to(tl.int32) << bit[None, :, :]
             shown &= tl.sum(same, 2)
-        tl.store(cut_masks + (slot * (flags.M * words) + at), shown)
+        tl.store(cut_masks + (slot * (flags.M * flags.PARTS * words) + at), shown)
+
+
+@triton.jit
+def own_numbers(ids, batch, rows, part, extent, stride, flags):
+    """The segment numbers of the rows of a part of a row tile."""
+    own_rows = gathered_rows(rows, part, part + 1, extent, stride, flags.M, flags)
+    return load_numbers(ids + batch.to(tl.int64) * extent.time, own_rows, extent, flags)
 
 
 @triton.jit
@@ -136,9 +156,11 @@ def cut_tiles(
     before = batch.to(tl.int64) * extent.time
     # A batch row is whole granules, unless the tensors end before the plan: so a thread loads four numbers at once.
     ids += before if flags.QK.BOUNDED else tl.multiple_of(before, flags.GRANULE)
-    own_rows = gathered_rows(plan.rows, tile, tile + 1, own_extent, stride, flags.M, flags)
-    own = load_numbers(own_ids + batch.to(tl.int64) * own_extent.time, own_rows, own_extent, flags)
+    own = own_numbers(own_ids, batch, plan.rows, tile * flags.PARTS, own_extent, stride, flags)
     least, greatest = tl.min(own, 0), tl.max(own, 0)
+    for part in tl.static_range(1, flags.PARTS):
+        others = own_numbers(own_ids, batch, plan.rows, tile * flags.PARTS + part, own_extent, stride, flags)
+        least, greatest = tl.minimum(least, tl.min(others, 0)), tl.maximum(greatest, tl.max(others, 0))
     wholes = 0
     for j in range(0, full, flags.AT_ONCE):
         _, whole, _, _ = sort_out(columns, ids, j, count, full, extent, stride, least, greatest, flags)
@@ -164,10 +186,26 @@ def cut_tiles(
         tl.store(span + 2, wholes)
     tl.debug_barrier()  # below, threads read what others have written above
     mine = (share - wholes % flags.SHARES + flags.SHARES) % flags.SHARES
+    begin, end = start + wholes + mine, start + place
     store_masks(
-        own, ids, extent, stride, plan.masks, start + wholes + mine, start + place, cut_columns, cut_sources, cut_masks,
-        flags,
-    )  # fmt: skip
+        own, 0, ids, extent, stride, plan.masks, begin, end, cut_columns, cut_sources, cut_masks, flags
+    )
+    for part in tl.static_range(1, flags.PARTS):
+        others = own_numbers(own_ids, batch, plan.rows, tile * flags.PARTS + part, own_extent, stride, flags)
+        store_masks(
+            others,
+            part,
+            ids,
+            extent,
+            stride,
+            plan.masks,
+            begin,
+            end,
+            cut_columns,
+            cut_sources,
+            cut_masks,
+            flags,
+        )
 
 
 @triton.jit

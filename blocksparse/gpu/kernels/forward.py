@@ -57,12 +57,12 @@ def absorb(q, k, v, tiles, first, last, m, l, acc, scale_log2, heads, flags, MAS
 @triton.jit
 def attention_forward(q, k, v, out, lse, plan, scale_log2, sizes, flags: tl.constexpr):
     """out and lse of one row tile of queries. SPLIT: tiles without a mask run in a loop of their own."""
-    batch, head, tile, exists = locate(plan, sizes, flags)
+    batch, head, part, exists = locate(plan, sizes, flags)
     if not exists:
         return
     heads = sizes.heads
     tiles, own, stored = row_tile(
-        plan, sizes, batch, head, tile, query_extent(sizes, flags), key_extent(sizes, flags), flags
+        plan, sizes, batch, head, part, query_extent(sizes, flags), key_extent(sizes, flags), flags
     )
 
     queries = load_rows(

@@ -14,7 +14,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def locate(plan, sizes, flags):
-    """This program's (batch, head, row tile, exists): heads with fewer row tiles than `tiles` have idle programs.
+    """This program's (batch, head, part of a row tile, exists), parts counted through all row tiles, PARTS each; heads
+    with fewer row tiles than `tiles` have idle programs.
 
     Programs start in the order of their numbers. Heads vary fastest, since the heads of one row lie side by side in
     memory and share its lines. With HEAVIEST_FIRST batch rows come next, so that the heaviest row tiles of all of them
@@ -23,19 +24,20 @@ def locate(plan, sizes, flags):
     """
     program = tl.program_id(0)
     head = program % sizes.heads
+    parts = sizes.tiles * flags.PARTS
     if flags.HEAVIEST_FIRST:
-        batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
+        batches = tl.num_programs(0) // (sizes.heads * parts)
         batch = program // sizes.heads % batches
-        tile = program // (sizes.heads * batches)
+        part = program // (sizes.heads * batches)
     else:
-        batch = program // (sizes.heads * sizes.tiles)
-        tile = program // sizes.heads % sizes.tiles
+        batch = program // (sizes.heads * parts)
+        part = program // sizes.heads % parts
     batch = batch.to(tl.int64)
     if flags.SHARED:  # saves two loads that everything after them would wait for
-        return batch, head, tile, True
+        return batch, head, part, True
     number = tl.load(plan.head_index + head)
-    tile += tl.load(plan.head_tiles + number)
-    return batch, head, tile, tile < tl.load(plan.head_tiles + number + 1)
+    part += tl.load(plan.head_tiles + number) * flags.PARTS
+    return batch, head, part, part < tl.load(plan.head_tiles + number + 1) * flags.PARTS
 
 
 @triton.jit
@@ -133,8 +135,9 @@ def column_rows(tiles, j, flags):
 
 
 @triton.jit
-def row_tile(plan, sizes, batch, head, tile, own_extent, extent, flags):
-    """(its ColumnTiles, its own rows, which of those are stored)"""
+def row_tile(plan, sizes, batch, head, part, own_extent, extent, flags):
+    """(the part's ColumnTiles, its own rows, which of those are stored)"""
+    tile, first_row = part // flags.PARTS, part % flags.PARTS * flags.M
     stride = tl.load(plan.residues + head) if flags.PERMUTED else 1
     if flags.SEGMENTS:
         span = cut_span(plan, sizes, batch, head, tile, flags)
@@ -143,32 +146,38 @@ def row_tile(plan, sizes, batch, head, tile, own_extent, extent, flags):
         first = tile if flags.SINGLE else tl.load(plan.offset + tile)
         count = 1 if flags.SINGLE else tl.load(plan.offset + tile + 1) - first
         unmasked = tl.load(plan.full + tile)
-    stored = tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
-    own = gathered_rows(plan.rows, tile, tile + 1, own_extent, stride, flags.M, flags)
+    stored = first_row + tl.arange(0, flags.M) < tl.load(plan.row_count + tile)
+    own = gathered_rows(plan.rows, part, part + 1, own_extent, stride, flags.M, flags)
     if flags.QK.BOUNDED:
         stored = stored & (own >= 0)
     columns = plan.columns + first * (flags.N // flags.GRANULE)
-    return ColumnTiles(columns, plan.mask + first, plan.masks, unmasked, count, extent, stride), own, stored
+    masks = plan.masks + first_row * (max(flags.N, 32) // 32)
+    return ColumnTiles(columns, plan.mask + first, masks, unmasked, count, extent, stride), own, stored
 
 
 @triton.jit
 def cut_span(plan, sizes, batch, head, tile, flags):
     """Where cut.py has left the row tile's three numbers, in the place of the plan's offsets."""
-    batches = tl.num_programs(0) // (sizes.heads * sizes.tiles)
+    batches = tl.num_programs(0) // (sizes.heads * sizes.tiles * flags.PARTS)
     span = tile * batches + batch.to(tl.int32)
     return plan.offset + 3 * (span * sizes.heads + head if flags.ORDERS else span)
 
 
 @triton.jit
 def mask_words(masks, number, wanted, flags):
-    """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`."""
+    """(columns 0 to 63, columns 64 to 127) of mask `number` as int64 [M] each; all ones unless `wanted`.
+
+    masks: where the part's rows start in the first mask.
+    """
     row = tl.arange(0, flags.M)
     # The interpreter takes no scalar condition for a vector of loads, so `wanted` becomes a vector.
     wanted = row * 0 + wanted != 0
     if flags.N <= 32:
-        low = tl.load(masks + number * flags.M + row, mask=wanted, other=-1).to(tl.int64)
+        low = tl.load(masks + number * (flags.M * flags.PARTS) + row, mask=wanted, other=-1).to(tl.int64)
         return low, low
-    words = (masks + number * (flags.M * flags.N // 32)).to(tl.pointer_type(tl.int64)) + row * (flags.N // 64)
+    words = (masks + number * (flags.M * flags.PARTS * flags.N // 32)).to(tl.pointer_type(tl.int64)) + row * (
+        flags.N // 64
+    )
     low = tl.load(words, mask=wanted, other=-1)
     return low, tl.load(words + 1, mask=wanted, other=-1) if flags.N > 64 else low
 

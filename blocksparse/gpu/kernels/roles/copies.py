@@ -12,6 +12,8 @@ from .ring import (
     mask_number,
     mask_words,
     own_rows,
+    unit,
+    words_of,
 )
 
 
@@ -46,11 +48,23 @@ def copy_places(shared, statistics, places, exist, shape):
 
 
 @gluon.jit
-def copy_own(own, pointer, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
+def copy_own(own, slot, pointer, walk, work, shape, DIM: gl.constexpr, PAD: gl.constexpr):
     """Asks for the row tile's rows of one tensor."""
-    rows = own_rows(walk, work, shape, gl.SliceLayout(1, copied(PAD)))
-    pointer = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
-    copy_rows(own, pointer, rows, walk.heads, shape, DIM, PAD)
+    units: gl.constexpr = shape.M // unit(shape.M)
+    for number in gl.static_range(units):
+        room = own.index(slot * units + number)
+        rows = own_rows(walk, work, number, shape, gl.SliceLayout(1, copied(PAD)))
+        head = pointer + (work.batch * walk.own_time * walk.heads + work.head) * DIM
+        copy_rows(room, head, rows, walk.heads, shape, DIM, PAD)
+
+
+@gluon.jit
+def copy_words(ring, stage, words, shape):
+    """Asks for a column tile's mask words."""
+    for number in gl.static_range(shape.M // unit(shape.M)):
+        rows = words + number * unit(shape.M) * (shape.TILE // 32)
+        for word in gl.static_range(shape.N // 32):
+            async_copy.async_load(words_of(ring, stage, word, number, shape), rows + word)
 
 
 @gluon.jit
@@ -89,8 +103,7 @@ def fetch_tiles(x, y, statistics, walk, work, place, ring, shape):
         mbarrier.wait(ring.empty.index(stage), (place + j) // shape.STAGES & 1 ^ 1)
         copy_rows(ring.x.index(stage), x, x_rows, heads, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         if j >= full:
-            for word in gl.static_range(shape.N // 32):
-                async_copy.async_load(ring.words.index(stage * (shape.N // 32) + word), words + word)
+            copy_words(ring, stage, words, shape)
         for pair in gl.static_range(len(statistics)):
             copy_places(statistics[pair][0].index(stage), statistics[pair][1], places, exist, shape)
         async_copy.mbarrier_arrive(ring.x_full.index(stage), increment_count=False)

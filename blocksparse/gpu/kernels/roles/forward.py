@@ -30,7 +30,7 @@ from .ring import (
     scores,
     visible,
 )
-from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
+from .walk import find_work, make_shape, make_walk, next_work, worker_registers, worker_warps
 
 
 @gluon.jit
@@ -146,8 +146,9 @@ def join(
 
 
 @gluon.jit
-def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, shape):
-    """A computing warpgroup: out and lse of 64 rows of each row tile, the first (PART 0) or the last (PART 1)."""
+def attend(PART: gl.constexpr, given):
+    """A computing warpgroup: out and lse of 64 rows of each row tile, of the first where PART is 0."""
+    out, lse, walk, q_own, own, ring, scale_log2, shape = given
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -159,7 +160,7 @@ def attend(PART: gl.constexpr, out, lse, walk, q_own, own, ring, scale_log2, sha
         m = gl.full([64], -float("inf"), gl.float32, row_of(shape.N))
         l = gl.zeros([64], gl.float32, row_of(shape.N))
         acc = gl.zeros([64, shape.VALUE_PAD], gl.float32, accumulator(shape.VALUE_PAD))
-        queries = part_of(q_own, turn, PART, own.COUNT)
+        queries = part_of(q_own, turn, PART, own.COUNT, shape)
         own.await_full(turn)
         # max(s) * scale is the maximum of s * scale only for a positive scale: a negative one turns the queries' sign.
         if scale_log2 < 0:
@@ -201,7 +202,7 @@ def fetch(q, k, v, walk, q_own, own, ring, shape):
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         after = next_work(walk, number, work, shape)
         own.await_empty(turn)
-        copy_own(q_own.index(turn % own.COUNT), q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        copy_own(q_own, turn % own.COUNT, q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
         own.fill(turn)
         place = fetch_tiles(k, v, (), walk, work, place, ring, shape)
         work, turn = after, turn + 1
@@ -214,13 +215,17 @@ def attention_forward_roles(q, k, v, out, lse, plan, scale_log2, sizes, count, f
     walk = make_walk(plan, sizes, count, query_extent(sizes, flags), key_extent(sizes, flags), flags)
     element: gl.constexpr = q.dtype.element_ty
     q_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
-    own, ring = make_barriers(flags.TURNS), make_ring(element, shape)
-    gl.warp_specialize(
-        [
-            (attend, (0, out, lse, walk, q_own, own, ring, scale_log2, shape)),
-            (attend, (1, out, lse, walk, q_own, own, ring, scale_log2, shape)),
-            (fetch, (q, k, v, walk, q_own, own, ring, shape)),
-        ],
-        [4, 4],
-        [computing_registers(flags.REGISTERS), fetch_registers(flags.REGISTERS)],
-    )
+    own, ring = make_barriers(flags.TURNS, shape), make_ring(element, shape)
+    given = out, lse, walk, q_own, own, ring, scale_log2, shape
+    fetched = q, k, v, walk, q_own, own, ring, shape
+    registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS)
+    if flags.M == 192:
+        gl.warp_specialize(
+            [(attend, (0, given)), (attend, (1, given)), (attend, (2, given)), (fetch, fetched)],
+            worker_warps(flags.M),
+            registers,
+        )
+    else:
+        gl.warp_specialize(
+            [(attend, (0, given)), (attend, (1, given)), (fetch, fetched)], worker_warps(flags.M), registers
+        )

@@ -25,7 +25,7 @@ from .ring import (
     scores,
     visible,
 )
-from .walk import computing_registers, fetch_registers, find_work, make_shape, make_walk, next_work
+from .walk import find_work, make_shape, make_walk, next_work, worker_registers, worker_warps
 
 
 @gluon.jit
@@ -36,8 +36,8 @@ def fetch(q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape):
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         after = next_work(walk, number, work, shape)
         own.await_empty(turn)
-        copy_own(k_own.index(turn % own.COUNT), k, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        copy_own(v_own.index(turn % own.COUNT), v, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        copy_own(k_own, turn % own.COUNT, k, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        copy_own(v_own, turn % own.COUNT, v, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         own.fill(turn)
         place = fetch_tiles(q, dout, statistics, walk, work, place, ring, shape)
         work, turn = after, turn + 1
@@ -149,10 +149,9 @@ def gather_overlapping(
 
 
 @gluon.jit
-def differentiate(
-    PART: gl.constexpr, dk_out, dv_out, walk, k_own, v_own, own, lse, delta, ring, scale, scale_log2, shape
-):  # fmt: skip
+def differentiate(PART: gl.constexpr, given):
     """dk and dv of 64 keys of each row tile; lse and delta are rings."""
+    dk_out, dv_out, walk, k_own, v_own, own, lse, delta, ring, scale, scale_log2, shape = given
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
@@ -163,7 +162,10 @@ def differentiate(
         full, last = place + unmasked, place + count
         dk = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
         dv = gl.zeros([64, shape.VALUE_PAD], gl.float32, accumulator(shape.VALUE_PAD))
-        keys, values = part_of(k_own, turn, PART, own.COUNT), part_of(v_own, turn, PART, own.COUNT)
+        keys, values = (
+            part_of(k_own, turn, PART, own.COUNT, shape),
+            part_of(v_own, turn, PART, own.COUNT, shape),
+        )
         own.await_full(turn)
         if shape.OVERLAP:
             dk, dv = gather_overlapping(
@@ -198,22 +200,27 @@ def attention_key_gradient_roles(
     element: gl.constexpr = q.dtype.element_ty
     k_own = make_own(element, flags.TURNS, shape, shape.HEAD_PAD)
     v_own = make_own(element, flags.TURNS, shape, shape.VALUE_PAD)
-    own, ring = make_barriers(flags.TURNS), make_ring(element, shape)
+    own, ring = make_barriers(flags.TURNS, shape), make_ring(element, shape)
     lse_ring = gl.allocate_shared_memory(gl.float32, [flags.STAGES, flags.COLUMNS], PLAIN)
     delta_ring = gl.allocate_shared_memory(gl.float32, [flags.STAGES, flags.COLUMNS], PLAIN)
     statistics = (lse_ring, lse), (delta_ring, delta)
-    gl.warp_specialize(
-        [
-            (
-                differentiate,
-                (0, dk, dv, walk, k_own, v_own, own, lse_ring, delta_ring, ring, scale, scale_log2, shape),
-            ),
-            (
-                differentiate,
-                (1, dk, dv, walk, k_own, v_own, own, lse_ring, delta_ring, ring, scale, scale_log2, shape),
-            ),
-            (fetch, (q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape)),
-        ],
-        [4, 4],
-        [computing_registers(flags.REGISTERS), fetch_registers(flags.REGISTERS)],
-    )
+    given = dk, dv, walk, k_own, v_own, own, lse_ring, delta_ring, ring, scale, scale_log2, shape
+    fetched = q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape
+    registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS)
+    if flags.M == 192:
+        gl.warp_specialize(
+            [
+                (differentiate, (0, given)),
+                (differentiate, (1, given)),
+                (differentiate, (2, given)),
+                (fetch, fetched),
+            ],
+            worker_warps(flags.M),
+            registers,
+        )
+    else:
+        gl.warp_specialize(
+            [(differentiate, (0, given)), (differentiate, (1, given)), (fetch, fetched)],
+            worker_warps(flags.M),
+            registers,
+        )

@@ -21,6 +21,7 @@ from .ring import (
     column_rows,
     copied,
     make_barriers,
+    make_numbers,
     make_own,
     make_ring,
     mask_number,
@@ -34,9 +35,11 @@ from .ring import (
     release,
     row_of,
     scores,
+    unit,
     visible,
+    words_of,
 )
-from .walk import computing_registers, fetch_registers, find_work, kept, make_shape, make_walk, next_work
+from .walk import find_work, kept, make_shape, make_walk, next_work, worker_registers, worker_warps
 
 
 @gluon.aggregate
@@ -55,21 +58,25 @@ class Own:
 @gluon.jit
 def fetch(q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape):
     """The fetching warpgroup: of each row tile its own rows and sums, then its column tiles of keys and values."""
+    units: gl.constexpr = shape.M // unit(shape.M)
     place, turn = 0, 0
     work = find_work(walk, gl.program_id(0), shape)
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         after = next_work(walk, number, work, shape)
         head = (work.batch * walk.heads + work.head) * walk.own_time
-        rows = own_rows(walk, work, shape, VECTOR)
+        rows = ()
+        for part in gl.static_range(units):
+            rows += (own_rows(walk, work, part, shape, VECTOR),)
         slot = turn % inputs.COUNT
         inputs.await_empty(turn)
-        copy_own(own.q.index(slot), q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        copy_own(own.dout.index(slot), dout, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
-        copy_places(own.lse.index(slot), lse, head + rows, rows >= 0, shape)
-        copy_places(own.dlse.index(slot), dlse, head + rows, rows >= 0, shape)
+        copy_own(own.q, slot, q, walk, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
+        copy_own(own.dout, slot, dout, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        for part in gl.static_range(units):
+            copy_places(own.lse.index(slot * units + part), lse, head + rows[part], rows[part] >= 0, shape)
+            copy_places(own.dlse.index(slot * units + part), dlse, head + rows[part], rows[part] >= 0, shape)
         inputs.fill(turn)
         outputs.await_empty(turn)
-        copy_own(own.out.index(0), out, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
+        copy_own(own.out, 0, out, walk, work, shape, shape.VALUE_DIM, shape.VALUE_PAD)
         outputs.fill(turn)
         place = fetch_tiles(k, v, (), walk, work, place, ring, shape)
         work, turn = after, turn + 1
@@ -167,12 +174,11 @@ def gather_overlapping(
 
 
 @gluon.jit
-def differentiate(
-    PART: gl.constexpr, delta, dq_out, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
-):  # fmt: skip
+def differentiate(PART: gl.constexpr, given):
     """A computing warpgroup: delta and dq of 64 queries of each row tile; into `poison`, whether some dq holds NaN;
     where passes are joined, 1 + the number of the first row tile with one.
     """
+    delta, dq_out, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape = given
     read: gl.constexpr = copied(shape.VALUE_PAD)
     place, turn, poisoned = 0, 0, 0
     work = find_work(walk, gl.program_id(0), shape)
@@ -183,18 +189,18 @@ def differentiate(
         count, unmasked = work.column_tiles(shape)
         full, last = place + unmasked, place + count
         queries, gradients = (
-            part_of(own.q, turn, PART, inputs.COUNT),
-            part_of(own.dout, turn, PART, inputs.COUNT),
+            part_of(own.q, turn, PART, inputs.COUNT, shape),
+            part_of(own.dout, turn, PART, inputs.COUNT, shape),
         )
         inputs.await_full(turn)
         outputs.await_full(turn)
-        out = part_of(own.out, 0, PART, 1).load(read).to(gl.float32)
+        out = part_of(own.out, 0, PART, 1, shape).load(read).to(gl.float32)
         row_delta = gl.convert_layout(gl.sum(out * gradients.load(read).to(gl.float32), 1), row_of(shape.N))
         outputs.release(turn)
         rows, exist = part_rows(granules, walk, work, PART, shape, row_of(shape.N))
-        row_delta -= part_of(own.dlse, turn, PART, inputs.COUNT).load(row_of(shape.N))
+        row_delta -= part_of(own.dlse, turn, PART, inputs.COUNT, shape).load(row_of(shape.N))
         gl.store(delta + (work.batch * walk.heads + work.head) * walk.own_time + rows, row_delta, mask=exist)
-        row_lse = part_of(own.lse, turn, PART, inputs.COUNT).load(row_of(shape.N))
+        row_lse = part_of(own.lse, turn, PART, inputs.COUNT, shape).load(row_of(shape.N))
         row_lse = gl.where(exist, row_lse, float("inf")) * LOG2_E  # p and ds are 0 where no row is
 
         dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
@@ -252,7 +258,7 @@ def differentiate_again(
     row_delta = gl.load(delta + sums, mask=exist, other=0.0)
     row_lse = gl.load(lse + sums, mask=exist, other=float("inf")) * LOG2_E
     dq = gl.zeros([64, shape.HEAD_PAD], gl.float32, accumulator(shape.HEAD_PAD))
-    queries, gradients = part_of(own.q, 0, PART, 1), part_of(own.dout, 0, PART, 1)
+    queries, gradients = part_of(own.q, 0, PART, 1, shape), part_of(own.dout, 0, PART, 1, shape)
     count, full = work.column_tiles(shape)
     key_head = work.head // shape.GROUP, walk.heads // shape.GROUP
     for j in range(count):
@@ -266,9 +272,11 @@ def differentiate_again(
         ring.x.index(1).store(gl.where(gl.maximum(keys, -keys) < float("inf"), keys, 0.0))
         ring.y.index(0).store(values)
         where = mask_words(walk, mask_number(walk, work, j, count, shape), j, shape)
-        for word in gl.static_range(shape.N // 32):
-            masked = gl.full([shape.M], 0, gl.int32, VECTOR) + j >= full
-            ring.words.index(word).store(gl.load(where + word, mask=masked, other=-1))
+        for number in gl.static_range(shape.M // unit(shape.M)):
+            first = where + number * unit(shape.M) * (shape.TILE // 32)
+            for word in gl.static_range(shape.N // 32):
+                masked = gl.full([unit(shape.M)], 0, gl.int32, VECTOR) + j >= full
+                words_of(ring, 0, word, number, shape).store(gl.load(first + word, mask=masked, other=-1))
         fence_async_shared()
         gl.barrier()
         s, dp = scores(queries, ring.x.index(0), shape), scores(gradients, ring.y.index(0), shape)
@@ -295,15 +303,19 @@ def walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, sc
     y_layout: gl.constexpr = gl.SliceLayout(1, copied(shape.VALUE_PAD))
     for number in range(gl.program_id(0), walk.count, gl.num_programs(0)):
         work = find_work(walk, number, shape)
-        x_rows, y_rows = own_rows(walk, work, shape, x_layout), own_rows(walk, work, shape, y_layout)
         head = work.head, walk.heads
-        queries = loaded_rows(q, x_rows, walk.own_time, *head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD)
-        own.q.index(0).store(queries)
-        slopes = loaded_rows(
-            dout, y_rows, walk.own_time, *head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD
-        )
-        own.dout.index(0).store(slopes)
-        for part in gl.static_range(2):
+        for part in gl.static_range(shape.M // unit(shape.M)):
+            x_rows = own_rows(walk, work, part, shape, x_layout)
+            y_rows = own_rows(walk, work, part, shape, y_layout)
+            queries = loaded_rows(
+                q, x_rows, walk.own_time, *head, work, shape, shape.HEAD_DIM, shape.HEAD_PAD
+            )
+            own.q.index(part).store(queries)
+            slopes = loaded_rows(
+                dout, y_rows, walk.own_time, *head, work, shape, shape.VALUE_DIM, shape.VALUE_PAD
+            )
+            own.dout.index(part).store(slopes)
+        for part in gl.static_range(shape.M // 64):
             first = gl.max(poison.index(part).load(VECTOR), 0) if shape.JOINED else 1
             target = kept(work, (first != 0) & (number + 1 >= first)) if shape.JOINED else work
             differentiate_again(part, k, v, lse, delta, dq, walk, target, own, ring, scale, scale_log2, shape)
@@ -320,31 +332,40 @@ def attention_query_gradient_roles(
     own = Own(
         make_own(element, flags.TURNS, shape, shape.HEAD_PAD),
         make_own(element, flags.TURNS, shape, shape.VALUE_PAD),
-        gl.allocate_shared_memory(gl.float32, [flags.TURNS, shape.M], PLAIN),
-        gl.allocate_shared_memory(gl.float32, [flags.TURNS, shape.M], PLAIN),
+        make_numbers(flags.TURNS, shape),
+        make_numbers(flags.TURNS, shape),
         make_own(element, 1, shape, shape.VALUE_PAD),
     )
-    inputs, outputs, ring = make_barriers(flags.TURNS), make_barriers(1), make_ring(element, shape)
-    poison = gl.allocate_shared_memory(gl.int32, [2, 1], PLAIN)
-    gl.warp_specialize(
-        [
-            (
-                differentiate,
-                (0, delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape),
-            ),
-            (
-                differentiate,
-                (1, delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape),
-            ),
-            (fetch, (q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape)),
-        ],
-        [4, 4],
-        [
-            computing_registers(flags.REGISTERS, flags.TURNS == 1),
-            fetch_registers(flags.REGISTERS, flags.TURNS == 1),
-        ],
+    inputs, outputs, ring = (
+        make_barriers(flags.TURNS, shape),
+        make_barriers(1, shape),
+        make_ring(element, shape),
     )
+    poison = gl.allocate_shared_memory(gl.int32, [shape.M // 64, 1], PLAIN)
+    given = delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
+    fetched = q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape
+    registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS, flags.TURNS == 1)
+    if flags.M == 192:
+        gl.warp_specialize(
+            [
+                (differentiate, (0, given)),
+                (differentiate, (1, given)),
+                (differentiate, (2, given)),
+                (fetch, fetched),
+            ],
+            worker_warps(flags.M),
+            registers,
+        )
+    else:
+        gl.warp_specialize(
+            [(differentiate, (0, given)), (differentiate, (1, given)), (fetch, fetched)],
+            worker_warps(flags.M),
+            registers,
+        )
     # A NaN key makes dq NaN in all rows of its row tiles, by 0 * NaN, also in those that do not see it. Asking for it
     # in the loop would cost every call; so a program that finds NaN in some dq computes all of its own once more.
-    if gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0) != 0:
+    poisoned = gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0)
+    for part in gl.static_range(2, flags.M // 64):
+        poisoned += gl.max(poison.index(part).load(VECTOR), 0)
+    if poisoned != 0:
         walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, scale_log2, shape)

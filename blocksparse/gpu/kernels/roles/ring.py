@@ -43,6 +43,12 @@ def copied(pad):
     return gl.BlockedLayout([1, 8], [256 // pad, pad // 8], [4, 1], [1, 0])
 
 
+@gluon.constexpr_function
+def unit(rows):
+    """How many of a row tile's rows are copied at a time: shapes are powers of two, and 192 is none."""
+    return 128 if rows % 128 == 0 else 64
+
+
 @gluon.aggregate
 class Ring:
     """STAGES column tiles in flight: rows of x and of y (keys and values, or queries and their gradients), mask words
@@ -86,14 +92,14 @@ class Barriers:
 
 
 @gluon.jit
-def make_barriers(COUNT: gl.constexpr):
-    """`full` counts all 128 fetching threads, each when its copies have come; `empty` the two computing warpgroups."""
+def make_barriers(COUNT: gl.constexpr, shape):
+    """`full` counts all 128 fetching threads, each when its copies have come; `empty` the computing warpgroups."""
     barriers = Barriers(
         mbarrier.allocate_mbarrier(batch=COUNT), mbarrier.allocate_mbarrier(batch=COUNT), COUNT
     )
     for turn in gl.static_range(COUNT):
         mbarrier.init(barriers.full.index(turn), count=128)
-        mbarrier.init(barriers.empty.index(turn), count=2)
+        mbarrier.init(barriers.empty.index(turn), count=shape.M // 64)
     return barriers
 
 
@@ -101,10 +107,11 @@ def make_barriers(COUNT: gl.constexpr):
 def make_ring(element: gl.constexpr, shape):
     x_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.N, shape.HEAD_PAD], element)
     y_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.N, shape.VALUE_PAD], element)
+    words: gl.constexpr = shape.STAGES * (shape.N // 32) * (shape.M // unit(shape.M))
     ring = Ring(
         gl.allocate_shared_memory(element, [shape.STAGES, shape.N, shape.HEAD_PAD], x_layout),
         gl.allocate_shared_memory(element, [shape.STAGES, shape.N, shape.VALUE_PAD], y_layout),
-        gl.allocate_shared_memory(gl.int32, [shape.STAGES * (shape.N // 32), shape.M], PLAIN),
+        gl.allocate_shared_memory(gl.int32, [words, unit(shape.M)], PLAIN),
         mbarrier.allocate_mbarrier(batch=shape.STAGES),
         mbarrier.allocate_mbarrier(batch=shape.STAGES),
         mbarrier.allocate_mbarrier(batch=shape.STAGES),
@@ -112,21 +119,31 @@ def make_ring(element: gl.constexpr, shape):
     for stage in gl.static_range(shape.STAGES):
         mbarrier.init(ring.x_full.index(stage), count=128)
         mbarrier.init(ring.y_full.index(stage), count=128)
-        mbarrier.init(ring.empty.index(stage), count=2)
+        mbarrier.init(ring.empty.index(stage), count=shape.M // 64)
     return ring
 
 
 @gluon.jit
 def make_own(element: gl.constexpr, COUNT: gl.constexpr, shape, PAD: gl.constexpr):
-    """Room for COUNT row tiles' own rows of one tensor."""
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.M, PAD], element)
-    return gl.allocate_shared_memory(element, [COUNT, shape.M, PAD], layout)
+    """Room for COUNT row tiles' own rows of one tensor, a unit of rows behind the other."""
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([unit(shape.M), PAD], element)
+    return gl.allocate_shared_memory(
+        element, [COUNT * (shape.M // unit(shape.M)), unit(shape.M), PAD], layout
+    )
 
 
 @gluon.jit
-def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr):
+def make_numbers(COUNT: gl.constexpr, shape):
+    """Room for a float32 of each of COUNT row tiles' own rows."""
+    return gl.allocate_shared_memory(gl.float32, [COUNT * (shape.M // unit(shape.M)), unit(shape.M)], PLAIN)
+
+
+@gluon.jit
+def part_of(own, turn, PART: gl.constexpr, COUNT: gl.constexpr, shape):
     """A computing warpgroup's 64 of the rows in shared memory."""
-    return own.index(turn % COUNT).slice(PART * 64, 64, dim=0)
+    units: gl.constexpr = shape.M // unit(shape.M)
+    first: gl.constexpr = PART * 64
+    return own.index(turn % COUNT * units + first // unit(shape.M)).slice(first % unit(shape.M), 64, dim=0)
 
 
 @gluon.jit
@@ -155,10 +172,11 @@ def gathered_rows(
 
 
 @gluon.jit
-def own_rows(walk, work, shape, layout: gl.constexpr):
-    """Tensor rows of the row tile."""
+def own_rows(walk, work, UNIT: gl.constexpr, shape, layout: gl.constexpr):
+    """Tensor rows of one of the row tile's units."""
+    number = work.tile * (shape.M // unit(shape.M)) + UNIT
     return gathered_rows(
-        walk.rows, work.tile, work.tile + 1, walk.own_time, walk.own_rows, work.stride, shape.M, shape, layout
+        walk.rows, number, number + 1, walk.own_time, walk.own_rows, work.stride, unit(shape.M), shape, layout
     )
 
 
@@ -218,8 +236,8 @@ def mask_number(walk, work, j, count, shape):
 
 @gluon.jit
 def mask_words(walk, number, j, shape):
-    """Where the first words of mask `number` are that belong to column tile j, of every row."""
-    row = gl.arange(0, shape.M, layout=VECTOR)
+    """Where the first words of mask `number` are that belong to column tile j, of every row of the first unit."""
+    row = gl.arange(0, unit(shape.M), layout=VECTOR)
     return walk.masks + (number * shape.M + row) * (shape.TILE // 32) + j * shape.N % shape.TILE // 32
 
 
@@ -250,10 +268,20 @@ def scores(a, b, shape):
 def part_words(ring, stage, PART: gl.constexpr, shape):
     """The mask words of a warpgroup's rows, a vector for every 32 columns."""
     words = ()
+    first: gl.constexpr = PART * 64
     for word in gl.static_range(shape.N // 32):
-        rows = ring.words.index(stage * (shape.N // 32) + word).slice(PART * 64, 64, dim=0)
+        rows = words_of(ring, stage, word, first // unit(shape.M), shape).slice(
+            first % unit(shape.M), 64, dim=0
+        )
         words += (rows.load(row_of(shape.N)),)
     return words
+
+
+@gluon.jit
+def words_of(ring, stage, WORD: gl.constexpr, UNIT: gl.constexpr, shape):
+    """Where a stage has one mask word of each row of a unit."""
+    units: gl.constexpr = shape.M // unit(shape.M)
+    return ring.words.index((stage * (shape.N // 32) + WORD) * units + UNIT)
 
 
 @gluon.jit

@@ -32,38 +32,53 @@ class Shape:
 
 
 @gluon.constexpr_function
-def overlaps(turns, registers):
+def overlaps(turns, registers, rows):
     """Whether a computing warpgroup runs one tile's products under the next one's exponentials.
 
     It then holds two tiles' numbers at once, for which it needs many registers. With fewer, programs share a
     multiprocessor and the products of one run under the exponentials of another; in a walk those of one warpgroup run
-    under the other's, and doing both is slower (benchmarks/LOG.md, sections 9 and 13).
+    under the other's, and doing both is slower (benchmarks/LOG.md, sections 9 and 13). So do those of three warpgroups
+    (section 28).
     """
-    return turns == 1 and registers >= 128
+    return turns == 1 and registers >= 128 and rows <= 128
 
 
 @gluon.jit
 def make_shape(flags):
     return Shape(
         flags.QK.DIM, flags.VO.DIM, flags.QK.PAD, flags.VO.PAD, flags.M, flags.COLUMNS, flags.N, flags.GRANULE,
-        flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS), flags.JOINED,
-        flags.GROUP, flags.ORDERS, flags.QK.BOUNDED,
+        flags.PERMUTED, flags.QK.WIDE, flags.STAGES, flags.TURNS, overlaps(flags.TURNS, flags.REGISTERS, flags.M),
+        flags.JOINED, flags.GROUP, flags.ORDERS, flags.QK.BOUNDED,
     )  # fmt: skip
 
 
 @gluon.constexpr_function
-def fetch_registers(registers, scarce=False):
-    """Registers a thread that the fetching warpgroup keeps of the `registers` that all three were launched with.
+def fetch_registers(rows, registers, scarce):
+    """Registers a thread that the fetching warpgroup keeps of the `registers` that all were launched with.
 
-    scarce: the computing ones would spill; addresses are then computed in fewer.
+    rows: of a row tile. scarce: the computing ones would spill; addresses are then computed in fewer.
     """
-    return 32 if registers < 128 else 24 if scarce else 56
+    return 32 if registers < 128 or rows > 128 else 24 if scarce else 56
 
 
 @gluon.constexpr_function
-def computing_registers(registers, scarce=False):
-    """What the two computing ones get then: half of the rest each, in steps of 8, which is what the hardware gives."""
-    return (3 * registers - fetch_registers(registers, scarce)) // 16 * 8
+def computing_registers(rows, registers, scarce):
+    """What the computing ones get then: equal shares of the rest, in steps of 8, which is what the hardware gives."""
+    computing = rows // 64
+    return ((computing + 1) * registers - fetch_registers(rows, registers, scarce)) // (8 * computing) * 8
+
+
+@gluon.constexpr_function
+def worker_warps(rows):
+    """Warps of all warpgroups but the first, which computes and is there from the start."""
+    return [4] * (rows // 64)
+
+
+@gluon.constexpr_function
+def worker_registers(rows, registers, scarce=False):
+    """Registers a thread of the same."""
+    each = computing_registers(rows, registers, scarce)
+    return [each] * (rows // 64 - 1) + [fetch_registers(rows, registers, scarce)]
 
 
 @gluon.aggregate
