@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from blocksparse.native import devices
 from blocksparse.plan.callback import Predicate
+from blocksparse.plan.checks import check_heads
 
 from ..attention import MAX_TIME
 from . import alike, written_out
@@ -95,6 +96,7 @@ class SparseTransformerBlock(keras.layers.Layer):
 
     def build(self, shape):
         width, attention = shape[-1], self.attention
+        check_heads(attention.heads, "the input's width", width)
         inner = max(1, int(round(width * self.ff_ratio, 6)))  # 1.15 * 100 is a little less than 115
         first, last = (
             initializer.clone() if hasattr(initializer, "clone") else initializer

@@ -17,8 +17,12 @@ def check_positive(name: str, size: Any) -> None:
         raise ValueError(f"{name}={size}; it has to be at least 1")
 
 
-def check_heads(heads: int, name: str, width: int, argument: str = "heads") -> None:
-    """Raises ValueError where `heads` heads, the argument's number, cannot share the width called `name` evenly."""
+def check_heads(heads: int, name: str, width: int | None, argument: str = "heads") -> None:
+    """Raises ValueError where `heads` heads, the argument's number, cannot share the width called `name` evenly, or
+    nobody knows it.
+    """
+    if width is None:
+        raise ValueError(f"{name} is not known; give the last dimension of the shape a number")
     if width % heads or not width:
         nearest = nearest_multiple(width, heads)
         raise ValueError(f"{argument}={heads} does not divide {name}, {width}; nearest width: {nearest}")

@@ -375,3 +375,11 @@ def test_a_predicate_that_can_change_is_refused():
 def test_tensors_of_two_or_four_axes_are_refused(layer, shape):
     with pytest.raises(ValueError, match=f"expected ndim=3, found ndim={len(shape)}"):
         layer(4)(tf.ones(shape))
+
+
+@pytest.mark.parametrize("layer", [SparseSelfAttention, SparseTransformerBlock])
+def test_a_width_that_nobody_knows_is_refused(layer):
+    with pytest.raises(
+        ValueError, match="the input's width is not known; give the last dimension of the shape"
+    ):
+        keras.Sequential([keras.Input((32, None)), layer(2, "local", 16, 8)])
