@@ -23,8 +23,6 @@ the gradient is the one without recomputation, or an error says what stands in i
   that tf.nest does not open. What it leaves outside of its results (auxiliary losses, attributes) has its gradient too;
   in a graph, what only that depends on is not recomputed. There a custom gradient which is not linear (clipping) sees
   the gradients of results and of what was left apart. Tapes inside the function work.
-- Where a loss takes some of the results, what only the others depend on has zeros for its gradient, not None, as under
-  any custom gradient.
 - A second or forward-mode derivative of the gradient is a LookupError. A function that ran eagerly
   has no gradient inside a graph, as a vectorized jacobian takes it.
 - A graph that was saved and loaded, or imported, has the same gradient, but takes it through the first run, which then

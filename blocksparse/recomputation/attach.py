@@ -60,6 +60,29 @@ def attach(outputs: Sequence[tf.Tensor], sources: Sequence[tf.Tensor], gradient:
     return made
 
 
+class Asked:
+    """Which of a step's results a backward pass asks for.
+
+    TensorFlow gives the gradient of a step zeros for a result that the loss does not use, as if it did; what only that
+    result depends on would then get zeros instead of None, with which an optimizer goes on moving it.
+    """
+
+    def __init__(self) -> None:
+        self._places: set[int] = set()
+
+    def note(self, place: int, dy: Any) -> list:
+        """The gradient of result `place`: what is given for it."""
+        self._places.add(place)
+        return [dy]
+
+    def taken(self, dys: Sequence[Any]) -> list[int]:
+        """The places of the results that this pass asked for: those noted since the last one, where any was."""
+        noted, self._places = self._places, set()
+        return [
+            place for place, dy in enumerate(dys) if dy is not None and place in (noted or range(len(dys)))
+        ]
+
+
 def with_gradient(compute: Callable, *sources: Any) -> tf.Tensor:
     """y of `y, gradient = compute(*sources)`, where gradient(dy) gives those of the sources.
 

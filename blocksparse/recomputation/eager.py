@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -23,7 +24,7 @@ from tensorflow.python.framework import op_callbacks
 
 from . import kinds
 from .arguments import tensors, with_own
-from .attach import NO_SECOND, NoSecondDerivative, has_gradient, once
+from .attach import NO_SECOND, Asked, NoSecondDerivative, has_gradient, once
 from .inner_tapes import is_watched, unrecorded
 from .signs import Signs, compare, compare_structures, different, outline
 from .state import State
@@ -112,15 +113,23 @@ class _First:
         self.computed, self.born = {key for _, key in self.born}, []
         if not left or not self.sources:
             return
-        signs = [self.signs.of[key] for _, key in left]
+        signs, asked = [self.signs.of[key] for _, key in left], Asked()
 
         def gradient(*dys):
-            return self.gradient(signs, dys)
+            return self.gradient(signs, dys, asked.taken(dys))
 
-        record.record_operation("Recomputed", [y for y, _ in left], self.sources, gradient)
+        outputs = [y for y, _ in left]
+        if len(left) == 1:
+            record.record_operation("Recomputed", outputs, self.sources, gradient)
+            return
+        with record.stop_recording():
+            made = [tf.identity(y) for y in outputs]
+        record.record_operation("Recomputed", made, self.sources, gradient)
+        for place, (y, own) in enumerate(zip(outputs, made)):
+            record.record_operation("Result", [y], [own], partial(asked.note, place))
 
-    def gradient(self, signs: list[int], dys: Sequence[tf.Tensor]) -> list:
-        """The sources' gradients, given those of the values that have these signs."""
+    def gradient(self, signs: list[int], dys: Sequence[tf.Tensor], asked: list[int]) -> list:
+        """The sources' gradients, given those of the values that have these signs; asked: the places that count."""
         if not tf.executing_eagerly():
             raise kinds.Refused(
                 "the gradient of a recomputable function that ran eagerly was taken inside a tf.function, as a tape's "
@@ -139,7 +148,8 @@ class _First:
         results = [second.sign(y) for y in tensors(result)]
         found = [second.found.get(sign) for sign in signs]
         compare(self.signs, second.signs, [*zip(self.results, results)], complete=None not in found)
-        grads = inner.gradient(found, self.sources, output_gradients=list(dys))
+        targets, given = [found[place] for place in asked], [dys[place] for place in asked]
+        grads = inner.gradient(targets, self.sources, output_gradients=given)
         return once(grads, [*dys, *self.sources])
 
 

@@ -24,7 +24,7 @@ from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from . import kinds
 from .arguments import tensors, with_own
-from .attach import attach, has_gradient, once
+from .attach import Asked, attach, has_gradient, once
 from .eager import watched
 from .signs import compare, compare_structures, different, outline
 from .state import State
@@ -42,7 +42,8 @@ class _First:
 
     def __init__(self, function: Callable, args: Any, makes_variables: bool):
         self.function, self.own, self.makes_variables = function, args, makes_variables
-        self.state, self.flat = State(), tf.nest.flatten(args, expand_composites=True)
+        self.state, self.asked = State(), Asked()
+        self.flat = tf.nest.flatten(args, expand_composites=True)
         self.args = tf.nest.pack_sequence_as(args, self.flat, expand_composites=True)  # own may change
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, tf.Tensor) and has_gradient(x)]
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
@@ -74,13 +75,14 @@ class _First:
         outputs = tf.nest.flatten(self.result, expand_composites=True)
         places = [i for i, y in enumerate(outputs) if isinstance(y, tf.Tensor) and has_gradient(y)]
         made = attach([outputs[place] for place in places], self.sources, self.gradient)
-        for place, y in zip(places, made):
-            outputs[place] = y
+        for number, (place, y) in enumerate(zip(places, made)):
+            asked = partial(self.asked.note, number)
+            outputs[place] = y if len(made) == 1 else attach([y], [y], asked)[0]
         return tf.nest.pack_sequence_as(self.result, outputs, expand_composites=True)
 
     def gradient(self, *dys: tf.Tensor | None) -> list:
         """The sources' gradients, given those of the results."""
-        given = [place for place, dy in enumerate(dys) if dy is not None]
+        given = self.asked.taken(dys)
         incoming = [tf.convert_to_tensor(dys[place]) for place in given]
         second = _Second(self, given)
         draws = [y for draw in self.draws for y in draw]

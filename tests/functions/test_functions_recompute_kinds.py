@@ -261,3 +261,32 @@ def test_what_python_goes_through_once_is_refused(decorate, way, name, w):
         ValueError, match=rf"is a {name}, which can be gone through once, .*; give it as a list"
     ):
         WAYS[way](partial(run, recompute=True))(tf.constant(X))
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2)])
+@each_way
+@either
+def test_what_only_other_results_depend_on_has_no_gradient(decorate, way, used):
+    """None, not zeros, with which an optimizer would go on moving it."""
+    weights = [tf.Variable([[0.5, 1.0]]), tf.Variable([[2.0, 0.1]]), tf.Variable([[1.0, 3.0]])]
+    heads = decorate(
+        lambda x: [tf.sin(x[:, :1] @ weights[0]), tf.cos(x[:, 1:2] @ weights[1]), x[:, :2] * weights[2]]
+    )
+
+    def run(x, recompute):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            results = heads(x, recompute=recompute)
+            losses = [tf.reduce_sum(results[each] ** 2) for each in used]
+            total = tf.add_n(losses)
+        passes = [tape.gradient(loss, [x, *weights]) for loss in (total, *losses, total)]
+        known.append([[g is None for g in each] for each in passes])
+        return [g for each in passes for g in each if g is not None]
+
+    known: list = []
+    plain, again = (
+        WAYS[way](partial(run, recompute=recompute))(tf.constant(X)) for recompute in (False, True)
+    )
+    assert known[0] == known[1] and known[0][0][1:] == [number not in used for number in range(3)]
+    for one, other in zip(plain, again, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
