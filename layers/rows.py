@@ -21,8 +21,8 @@ def flat(x: tf.Tensor) -> tf.Tensor:
 
 def unflat(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """rows as [batch, time, their width], batch and time being x's."""
-    time = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
-    made = tf.reshape(rows, [-1, time, rows.shape[-1]])
+    batch, time, _ = tf.unstack(tf.shape(x)) if None in x.shape[:2] else x.shape
+    made = tf.reshape(rows, [batch, time, rows.shape[-1]])  # no -1: of no positions, that could be any batch
     made.set_shape([x.shape[0], x.shape[1], rows.shape[-1]])
     return made
 

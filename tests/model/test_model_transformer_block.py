@@ -315,3 +315,19 @@ def test_no_two_products_share_an_operand(recompute):
         dots = [match.groups() for match in DOT.finditer(text)]
         operands = Counter(each for a, b, i, j in dots for each in (("left", a, i), ("right", b, j)))
         assert len(dots) >= count and operands.most_common(1)[0][1] == 1, operands.most_common(3)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "whole"])
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_of_no_positions(recompute, known):
+    block = made(recompute=recompute, dropout=0.1)
+
+    @tf.function(input_signature=[tf.TensorSpec([3 if known else None, 0 if known else None, WIDTH])])
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = block(x, training=True)
+        return y, tape.gradient(y, x)
+
+    for results in (run, run.python_function):
+        assert [x.shape for x in results(tf.ones([3, 0, WIDTH]))] == [(3, 0, WIDTH)] * 2
