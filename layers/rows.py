@@ -21,7 +21,7 @@ def flat(x: tf.Tensor) -> tf.Tensor:
 
 def unflat(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """rows as [batch, time, their width], batch and time being x's."""
-    batch, time, _ = tf.unstack(tf.shape(x)) if None in x.shape[:2] else x.shape
+    batch, time = tf.unstack(tf.shape(x)[:2]) if None in x.shape[:2] else x.shape[:2]
     made = tf.reshape(rows, [batch, time, rows.shape[-1]])  # no -1: of no positions, that could be any batch
     made.set_shape([x.shape[0], x.shape[1], rows.shape[-1]])
     return made
