@@ -35,7 +35,7 @@ def program(text):
 
 def test_the_readme_lists_every_command():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 16
     for name in COMMANDS:
         assert f"[{name}]({name})" in text
     for result in (BENCHMARKS / "results").iterdir():
@@ -161,14 +161,6 @@ def test_a_variant_of_a_kernel_compiles_without_a_gpu():
         row = variants[0] | dict(ms=0.05, relative_error=3.0, registers=9, local=0, shared=shared) | how
         assert gpu_kernels.line(row, how).endswith("0.0500 ms  WRONG 3")
     """)
-
-
-def test_a_step_on_a_cpu(tmp_path):
-    small = [word for each in ("layers=1", "width=16") for word in ("--override", each)]
-    script = BENCHMARKS / "model/step_cpu.py"
-    python(script, "cifar10_small", "--rounds", "1", *small, "--out", tmp_path / "out.json")
-    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert row["positions"] == 3072 and row["seconds_here"] > 0 and "seconds_torch" not in row
 
 
 def test_time_over_context(tmp_path):
