@@ -50,7 +50,7 @@ def make_generator(model: SparseTransformer, count: int, length: int, decoders=N
 
 def make_chunk(of: Chunk):
     """Compiles (previous token [count], position [] or [count], draw, temperature, seed) -> the next `size` tokens
-    [count, size]. `draw` numbers the draws of a seed."""
+    [count, size] and the last of them [count]. `draw` numbers the draws of a seed."""
 
     @tf.function(jit_compile=True, autograph=False)
     def chunk(token, position, number, temperature, seed):
@@ -60,7 +60,8 @@ def make_chunk(of: Chunk):
             number = tf.reshape(position + behind, [-1])[0]
             return drawn(logits, temperature, seed, number, of.top_k, of.top_p)
 
-        return _loop(of.model, of.decoders, token, position, of.size, draw)
+        tokens = _loop(of.model, of.decoders, tf.cast(token, tf.int32), position, of.size, draw)
+        return tokens, tokens[:, -1]
 
     return chunk
 
@@ -162,16 +163,31 @@ def stream(
             tf.constant(stepping.padded(model.config, prompt), tf.int32),
             tf.constant(position),
         )
-    for done in range(0, length - given.min(), size):
-        tokens = chunk(
-            token,
-            tf.constant(position + done),
-            tf.constant(int(given.min()) + done),
-            temperature,
-            tf.constant(seed),
-        )
-        token = tokens[:, -1]
-        yield tokens.numpy()[:, : length - given.min() - done]
+
+    def chunks(token):
+        for done in range(0, length - given.min(), size):
+            tokens, token = chunk(
+                token,
+                tf.constant(position + done),
+                tf.constant(int(given.min()) + done),
+                temperature,
+                tf.constant(seed),
+            )
+            yield tokens[:, : length - given.min() - done]
+
+    ahead = _one_ahead if gpu_sampling.serves(model, decoders) else iter
+    for tokens in ahead(chunks(token)):
+        yield tokens.numpy().astype(np.int32)
+
+
+def _one_ahead(chunks: Iterator[tf.Tensor]) -> Iterator[tf.Tensor]:
+    """Each when the one behind it has been asked for: a GPU draws that one while the host shows this."""
+    before = next(chunks, None)
+    for each in chunks:
+        yield before
+        before = each
+    if before is not None:
+        yield before
 
 
 def sample(

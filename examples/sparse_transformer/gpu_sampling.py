@@ -16,7 +16,10 @@ def serves(model: SparseTransformer, decoders) -> bool:
 
 
 def make_chunk(of: Chunk):
-    """generation.make_chunk's function, but with draws of its own: the same distribution, other numbers of a seed."""
+    """generation.make_chunk's function, but with draws of its own: the same distribution, other numbers of a seed.
+
+    Tokens are uint32. They stay on the GPU, which goes on to the next chunk without the host; int32 would not.
+    """
     model, count, size = of.model, of.count, of.size
     cut = of.top_k is not None or of.top_p is not None
     steps = TokenSteps(
@@ -27,7 +30,7 @@ def make_chunk(of: Chunk):
 
     @tf.function(jit_compile=True, autograph=False)
     def prepare(token, position):
-        first = model.embedding.step(token, position)
+        first = model.embedding.step(tf.cast(token, tf.int32), position)
         positions = tf.reshape(position, [1, -1]) + tf.range(size + 1)[:, None]
         streams = model.embedding.place(tf.reshape(positions, [-1]))
         rows = count if of.ragged else 1
@@ -38,11 +41,18 @@ def make_chunk(of: Chunk):
             found,
         )
 
+    @tf.function(jit_compile=True, autograph=False)
+    def finish(drawn):
+        return tf.transpose(drawn), drawn[-1]
+
     @tf.function(autograph=False)
-    def chunk(token, position, number, temperature, seed):
+    def draw(token, position, number, temperature, seed):
         first, streams, found = prepare(token, position)
         integers = tf.bitcast(tf.cast(tf.stack([seed, number, kept]), tf.int32), tf.uint32)
         reals = tf.cast(tf.stack([temperature, chance]), tf.float32)
-        return tf.transpose(steps(first, streams, found, integers, reals))
+        return finish(tf.bitcast(steps(first, streams, found, integers, reals), tf.uint32))
+
+    def chunk(token, *how):
+        return draw(tf.cast(token, tf.uint32), *how)
 
     return chunk

@@ -48,11 +48,10 @@ def test_greedy_tokens_are_those_of_the_full_forward_pass(layer_modes, precision
     if precision == "float32":
         decoders = model.decoders(rows)
         by_xla = generation.make_chunk(Chunk(model, rows, decoders, 128))
-        first = by_xla(tf.zeros(rows, tf.int32), tf.constant(0), tf.constant(0), 0.0, tf.constant(0))
+        start = tf.zeros(rows, tf.int32), tf.constant(0), tf.constant(0), 0.0, tf.constant(0)
         own, by_gpu = steps_of(model, rows, size=128)
-        np.testing.assert_array_equal(
-            by_gpu(tf.zeros(rows, tf.int32), tf.constant(0), tf.constant(0), 0.0, tf.constant(0)), first
-        )
+        for found, wanted in zip(by_gpu(*start), by_xla(*start), strict=True):  # the tokens, and the last
+            np.testing.assert_array_equal(found, wanted)
         for one, other in zip(own, decoders, strict=True):
             for group, mine, theirs in zip(one.groups, one.caches, other.caches, strict=True):
                 shape = [rows, group.slots, -1]  # the last slot takes what nobody reads
@@ -81,7 +80,7 @@ def test_draws_have_the_softmax_frequencies(cut):
     _, chunk = steps_of(model, 64, size=1, **cut)
     start = tf.zeros(64, tf.int32)
     drawn = [
-        chunk(start, tf.constant(0), tf.constant(0), 2.0, tf.constant(seed)).numpy() for seed in range(60)
+        chunk(start, tf.constant(0), tf.constant(0), 2.0, tf.constant(seed))[1].numpy() for seed in range(60)
     ]
     counts = np.bincount(np.ravel(drawn), minlength=256)
     assert counts[allowed].sum() == counts.sum() == 60 * 64
@@ -96,12 +95,21 @@ def test_a_seed_draws_again_and_rows_differ():
     assert (one == again).all() and (one != other).any() and (one[0] != one[1]).any()
 
 
+def test_tokens_wait_on_the_gpu_for_the_next_chunk():
+    model = small()
+    _, chunk = steps_of(model, 2, size=4)
+    tokens, last = chunk(tf.zeros(2, tf.int32), tf.constant(0), tf.constant(0), 1.0, tf.constant(0))
+    assert "GPU" in tokens.device and "GPU" in last.device
+    np.testing.assert_array_equal(tokens[:, -1], last)
+    assert last.dtype == tf.uint32  # int32 would be in the host's memory
+
+
 def test_a_cache_that_is_still_being_read_is_not_written():
     model = small()
     decoders, chunk = steps_of(model, 2, size=4)
     before = [step.caches[0].read_value() for step in decoders]
     want = [value.numpy() for value in before]
-    chunk(tf.zeros(2, tf.int32), tf.constant(0), tf.constant(0), 1.0, tf.constant(0)).numpy()
+    chunk(tf.zeros(2, tf.int32), tf.constant(0), tf.constant(0), 1.0, tf.constant(0))
     for value, kept_value, step in zip(before, want, decoders, strict=True):
         np.testing.assert_array_equal(value, kept_value)
         assert (step.caches[0].numpy() != kept_value).any()

@@ -60,6 +60,28 @@ def test_xla_takes_over_where_a_card_has_no_kernels(monkeypatch):
     np.testing.assert_array_equal(found, want)
 
 
+def test_a_gpu_draws_the_next_chunk_while_the_host_shows_one(monkeypatch):
+    asked, own = [], generation.make_chunk
+
+    def make_chunk(of):
+        chunk = own(of)
+        return lambda *arguments: asked.append(arguments) or chunk(*arguments)
+
+    monkeypatch.setattr(generation, "CHUNK", 16)
+    monkeypatch.setattr(generation, "make_chunk", make_chunk)
+    monkeypatch.setattr(generation.gpu_sampling, "make_chunk", make_chunk)
+    model, none = small(), np.zeros((2, 0), np.int32)
+    alone = []
+    for ahead in (False, True):
+        monkeypatch.setattr(generation.gpu_sampling, "serves", lambda *_, gpu=ahead: gpu)
+        asked.clear()
+        shown = [(len(asked), tokens) for tokens in stream(model, none, 56, 1.0, 7)]
+        assert [count for count, _ in shown] == ([2, 3, 4, 4] if ahead else [1, 2, 3, 4])
+        alone.append(np.concatenate([tokens for _, tokens in shown], axis=1))
+    assert alone[0].shape == (2, 56)
+    np.testing.assert_array_equal(*alone)
+
+
 def test_a_seed_draws_again_and_rows_differ():
     model = small()
     none = np.zeros(0, np.int32)
