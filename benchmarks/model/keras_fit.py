@@ -22,16 +22,17 @@ from benchmarks.common.processes import add, alone, in_turns  # isort: skip
 import step  # isort: skip  it sets what XLA is asked for
 from sparse_transformer import config  # isort: skip
 
-WAYS = {  # what compile's jit_compile is, and whether compile_update was called
+WAYS = {  # compile's jit_compile, whether compile_update was called, and compile's steps_per_execution
     "trainer": None,
-    "fit": ("auto", False),
-    "fit, update": ("auto", True),
-    "blocks": (False, False),
-    "blocks, update": (False, True),
+    "fit": ("auto", False, 1),
+    "fit, 4 steps a call": ("auto", False, 4),
+    "fit, update": ("auto", True, 1),
+    "blocks": (False, False, 1),
+    "blocks, update": (False, True, 1),
 }
 
 
-def model_of(settings, jit_compile, update):
+def model_of(settings, jit_compile, update, steps_per_execution):
     import keras
     import tensorflow as tf
 
@@ -65,11 +66,11 @@ def model_of(settings, jit_compile, update):
     model = keras.Model(tokens, logits)
     optimizer = keras.optimizers.AdamW(3e-4, global_clipnorm=1.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=jit_compile)
+    model.compile(optimizer, loss, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
     return compile_update(model) if update else model
 
 
-def fitted(settings, batch: int, steps: int, jit_compile, update) -> dict:
+def fitted(settings, batch: int, steps: int, jit_compile, update, steps_per_execution) -> dict:
     """Seconds of a step of fit, and of the first, which compiles."""
     import keras
     import numpy as np
@@ -84,13 +85,14 @@ def fitted(settings, batch: int, steps: int, jit_compile, update) -> dict:
 
     windows = np.random.default_rng(0).integers(0, 256, (batch, settings.n_ctx + 1), np.int32)
     repeated = tf.data.Dataset.from_tensors((windows[:, :-1], windows[:, 1:])).repeat()
-    model = model_of(settings, jit_compile, update)
+    model = model_of(settings, jit_compile, update, steps_per_execution)
     began = time.perf_counter()
-    model.fit(repeated, steps_per_epoch=1, verbose=0)
+    model.fit(repeated, steps_per_epoch=steps_per_execution, verbose=0)
     first = time.perf_counter() - began
     with alone():
-        model.fit(repeated, steps_per_epoch=steps + 1, callbacks=[Clock()], verbose=0)
-    found = timing.median([after - before for before, after in pairwise(times)])
+        calls = 1 + max(2, steps // steps_per_execution)
+        model.fit(repeated, steps_per_epoch=calls * steps_per_execution, callbacks=[Clock()], verbose=0)
+    found = timing.median([after - before for before, after in pairwise(times)]) / steps_per_execution
     return {"seconds": round(found, 4), "seconds_first": round(first, 2), "jit_compile": model.jit_compile}
 
 
