@@ -50,8 +50,6 @@ def measure(n: int, way: str, out: Path) -> None:
 
     from sparse_attention import attention_impl, blocksparse_attention_impl
 
-    # A minute for so many layers, and what it saves is not of the attention's memory.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     attend = blocksparse_attention_impl if way == "fused" else attention_impl
 
     @tf.function(input_signature=[tf.TensorSpec([1, n // 32 * 32, HEADS * HEAD_DIM])])
@@ -90,7 +88,7 @@ def measure_all(out: Path, timeout: float) -> None:
             if (PYTORCH, n, way) not in known and importlib.util.find_spec("torch") is not None:
                 script = Path(__file__).with_name("pytorch_memory.py")
                 theirs[f"{PYTORCH} {n} {way}"] = [script, n, way, "--out", out]
-    in_turns(ours | theirs, timeout, dict.fromkeys(theirs, TENSORFLOWS))
+    in_turns(theirs | ours, timeout, dict.fromkeys(theirs, TENSORFLOWS))
 
 
 def main() -> None:
