@@ -270,8 +270,9 @@ def _dense(
 
     scores = product(q, k, transpose_b=True) / sqrt(shape_list(q)[-1])
     weights = tf.nn.softmax(tf.where(mask, scores, tf.float32.min))
-    weights = tf.where(mask, weights, 0.0)  # for rows that see nothing
-    return tf.cast(merge_heads(product(weights, v)), dtype)
+    # A row that sees nothing weighs all keys alike: its result goes. Weights masked once more would be kept as well.
+    attended = tf.where(tf.reduce_any(mask, axis=-1, keepdims=True), product(weights, v), 0.0)
+    return tf.cast(merge_heads(attended), dtype)
 
 
 def _check_tensors(q, k, v, heads, kv_heads) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, int]:

@@ -108,6 +108,28 @@ def test_derivatives_taken_inside_reach_variables_from_outside(decorate, traced,
     close(run(True), run(False))
 
 
+@DECORATORS
+@pytest.mark.parametrize("made", [tf.ones_like, lambda w: tf.ones(w.shape) * 1.5], ids=["alike", "computed"])
+def test_a_function_traced_inside_keeps_constants_of_its_own(decorate, made):
+    w, x = tf.Variable(W), tf.constant(X)
+
+    @tf.function
+    def traced(x):
+        with tf.init_scope():  # runs once, when the first run traces this; the second finds it traced
+            scale = made(w)
+        return tf.tanh(x @ (w * scale))
+
+    f = decorate(lambda x: traced(x) * 2.0)
+
+    def gradients(recompute):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(f(x, recompute=recompute) ** 2)
+        return tape.gradient(loss, [x, w])
+
+    close(gradients(True), gradients(False))
+
+
 LISTS = {
     "split": lambda y: tf.split(y, 2),
     "unstack": lambda y: tf.unstack(y),
