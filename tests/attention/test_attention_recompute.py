@@ -40,10 +40,11 @@ def gradients(f, sources, mode="eager"):
     return MODES[mode](step)(*tensors)
 
 
-def close(got, want):
+def close(got, want, tolerance=1e-5):
     for a, b in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
         if a is not None:
-            np.testing.assert_allclose(tf.convert_to_tensor(a), tf.convert_to_tensor(b), rtol=1e-5, atol=1e-5)
+            a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -168,7 +169,7 @@ def test_keras_layers_and_half_precision(x):
         got, want = (
             gradients(lambda x, r=r: f(x, recompute=r), [x, *variables], mode) for r in (True, False)
         )
-        close(got, want)
+        close(got, want, 4e-3)  # grappler joins other operations of either: float16 may round the other way
         assert all(g is not None for g in got[1])
 
 
