@@ -71,6 +71,9 @@ def pattern_of(case):
     if case.attn_mode == "strided":
         run = case.time // case.local_attn_ctx
         return lambda b, h, q, k: (q >= k) & (q // run == k // run)
+    if case.attn_mode == "local+strided":
+        window = case.local_attn_ctx
+        return lambda b, h, q, k: (q >= k) & ((q - k < window) | ((q - k) % window == 0))
     size, width, groups = case.local_attn_ctx, case.width, case.num_verts
 
     def fixed(b, h, q, k):

@@ -26,10 +26,10 @@ class Lengths:
         self._of_order: dict[tuple, Lengths] = {}
 
     def plan_for(
-        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int, cut: bool
     ) -> JointPlan:
         """The plans of all layouts, one behind the other."""
-        plans = [layout.plan_for(dtype, head_dim, value_dim, order, kv_heads) for layout in self.layouts]
+        plans = [layout.plan_for(dtype, head_dim, value_dim, order, kv_heads, cut) for layout in self.layouts]
         key = tuple(map(id, plans))
         if key not in self._joint:
             times = [layout.blocks.query_time for layout in self.layouts]

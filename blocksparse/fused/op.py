@@ -48,7 +48,7 @@ class Layout(Protocol):
     looks_ahead: bool
 
     def plan_for(
-        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int, cut: bool
     ) -> PackedPlan: ...
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables: ...
@@ -74,12 +74,12 @@ class Attention:
         return Attention, (self.blocks,)  # a copy builds plans and tables of its own: locks cannot be copied
 
     def plan_for(
-        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int
+        self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int, cut: bool
     ) -> PackedPlan:
-        """The plan with the tiles that suit what is to be computed."""
-        reordered = set(order) != {1}
+        """The plan with the tiles that suit what is to be computed. cut: segments may leave less of dense rows."""
+        reordered, share = set(order) != {1}, 0.0 if cut else self.share
         by_query, by_key = _tiles(
-            dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered, self.share
+            dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered, share
         )
         return self.plan(order, by_query, by_key, kv_heads)
 
@@ -144,7 +144,7 @@ def attend(
         none where that is negative.
     """
     segments = _hiding(segments, q, k, passes)
-    call = _Call(q, v, passes, kv_heads)
+    call = _Call(q, v, passes, kv_heads, segments)
     if call.ops is None:
         out, lse = reference.attention(q, k, v, call.tables(), scale, segments)
         return (out, reference.with_infinity(lse)) if with_lse else out
@@ -174,7 +174,7 @@ def attend_gradient(
 ) -> Sequence[tf.Tensor]:
     """(dq, dk, dv) of `attend`, given the (out, lse) it returned: the attention does not run again."""
     segments = _hiding(segments, q, k, passes)
-    call, dlse = _Call(q, v, passes, kv_heads), tf.zeros_like(lse)
+    call, dlse = _Call(q, v, passes, kv_heads, segments), tf.zeros_like(lse)
     if call.ops is None:
         return reference.gradient(q, k, v, out, lse, dout, dlse, call.tables(), scale, segments)
     plans, given = call.plans(), (q, k, v, out, lse, dout, dlse)
@@ -186,7 +186,7 @@ def attend_gradient(
 class _Call:
     """What runs one call: `ops`, None where the reference has to; its passes; the op's attributes of heads."""
 
-    def __init__(self, q, v, passes, kv_heads: int | None):
+    def __init__(self, q, v, passes, kv_heads: int | None, segments: Sequence):
         heads = len(passes[0][1])
         self.kv_heads = kv_heads or heads
         self.heads = dict(heads=heads, kv_heads=0 if self.kv_heads == heads else self.kv_heads)
@@ -194,6 +194,7 @@ class _Call:
         self.passes = [
             one for layout, order in passes for one in _passes_of_one_order(layout, order, self.kv_heads)
         ]
+        self.cut = bool(segments)
         library = _library()
         self.looks_ahead = any(layout.looks_ahead for layout, _ in passes)
         self.ops = library if library and _takes(*self.dims) else None
@@ -203,7 +204,8 @@ class _Call:
 
     def plans(self) -> list:
         plans = [
-            layout.plan_for(self.q.dtype, *self.dims, order, self.kv_heads) for layout, order in self.passes
+            layout.plan_for(self.q.dtype, *self.dims, order, self.kv_heads, self.cut)
+            for layout, order in self.passes
         ]
         return [plan.part(_plan_tensor(plan, self.ops), self.q) for plan in plans]
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from layouts import SEGMENTS, segments
 from tensorflow.python.framework import kernels as registry
 
+from blocksparse.fused import op
 from blocksparse.fused.op import kernel_name
 from blocksparse.native import devices
 from blocksparse.native.compiler import BuildError
@@ -237,3 +238,14 @@ def test_a_graph_of_before_segments_still_loads(generator):
     imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     loaded = imported.prune([f"{name}:0" for name in names], f"{node.name}:0")
     np.testing.assert_array_equal(loaded(*inputs, *traced.captured_inputs), attend(*inputs))
+
+
+def test_segments_take_none_of_the_tiles_of_dense_rows(monkeypatch):
+    """Of a dense row segments may leave little, and kernels that cut lists are slower on large tiles."""
+    shares = []
+    monkeypatch.setattr(op, "_tiles", lambda *given: shares.append(given[-1]) or ((32, 32), (32, 32)))
+    x = tf.random.stateless_normal([1, 128, 32], [1, 2])
+    whole = blocksparse_attention_impl(x, x, x, 2, "all")
+    one = blocksparse_attention_impl(x, x, x, 2, "all", segment_ids=tf.zeros([1, 128], tf.int32))
+    np.testing.assert_array_equal(whole, one)
+    assert shares == ([pytest.approx(0.5, abs=0.01), 0.0] if kernel_name() != "reference" else [])

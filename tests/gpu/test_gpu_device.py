@@ -234,6 +234,38 @@ def test_lengths_that_fill_no_block(name, dtype, dim, time, apart):
     assert all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(results, run(), strict=True))
 
 
+@pytest.fixture
+def rows_of_192(monkeypatch):
+    """Every plan gets the row tiles of Hopper's dense rows; float32, which has no warp roles, in narrower columns."""
+
+    def tiles(dtype, head_dim, value_dim, *_):
+        if dtype == tf.float32:
+            return (192, 32), (192, 32)
+        return (192, 128), (192 if max(head_dim, value_dim) <= 32 else 128, 64)
+
+    monkeypatch.setattr(op, "_tiles", tiles)
+
+
+@pytest.mark.parametrize(
+    "block_size, dim, dtype", [(32, 32, "float16"), (8, 64, "bfloat16"), (8, 32, "float32")]
+)
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_in_rows_of_192(rows_of_192, name, block_size, dim, dtype):
+    options = dict(heads=2, callback=ragged) | SHAPES[name]
+    problem = Problem(block_size, dims=(dim, dim), dtype=dtype, **options)
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
+    same_bits(results, tf.function(problem.run, jit_compile=True)())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("dtype, dim", [("float16", 64), ("bfloat16", 32), ("float32", 16)])
+@pytest.mark.parametrize("name", UNFILLED)
+def test_lengths_in_rows_of_192(rows_of_192, name, dtype, dim, apart):
+    test_lengths_that_fill_no_block(name, dtype, dim, 331, apart)
+
+
 @pytest.mark.parametrize("name", LONG_ROWS)
 def test_long_rows(name):
     options = dict(block_size=32, blocks=(40, 40), heads=2, dims=(64, 64), dtype="float16", callback=ragged)

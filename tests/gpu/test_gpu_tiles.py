@@ -90,6 +90,31 @@ def test_a_table_may_give_dense_rows_tiles_that_three_warpgroups_compute(
     assert forward.endswith("_roles") == query_gradient.endswith("_roles") == roles
 
 
+@pytest.mark.parametrize(
+    "dim, work, share, rows",
+    [
+        (64, 6144, 0.5, 192),
+        (64, 768, 0.5, 192),
+        (64, 500, 0.5, 128),
+        (64, 6144, 0.1, 128),
+        (32, 6144, 0.5, 192),
+        (32, 1536, 0.5, 64),
+        (16, 6144, 0.5, 64),
+        (128, 6144, 0.5, 128),
+    ],
+)
+def test_hopper_s_dense_rows_have_tiles_of_192_where_those_were_faster(triton, dim, work, share, rows):
+    triton("3.9.0")
+    (row_tile, _), _ = tuning.choose("float16", dim, dim, 32, float(work), 90, share=share)
+    assert row_tile == rows
+
+
+def test_dense_rows_run_by_three_warpgroups(triton):
+    triton("3.9.0")
+    chosen = tuning.choose("float16", 64, 64, 32, 6144.0, 90, share=0.5)
+    assert all(name.endswith("_roles") for name in functions(90, *chosen))
+
+
 @pytest.mark.parametrize("version, capability", [("3.8.1", 90), ("3.9.0", 80), ("3.9.0", 100)])
 def test_plain_kernels_take_a_third_of_a_row_tile_of_192(triton, version, capability):
     triton(version)
