@@ -4,8 +4,8 @@
 
 FlexAttention (compiled; blocks of 128 and 64; strided gets inputs already transposed; documents in its mask, key heads
 by enable_gqa) on every pattern; on causal attention also scaled_dot_product_attention's cuDNN and flash kernels and,
-where it is installed, FlashAttention-4 (on local windows too), with their deterministic backward passes. Each gets its
-inputs contiguous, in the layout it likes.
+where it is installed, FlashAttention-4, with their deterministic backward passes; on local windows FlashAttention-4
+and, where its frontend is installed, cuDNN. Each gets its inputs contiguous, in the layout it likes.
 They compile and are checked against float64 side by side, in many processes; then one at a time is timed with events
 while all others sleep. --start: timing waits until FILE exists, and what is not ready by then is left out.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import without_tensorflow  # noqa: F401  first
 
+from benchmarks.attention import cudnn_window  # isort: skip
 from benchmarks.common import cases, timing, truth  # isort: skip
 
 REPEATS = 20
@@ -48,6 +49,8 @@ def processes(names, peers):
             groups.append(
                 [("fa4", option) for option in ((False, True) if case.attn_mode == "all" else (False,))]
             )
+        if case.attn_mode == "local" and importlib.util.find_spec("cudnn") is not None:
+            groups.append([("cudnn", False)])
         for group in groups:
             chosen = [(case, peer, option) for peer, option in group if not peers or peer in peers]
             if chosen:
@@ -148,6 +151,8 @@ def attention_of(torch, case, peer, option):
     """f(q, k, v) -> out."""
     if peer == "flex":
         return flex(torch, case, option)
+    if peer == "cudnn" and case.attn_mode == "local":
+        return cudnn_window.attention(torch, case.local_attn_ctx)
     return flash_attention_4(case, option) if peer == "fa4" else dense(torch, peer)
 
 
