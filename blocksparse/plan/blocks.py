@@ -51,8 +51,8 @@ def build_blocks(
 
     layout: [query_blocks, key_blocks] (then `heads` is needed) or [heads, query_blocks, key_blocks], nonzero
         where a block is active; or a scipy.sparse matrix; or a sequence of them, one a head.
-    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True
-        where the query (row) may see the key (column). It may carry three attributes that make it cheap:
+    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True (of
+        integers any but 0) where the query (row) may see the key (column). It may carry three attributes that make it cheap:
         .batch, the same over index arrays, returning [n, block_size, block_size]; .representative(head_idx,
         qry_idx, key_idx), the numbers of a block with the same mask, for arrays of blocks; .distinct_heads, a
         number p such that heads h and h % p have the same masks.
@@ -194,9 +194,12 @@ class _MaskTable:
 
     def number(self, mask: Any, block: tuple) -> int:
         shape = (self.block_size, self.block_size)
-        if getattr(mask, "dtype", None) != np.bool_ or mask.shape != shape:
+        takes = (
+            isinstance(mask, np.ndarray) and mask.dtype.kind in "biu"
+        )  # as np.packbits, and with it OpenAI's
+        if not takes or mask.shape != shape:
             came = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            error = ValueError if getattr(mask, "dtype", None) == np.bool_ else TypeError
+            error = ValueError if takes else TypeError
             raise error(
                 f"mask_callback returned {came} for head, query and key block {tuple(map(int, block))}; "
                 f"it has to return a NumPy array of bool {list(shape)}"
@@ -204,7 +207,7 @@ class _MaskTable:
         bits = np.packbits(mask).tobytes()
         number = self._number.setdefault(bits, len(self._masks))
         if number == len(self._masks):
-            self._masks.append(np.array(mask))
+            self._masks.append(np.array(mask, bool))
         return number
 
     def masks(self) -> np.ndarray:

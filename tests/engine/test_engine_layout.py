@@ -150,3 +150,12 @@ def test_bad_input(arguments, error, message):
 
 def test_a_sequence_of_one_layout_is_of_one_head():
     assert len(build_blocks([sparse.csr_matrix(CAUSAL)], 8).head_index) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int8])
+def test_masks_of_integers_are_read_as_openai_s_packbits_does(dtype):
+    mask = np.tri(8, dtype=bool)
+    want = build_blocks(CAUSAL, 8, returning(mask), 1)
+    got = build_blocks(CAUSAL, 8, returning((mask * 3).astype(dtype) * (-1 if dtype != np.uint8 else 1)), 1)
+    assert got.masks.dtype == bool
+    np.testing.assert_array_equal(got.masks, want.masks)
