@@ -31,7 +31,7 @@ class There:
         x = tf.pad(x, [[0, missing if at == axis else 0] for at in range(3)])
         shape = x.shape.as_list()
         shape[axis] = self.whole[side]
-        return tf.ensure_shape(x, shape)
+        return _stated(x, shape)
 
     def cut(self, x, like, axis: int = 1):
         """The rows of x that `like` has."""
@@ -39,7 +39,7 @@ class There:
         size[axis] = tf.shape(like)[1]
         shape = x.shape.as_list()
         shape[axis] = like.shape.as_list()[1]
-        return tf.ensure_shape(tf.slice(x, begin, tf.stack(size)), shape)
+        return _stated(tf.slice(x, begin, tf.stack(size)), shape)
 
     def segments(self, q, segments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Segment numbers of all rows of the tables: those that do not exist meet nobody."""
@@ -47,5 +47,11 @@ class There:
         for side in (0, 1):
             rows = tf.zeros([tf.shape(q)[0], self.times[side]], tf.int32) if not segments else segments[side]
             rows = tf.pad(rows, [[0, 0], [0, self.whole[side] - self.times[side]]], constant_values=-1)
-            found.append(tf.ensure_shape(rows, [None, self.whole[side]]))
+            found.append(_stated(rows, [None, self.whole[side]]))
         return found
+
+
+def _stated(x: tf.Tensor, shape: list) -> tf.Tensor:
+    """x, of a shape that it has by its making: tf.ensure_shape would be an operation, of which TFLite has none."""
+    x.set_shape(shape)
+    return x

@@ -51,11 +51,11 @@ def build_blocks(
 
     layout: [query_blocks, key_blocks] (then `heads` is needed) or [heads, query_blocks, key_blocks], nonzero
         where a block is active; or a scipy.sparse matrix; or a sequence of them, one a head.
-    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True (of
-        integers any but 0) where the query (row) may see the key (column). It may carry three attributes that make it cheap:
-        .batch, the same over index arrays, returning [n, block_size, block_size]; .representative(head_idx,
-        qry_idx, key_idx), the numbers of a block with the same mask, for arrays of blocks; .distinct_heads, a
-        number p such that heads h and h % p have the same masks.
+    mask_callback(blk_shape, head_idx, qry_idx, key_idx, blk_idx) returns bool [block_size, block_size], True
+        where the query (row) may see the key (column), or integers, 0 for False. It may carry three attributes
+        that make it cheap: .batch, the same over index arrays, returning [n, block_size, block_size];
+        .representative(head_idx, qry_idx, key_idx), the numbers of a block with the same mask, for arrays of
+        blocks; .distinct_heads, a number p such that heads h and h % p have the same masks.
     Raises ValueError and TypeError for a layout, block size, number of heads, callback or mask of the wrong kind.
     """
     check_block_size("block_size", block_size)

@@ -321,11 +321,14 @@ def test_sees_goes_alone(more):
         SparseSelfAttention(2, sees=both_ways, **more)
 
 
-def test_tensorflow_lite(tmp_path):
+@pytest.mark.parametrize(
+    "batch, more",
+    [(1, {}), (None, {"attn_mode": ("local", "strided")}), (None, {"attn_mode": "local+strided"})],
+)
+def test_tensorflow_lite(batch, more):
     """The converter knows TensorFlow's operations alone: for it the graph is built of those, whatever runs here."""
-    model = keras.Sequential(
-        [keras.Input((64, 16), batch_size=1), SparseSelfAttention(**PATTERN | {"local_attn_ctx": 8})]
-    )
+    layer = SparseSelfAttention(**PATTERN | {"local_attn_ctx": 8} | more)
+    model = keras.Sequential([keras.Input((64, 16), batch_size=batch), layer])
     x = np.random.default_rng(0).normal(size=(1, 64, 16)).astype(np.float32)
     want = model(x)
     lite = tf.lite.Interpreter(model_content=tf.lite.TFLiteConverter.from_keras_model(model).convert())
