@@ -52,6 +52,29 @@ UNMEASURED = [
     dict(dtype="single", dim=128, work=None, by_query=[32, 32], by_key=[32, 32]),
     dict(dtype="single", dim=256, work=None, by_query=[16, 16], by_key=[16, 16]),
 ]
+# Dense rows that were slower on row tiles of 192 through TensorFlow (LOG.md, section 34), and keep the tiles of others:
+# of at most so many columns on average, or of head_dim 16.
+OTHERS = {
+    32: dict(by_query=[64, 64], by_key=[128, 64]),
+    64: dict(by_query=[128, 64], by_key=[128, 64], roles=True),
+}
+KEPT = [
+    dict(dtype="half", dim=16, work=None) | OTHERS[32],
+    dict(dtype="half", dim=32, work=4000) | OTHERS[32],
+    dict(dtype="half", dim=64, work=600) | OTHERS[64],
+]
+# The tiles and launches of dense rows where this grid has not timed them: of single kernels by hand (section 31), then
+# through TensorFlow. (kernel, dim, M, N, long): stages, heaviest_first, roles, programs.
+BY_HAND = {32: dict(by_query=[192, 128], by_key=[192, 64]), 64: dict(by_query=[192, 128], by_key=[128, 64])}
+LAUNCHED = {
+    ("forward", 32, 192, 128, True): (3, False, 128, 1),
+    ("dq", 32, 192, 128, True): (4, False, 64, None),
+    ("dkv", 32, 192, 64, True): (3, False, 64, None),
+    ("forward", 64, 192, 128, True): (4, False, 128, None),
+    ("dq", 64, 192, 128, True): (4, False, 64, None),
+    ("forward", 64, 192, 128, False): (4, True, 128, None),
+    ("dq", 64, 192, 128, False): (4, True, 64, None),
+}
 NAMES = {"forward": "attention_forward", "dq": "attention_query_gradient", "dkv": "attention_key_gradient"}
 CLOSED = {"closed": "attention_closed_forward", "whole": "attention_whole_gradient"}
 
@@ -113,7 +136,8 @@ def write(rows: list[dict], file: Path) -> None:
     rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < right]
     plain = [row for row in rows if not row.get("roles")]
     tiles, users = choose_tiles(rows, plain)
-    lists = dict(tiles=sorted(tiles, key=place), launches=choose_launches(rows, plain, users))
+    launches = choose_launches(rows, plain, users) + launched_by_hand(rows)
+    lists = dict(tiles=sorted(tiles, key=place), launches=launches)
     parts = [
         f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
         for name, some in lists.items()
@@ -123,7 +147,7 @@ def write(rows: list[dict], file: Path) -> None:
 
 def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]:
     """The rows of tiles, and {(dim, kernel, M, N, long, roles): cases} of the launches that they need."""
-    tiles, users = [*UNMEASURED], {}
+    tiles, users = [*UNMEASURED, *KEPT], {}
     dense, rows = rows, [row for row in rows if not is_dense(row)]
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
@@ -142,17 +166,35 @@ def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]
                 tile = by_key if kernel == "dkv" or (closed and kernel in NAMES) else by_query
                 users.setdefault((dim, kernel, *tile, case in LONG, bool(roles)), []).append(case)
     for dim, cases in DENSE.items():
-        if not {row["case"] for row in dense if is_dense(row)} >= {*cases}:  # not measured yet
+        tile = dict(dtype="half", dim=dim, work=None, share=SHARE)
+        if not timed(dense, cases):
+            tiles.append(tile | BY_HAND[dim] | dict(roles=True))
             continue
         by_query = fastest(dense, cases, ("forward", "dq"), "by_query")
         by_key = fastest(dense, cases, ("dkv",), "by_key")
-        row = dict(dtype="half", dim=dim, work=None, share=SHARE, by_query=by_query, by_key=by_key)
-        tiles.append(row | dict(roles=True))
+        tiles.append(tile | dict(by_query=by_query, by_key=by_key, roles=True))
         for kernel, case in itertools.product(NAMES, cases):
-            tile = by_key if kernel == "dkv" else by_query
-            if DENSE_ROWS in tile:  # else the launch of other rows serves these too
-                users.setdefault((dim, kernel, *tile, case in LONG, True), []).append(case)
+            shape = by_key if kernel == "dkv" else by_query
+            if DENSE_ROWS in shape:  # else the launch of other rows serves these too
+                users.setdefault((dim, kernel, *shape, case in LONG, True), []).append(case)
     return tiles, users
+
+
+def timed(rows: list[dict], cases: list[str]) -> bool:
+    """Whether there are times of all of the cases on row tiles of 192."""
+    return {row["case"] for row in rows if is_dense(row)} >= {*cases}
+
+
+def launched_by_hand(rows: list[dict]) -> list[dict]:
+    """The launches of LAUNCHED that no measurement stands for."""
+    launches = []
+    for (kernel, dim, m, n, long), (stages, heaviest_first, roles, programs) in LAUNCHED.items():
+        name = dict(kernel=NAMES[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
+        how = dict(warps=4, stages=stages, registers=128, split=False, heaviest_first=heaviest_first)
+        how |= dict(roles=roles) | (dict(programs=programs) if programs else {})
+        if not timed(rows, DENSE[dim]):
+            launches.append(name | how)
+    return launches
 
 
 def is_dense(row: dict) -> bool:
@@ -177,7 +219,9 @@ def choose_launches(rows: list[dict], plain: list[dict], users: dict) -> list[di
 def place(row: dict) -> tuple:
     """Where a row of tiles stands: the first that fits is taken."""
     work = row["work"] or 1e9
-    common = row["dtype"], row["work"] != 64, "reordered" not in row, row["dim"], work
+    # Dims of 16 have no tiles of their own where rows are short, and stand behind those of 32.
+    dims = max(32, row["dim"]), work > 300, row["dim"]
+    common = row["dtype"], row["work"] != 64, "reordered" not in row, *dims, work
     return *common, "share" not in row, "roles" not in row
 
 
