@@ -20,8 +20,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Where it is set, every process compiles TensorFlow's modules again: 6 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-# setup.py's python_requires. A .venv of a Python outside it, or of another than the PYTHON= given here, is made anew:
-# before any rule looks, as make would not see its files go.
+# The Pythons that TensorFlow 2.21 has wheels for; setup.py takes one more, which 2.22 brings. A .venv of another, or of
+# another than the PYTHON= given here, is made anew: before any rule looks, as make would not see its files go.
 VERSION := import sys; (3, 10) <= sys.version_info[:2] < (3, 14) or sys.exit(1); print(*sys.version_info[:2])
 ifneq ($(wildcard .venv/bin/python),)
 HAVE := $(shell $(RUN) -c '$(VERSION)')

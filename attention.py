@@ -300,7 +300,10 @@ def _check_tensors(q, k, v, heads, kv_heads) -> tuple[tf.Tensor, tf.Tensor, tf.T
     q, k, v = named.values()
     for name, x in (("k", k), ("v", v)):
         if not q.shape[:2].is_compatible_with(x.shape[:2]):
-            raise ValueError(f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal")
+            raise ValueError(
+                f"{name} has shape {x.shape} and q {q.shape}; batch and time have to be equal (blocksparse.from_mask "
+                "takes keys of another time than the queries)"
+            )
     check_key_width(heads, kv_heads, q.shape.as_list()[2], k.shape.as_list()[2])
     return q, k, v, kv_heads
 
