@@ -386,7 +386,7 @@ ROWS_192 = (192, 32), (192, 64)
 CASES |= {
     "rows of 192": Case(causal, bs=32, time=(256, 256), tiles=ROWS_192, batch=1),
     "rows of 192, float16, split, a layout a head": Case(
-        of_two_kinds, bs=8, time=(200, 200), tiles=((192, 128), (192, 32)), dtype="f16", batch=1, split=True
+        of_two_kinds, bs=8, time=(200, 200), tiles=((192, 64), (192, 32)), dtype="f16", batch=1, split=True
     ),
     "rows of 192, small columns": Case(
         local(40), time=(224, 112), tiles=((192, 16), (192, 16)), heads=1, batch=2

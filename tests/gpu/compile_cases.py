@@ -72,7 +72,7 @@ def committed():
     yield from keys(
         "bf16", (32, 32), 32, "long", 90, DENSE, joined=True, group=2, segments=True, bounded=True
     )
-    yield from keys("f16", (64, 40), 8, "long", 90, DENSE, permuted=True, shared=False)
+    yield from keys("f16", (64, 40), 8, "long", 80, DENSE, permuted=True, shared=False)
     yield from keys("f16", (64, 64), 32, "long", 80, DENSE, segments=True)
 
 
