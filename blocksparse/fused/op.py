@@ -76,12 +76,8 @@ class Attention:
     def plan_for(
         self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int, cut: bool
     ) -> PackedPlan:
-        """The plan with the tiles that suit what is to be computed.
-
-        Dense rows have tiles of their own in one order alone, and not where segments may leave less of them (cut).
-        """
-        reordered = set(order) != {1}
-        share = 0.0 if cut or reordered else self.share
+        """The plan with the tiles that suit what is to be computed. cut: segments may leave less of dense rows."""
+        reordered, share = set(order) != {1}, 0.0 if cut else self.share
         by_query, by_key = _tiles(
             dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered, share
         )

@@ -56,11 +56,12 @@ def choose(
         work: mean number of columns that a row sees, over all rows and heads.
         capability: the GPU's compute capability times ten.
         reordered: whether rows are ordered by residue class: tiles of whole classes then are closed.
-        share: of all columns those that a row sees, on average: dense rows have tiles of their own.
+        share: of all columns those that a row sees, on average: dense rows have tiles of their own, in their order.
     """
     dim = padded(max(head_dim, value_dim))
     for row in table(capability)["tiles"]:
-        fits = dim <= row["dim"] and work <= (row["work"] or float("inf")) and share >= row.get("share", 0.0)
+        dense = "share" not in row or (share >= row["share"] and not reordered)
+        fits = dim <= row["dim"] and work <= (row["work"] or float("inf")) and dense
         if row["dtype"] == DTYPES[dtype] and fits and reordered >= row.get("reordered", False):
             return tuple(row["by_query"]), tuple(row["by_key"])
     raise ValueError(

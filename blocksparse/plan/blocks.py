@@ -194,9 +194,8 @@ class _MaskTable:
 
     def number(self, mask: Any, block: tuple) -> int:
         shape = (self.block_size, self.block_size)
-        takes = (
-            isinstance(mask, np.ndarray) and mask.dtype.kind in "biu"
-        )  # as np.packbits, and with it OpenAI's
+        # What np.packbits reads, and with it OpenAI's.
+        takes = isinstance(mask, np.ndarray) and mask.dtype.kind in "biu"
         if not takes or mask.shape != shape:
             came = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
             error = ValueError if takes else TypeError

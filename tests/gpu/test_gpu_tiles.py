@@ -107,6 +107,8 @@ def test_hopper_s_dense_rows_have_tiles_of_192_where_those_were_faster(triton, d
     triton("3.9.0")
     (row_tile, _), _ = tuning.choose("float16", dim, dim, 32, float(work), 90, share=share)
     assert row_tile == rows
+    (row_tile, _), _ = tuning.choose("float16", dim, dim, 32, float(work), 90, reordered=True, share=share)
+    assert row_tile != 192
 
 
 def test_dense_rows_run_by_three_warpgroups(triton):
