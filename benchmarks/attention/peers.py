@@ -66,6 +66,8 @@ def mask_of(case):
 
 
 def pattern_of(case):
+    if case.attn_mode == "blocks":
+        return lambda b, h, q, k: (q >= k) & case.shows(q // case.blocksize, k // case.blocksize)
     if case.attn_mode == "all":
         return lambda b, h, q, k: q >= k
     if case.attn_mode == "local":
@@ -255,11 +257,16 @@ def copy_rate(pipe):
 def measure(everything, start, out):
     """Rows of all jobs, printed and written as they come."""
     context, rows, running = get_context("spawn"), {}, {}
-    for jobs in everything:
+
+    def begun(function, *more):
         pipe, theirs = context.Pipe()
-        process = context.Process(target=work, args=(jobs, theirs), daemon=True)
+        process = context.Process(target=function, args=(*more, theirs), daemon=True)
         process.start()
         theirs.close()  # so that the pipe ends with the process
+        return pipe, process
+
+    for jobs in everything:
+        pipe, process = begun(work, jobs)
         running[pipe] = process, [(case.name, peer, option) for case, peer, option in jobs]
 
     def put(job, values):
@@ -292,10 +299,7 @@ def measure(everything, start, out):
             if "error" not in rows[job]:
                 pipe.send(job[1:])
                 receive(pipe, job)
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=copy_rate, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
+    pipe, _ = begun(copy_rate)
     receive(pipe, ("copy", "the card", None))
     return list(rows.values())
 

@@ -54,6 +54,11 @@ def sparse(case: cases.Case, dtype: str = "float16") -> dict:
 
 
 def fused(case: cases.Case):
+    if case.attn_mode == "blocks":
+        bst = BlocksparseTransformer(
+            cases.layout(case), case.blocksize, case.heads, mask_callback=cases.causal
+        )
+        return lambda *qkv: bst.attention(*qkv, scale=case.dim**-0.5)
     if case.documents is None:
         return lambda *qkv: blocksparse_attention_impl(
             *qkv, case.heads, kv_heads=case.kv_heads, **case.pattern

@@ -35,6 +35,9 @@ class Case:
     vertsize: int | None = None
     kv_heads: int | None = None  # as many as heads by default
     documents: int | None = None  # positions of each document in a row; a query sees keys of its own alone
+    density: float | None = (
+        None  # with attn_mode "blocks", a causal layout: the share of the blocks that is seen
+    )
 
     @property
     def group(self) -> int:
@@ -68,12 +71,24 @@ class Case:
             return "all"
         if self.attn_mode == "fixed":
             return f"fixed, l={self.local_attn_ctx}, c={self.width}"
+        if self.attn_mode == "blocks":
+            return f"blocks of {self.blocksize}, {self.density:.0%}"
         return f"{self.attn_mode}, l={self.local_attn_ctx}"
 
     def sees(self, head: int) -> Callable:
         """Of one head the predicate of (query, key): positions, as arrays of NumPy, TensorFlow or PyTorch."""
+        if self.attn_mode == "blocks":
+            size = self.blocksize
+            return lambda query, key: (query >= key) & self.shows(query // size, key // size)
         modes = _modes(self)
         return self.within_documents(modes[head % len(modes)].pattern().sees)
+
+    def shows(self, query, key):
+        """With attn_mode "blocks", whether query block sees key block: by a number below 1,009 that looks drawn, of
+        arithmetic that every array library has and that int32 holds up to 1,000 blocks.
+        """
+        drawn = (query * query * 331 + key * key * 613 + query * key * 877) % 1009
+        return (drawn < round(self.density * 1009)) | (query == key)
 
     def within_documents(self, sees: Callable) -> Callable:
         """A predicate that holds inside a document only, where there are several."""
@@ -104,6 +119,7 @@ GPU = (
     Case("enwik8 fixed c8 of 128", 4, 8, 12288, 128, "fixed", 8, 128, 8, 1),
     Case("enwik8 strided", 4, 8, 12288, 64, "strided", 32, 128),
     Case("enwik8 local+strided", 4, 8, 12288, 64, "local+strided", 32, 128),
+    Case("blocks of 64", 1, 16, 40960, 128, "blocks", 64, density=0.1),
     Case("enwik8 fixed c32, 2 key heads", 4, 8, 12288, 64, "fixed", 32, 128, 4, 1, kv_heads=2),
     Case("enwik8 local, 2 key heads", 4, 8, 12288, 64, "local", 32, 128, kv_heads=2),
     Case("enwik8 all, documents of 1024", 4, 8, 12288, 64, "all", 64, documents=1024),
@@ -142,11 +158,24 @@ def _modes(case: Case) -> tuple[Mode, ...]:
     return head_modes(heads=case.heads, **case.pattern)
 
 
+def layout(case: Case) -> np.ndarray:
+    """Of attn_mode "blocks": bool [query blocks, key blocks]."""
+    query, key = np.indices([case.time // case.blocksize] * 2)
+    return (query >= key) & case.shows(query, key)
+
+
+def causal(blk_shape, head_idx, qry_idx, key_idx, blk_idx) -> np.ndarray:
+    """The mask callback of `layout`."""
+    return np.tri(*blk_shape, dtype=bool) if qry_idx == key_idx else np.ones(blk_shape, bool)
+
+
 def blocks(case: Case) -> Blocks:
     """Active blocks and their masks, in the plan's row order."""
     from blocksparse.plan import build_blocks
     from blocksparse.plan.callback import PlannedCallback
 
+    if case.attn_mode == "blocks":
+        return build_blocks(layout(case), case.blocksize, causal, case.heads)
     callback = PlannedCallback([mode.one_pass(case.time) for mode in _modes(case)], case.blocksize)
     count = case.time // case.blocksize
     return build_blocks(callback.layouts(case.heads, count, count), case.blocksize, callback, case.heads)

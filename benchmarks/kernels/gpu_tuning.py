@@ -75,6 +75,28 @@ LAUNCHED = {
     ("forward", 64, 192, 128, False): (4, True, 128, None),
     ("dq", 64, 192, 128, False): (4, True, 64, None),
 }
+# Layouts whose neighbouring rows see different columns: twice as many as each, from SCATTER on (see tuning.choose). Of
+# single kernels timed by hand (LOG.md, section 36): tiles, and (kernel, dim): stages, registers, roles, programs.
+SCATTER = 1.5
+SCATTERED_TILE = [64, 128]
+SCATTERED = {
+    ("forward", 32): (4, 64, 64, None),
+    ("dq", 32): (4, 80, 64, None),
+    ("dkv", 32): (4, 120, 64, None),
+    ("forward", 64): (3, 80, 64, None),
+    ("dq", 64): (3, 80, 64, None),
+    ("dkv", 64): (4, 120, 64, None),
+    ("forward", 128): (2, 120, 64, None),
+    ("dq", 128): (3, 128, 32, None),
+    ("dkv", 128): (2, 128, 32, 2),
+}
+# Rows of head_dim 64 that see few columns, by hand likewise: windows, and residue classes of more than 64 rows.
+SHORT_TILES = [
+    dict(dtype="half", dim=64, work=33, reordered=True, by_query=[32, 32], by_key=[32, 32]),
+    dict(dtype="half", dim=64, work=64, reordered=True, by_query=[64, 64], by_key=[64, 64], roles=True),
+    dict(dtype="half", dim=64, work=160, by_query=[64, 64], by_key=[128, 64], roles=True),
+]
+SHORT = {"forward": (3, 80, 64, 3), "dq": (2, 80, 64, 3), "dkv": (6, 128, 32, 2)}
 NAMES = {"forward": "attention_forward", "dq": "attention_query_gradient", "dkv": "attention_key_gradient"}
 CLOSED = {"closed": "attention_closed_forward", "whole": "attention_whole_gradient"}
 
@@ -136,7 +158,8 @@ def write(rows: list[dict], file: Path) -> None:
     rows = [row for row in rows if row.get("dtype", "f16") == "f16" and row.get("relative_error", 1) < right]
     plain = [row for row in rows if not row.get("roles")]
     tiles, users = choose_tiles(rows, plain)
-    launches = choose_launches(rows, plain, users) + launched_by_hand(rows)
+    launches = choose_launches(rows, plain, users)
+    launches = short_launches(launches) + launches + launched_by_hand(rows) + scattered_launches()
     lists = dict(tiles=sorted(tiles, key=place), launches=launches)
     parts = [
         f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
@@ -147,7 +170,7 @@ def write(rows: list[dict], file: Path) -> None:
 
 def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]:
     """The rows of tiles, and {(dim, kernel, M, N, long, roles): cases} of the launches that they need."""
-    tiles, users = [*UNMEASURED, *KEPT], {}
+    tiles, users = [*UNMEASURED, *KEPT, *SHORT_TILES, *scattered_tiles()], {}
     dense, rows = rows, [row for row in rows if not is_dense(row)]
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
@@ -197,6 +220,42 @@ def launched_by_hand(rows: list[dict]) -> list[dict]:
     return launches
 
 
+def scattered_tiles() -> list[dict]:
+    """A row of tiles for each dim of SCATTERED."""
+    tile = dict(by_query=SCATTERED_TILE, by_key=SCATTERED_TILE, roles=True)
+    dims = sorted({dim for _, dim in SCATTERED})
+    return [dict(dtype="half", dim=dim, work=None, scatter=SCATTER) | tile for dim in dims]
+
+
+def scattered_launches() -> list[dict]:
+    """The launches of SCATTERED, for short rows and long ones: a head after the other, its heaviest rows first."""
+    order = dict(heaviest_first=True, heads_in_turn=True)
+    return [
+        by_hand(kernel, dim, SCATTERED_TILE, long, *how) | order
+        for (kernel, dim), how in SCATTERED.items()
+        for long in (False, True)
+    ]
+
+
+def short_launches(launches: list[dict]) -> list[dict]:
+    """The launches of SHORT, in front of the plain ones of the same tiles, and before them those of narrower heads,
+    which keep the plain ones.
+    """
+    kept = [
+        row | dict(dim=32)
+        for row in launches
+        if (row["dim"], row["m"], row["n"], row["long"]) == (64, 64, 64, False) and not row.get("roles")
+    ]
+    return kept + [by_hand(kernel, 64, [64, 64], False, *how) for kernel, how in SHORT.items()]
+
+
+def by_hand(kernel: str, dim: int, tile: list[int], long: bool, stages, registers, roles, programs) -> dict:
+    """A launch with warp roles."""
+    name = dict(kernel=NAMES[kernel], dtype="half", dim=dim, m=tile[0], n=tile[1], long=long)
+    how = dict(warps=4, stages=stages, registers=registers, split=False, heaviest_first=False, roles=roles)
+    return name | how | (dict(programs=programs) if programs else {})
+
+
 def is_dense(row: dict) -> bool:
     """Whether it is of tiles that dense rows alone have."""
     return DENSE_ROWS in row["by_key" if row["kernel"] == "dkv" else "by_query"]
@@ -221,8 +280,8 @@ def place(row: dict) -> tuple:
     work = row["work"] or 1e9
     # Dims of 16 have no tiles of their own where rows are short, and stand behind those of 32.
     dims = max(32, row["dim"]), work > 300, row["dim"]
-    common = row["dtype"], row["work"] != 64, "reordered" not in row, *dims, work
-    return *common, "share" not in row, "roles" not in row
+    kind = row["dtype"], work > 64, "reordered" not in row, *dims
+    return *kind, "scatter" not in row, work, "share" not in row, "roles" not in row
 
 
 def how_of(row: dict) -> tuple:

@@ -30,7 +30,7 @@ from ..native import cuda
 from ..native.devices import in_tflite_conversion, in_xla, load_kernels, warn_of_reference
 from ..native.libraries import CPU
 from ..native.loading import load
-from ..plan import Blocks, HeadBlocks, make_plan, pack
+from ..plan import Blocks, HeadBlocks, make_plan, pack, scatter
 from ..tensors import register_gradient
 from . import reference
 
@@ -77,11 +77,14 @@ class Attention:
         self, dtype, head_dim: int, value_dim: int, order: tuple[int, ...], kv_heads: int, cut: bool
     ) -> PackedPlan:
         """The plan with the tiles that suit what is to be computed. cut: segments may leave less of dense rows."""
-        reordered, share = set(order) != {1}, 0.0 if cut else self.share
-        by_query, by_key = _tiles(
-            dtype, head_dim, value_dim, self.blocks.block_size, self.work, reordered, share
-        )
+        share = 0.0 if cut else self.share
+        by_query, by_key = _tiles(dtype, head_dim, value_dim, self, set(order) != {1}, share)
         return self.plan(order, by_query, by_key, kv_heads)
+
+    @property
+    def scatter(self) -> float:
+        """As tuning.choose takes it."""
+        return self._once("scatter", lambda: scatter(self.blocks, 64))
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():
@@ -265,12 +268,20 @@ def _library():
     return None if chosen == "reference" or in_tflite_conversion() else load_kernels()
 
 
-def _tiles(dtype, head_dim: int, value_dim: int, block_size: int, work: float, reordered: bool, share: float):
+def _tiles(dtype, head_dim: int, value_dim: int, layout: Attention, reordered: bool, share: float):
     """((M, N) by query, (M, N) by key): such that all GPUs here can take, or any GPU where there is none."""
     dims, capabilities = (head_dim, value_dim), cuda.capabilities()
     if capabilities:
-        capability = tuning.common(capabilities)
-        return tuning.choose(dtype.name, *dims, block_size, work, capability, reordered, share)
+        return tuning.choose(
+            dtype.name,
+            *dims,
+            layout.blocks.block_size,
+            layout.work,
+            tuning.common(capabilities),
+            reordered,
+            share,
+            layout.scatter,
+        )
     return tuning.anywhere(dtype.name, *dims)
 
 

@@ -246,7 +246,8 @@ def _constants_of_kind(key: Key, function: str, how: tuning.Launch) -> dict[str,
         return dict(KEEP=keep, SHARES=_cut_shares(key), AT_ONCE=_cut_numbers(key) // n)
     if how.roles:
         turns = 2 if how.programs else 1
-        return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns)
+        order = dict(HEADS_IN_TURN=True) if how.heads_in_turn else {}
+        return dict(COLUMNS=how.roles, STAGES=how.stages, REGISTERS=how.registers, TURNS=turns) | order
     single = dict(SINGLE=key.closed == 2) if function in _KNOWS_SINGLE else {}
     return single | dict(SPLIT=how.split, PRECISION="tf32" if key.dtype == "tf32" else "ieee")
 

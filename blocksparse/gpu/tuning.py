@@ -30,6 +30,7 @@ class Launch:
     heaviest_first: bool
     roles: int | None = None  # with warp roles: the columns that are computed at a time
     programs: int | None = None  # likewise: so many a multiprocessor, each taking row tile after row tile
+    heads_in_turn: bool | None = None  # likewise: HEADS_IN_TURN
 
 
 def padded(dim: int) -> int:
@@ -46,6 +47,7 @@ def choose(
     capability: int = 90,
     reordered: bool = False,
     share: float = 0.0,
+    scatter: float = 1.0,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tiles (M, N) for the plan's two sides, by query and by key.
 
@@ -57,11 +59,14 @@ def choose(
         capability: the GPU's compute capability times ten.
         reordered: whether rows are ordered by residue class: tiles of whole classes then are closed.
         share: of all columns those that a row sees, on average: dense rows have tiles of their own, in their order.
+        scatter: columns that row tiles of 128 visit in all, over those that tiles of 64 visit in as many rows, 1 to 2:
+            where neighbours see different columns, small tiles compute less that nobody sees.
     """
     dim = padded(max(head_dim, value_dim))
     for row in table(capability)["tiles"]:
         dense = "share" not in row or (share >= row["share"] and not reordered)
-        fits = dim <= row["dim"] and work <= (row["work"] or float("inf")) and dense
+        alike = dense and scatter >= row.get("scatter", 1.0)
+        fits = dim <= row["dim"] and work <= (row["work"] or float("inf")) and alike
         if row["dtype"] == DTYPES[dtype] and fits and reordered >= row.get("reordered", False):
             return tuple(row["by_query"]), tuple(row["by_key"])
     raise ValueError(

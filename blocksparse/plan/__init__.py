@@ -12,8 +12,18 @@ checks.py               what several callers refuse, worded once
 """
 
 from .blob import pack, unpack
-from .blocks import Blocks, HeadBlocks, build_blocks
+from .blocks import Blocks, HeadBlocks, build_blocks, scatter
 from .plan import Plan, make_plan
 from .tiling import TilePlan
 
-__all__ = ["Blocks", "HeadBlocks", "Plan", "TilePlan", "build_blocks", "make_plan", "pack", "unpack"]
+__all__ = [
+    "Blocks",
+    "HeadBlocks",
+    "Plan",
+    "TilePlan",
+    "build_blocks",
+    "make_plan",
+    "pack",
+    "scatter",
+    "unpack",
+]

@@ -5,7 +5,7 @@ import pytest
 from layouts import causal
 from scipy import sparse
 
-from blocksparse.plan import build_blocks
+from blocksparse.plan import build_blocks, scatter
 
 CAUSAL = np.tri(3, dtype=bool)
 
@@ -159,3 +159,25 @@ def test_masks_of_integers_are_read_as_openai_s_packbits_does(dtype):
     got = build_blocks(CAUSAL, 8, returning((mask * 3).astype(dtype) * (-1 if dtype != np.uint8 else 1)), 1)
     assert got.masks.dtype == bool
     np.testing.assert_array_equal(got.masks, want.masks)
+
+
+@pytest.mark.parametrize(
+    "layout, block_size, expected",
+    [
+        (np.ones((4, 8)), 64, 1.0),
+        (np.eye(4), 64, 2.0),
+        (np.kron(np.eye(2), np.ones((2, 1))), 64, 1.0),
+        (np.kron(np.eye(2), np.ones((2, 1))), 32, 2.0),
+        (np.eye(4), 128, 1.0),
+        (np.array([[1, 1, 0, 0], [0, 1, 1, 0]]), 64, 1.5),
+        (np.stack([np.eye(4), np.ones((4, 4))]), 64, (2 * 4 + 16) / (4 + 16)),
+        (np.zeros((4, 4)), 64, 1.0),
+    ],
+)
+def test_how_much_more_tiles_of_twice_the_rows_visit(layout, block_size, expected):
+    heads = None if layout.ndim == 3 else 2
+    assert scatter(build_blocks(layout, block_size, None, heads), 64) == expected
+
+
+def test_what_no_query_sees_is_not_visited():
+    assert scatter(build_blocks(np.tri(2).T, 64, causal, 1), 64) == 2.0

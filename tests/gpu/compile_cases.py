@@ -27,8 +27,9 @@ from gpu.key import Key, parse
 NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "tf32": "float32"}
 ARCHITECTURES = (80, 89, 90, 100, 120)
 HOPPER = (128, 64), (128, 64)  # the tiles of warp roles, which other GPUs' plain kernels take too
+SMALL = (64, 128), (64, 128)  # those of rows that see other columns than their neighbours
 DENSE = (192, 128), (128, 64)  # row tiles that are several programs' of a plain kernel
-WORK = {"short": 24.0, "window": 128.0, "long": 4096.0}
+WORK = {"short": 24.0, "class": 48.0, "window": 128.0, "long": 4096.0}
 
 
 def keys(dtype, dims, block, work, capability, choice=None, **flags):
@@ -47,6 +48,7 @@ def committed():
         yield from keys("f16", (dim, dim), 32, work, 90)
     yield from keys("f16", (32, 32), 32, "short", 90, permuted=True, closed=1)
     yield from keys("f16", (128, 128), 8, "short", 90, permuted=True, closed=2)
+    yield from keys("f16", (64, 64), 32, "class", 90, permuted=True)
     yield from keys("f16", (256, 256), 32, "long", 90)
     yield from keys("f16", (8, 8), 8, "window", 90)
     yield from keys("bf16", (96, 96), 16, "window", 90, permuted=True)
@@ -74,6 +76,13 @@ def committed():
     )
     yield from keys("f16", (64, 40), 8, "long", 80, DENSE, permuted=True, shared=False)
     yield from keys("f16", (64, 64), 32, "long", 80, DENSE, segments=True)
+
+    for dim, work in ((32, "short"), (64, "long"), (128, "long")):
+        yield from keys("f16", (dim, dim), 64, work, 90, SMALL)
+    yield from keys(
+        "bf16", (64, 40), 32, "long", 90, SMALL, joined=True, group=2, segments=True, bounded=True
+    )
+    yield from keys("f16", (128, 128), 16, "short", 90, SMALL, permuted=True, shared=False)
 
 
 def three_warpgroups():

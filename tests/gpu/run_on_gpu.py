@@ -28,8 +28,8 @@ LARGE = "two_to_the_31"  # takes 30 GB: alone on the card
 SANITIZED = [  # every way a kernel indexes, on small inputs
     "tests/gpu/test_gpu_device.py::test_shapes",
     "tests/gpu/test_gpu_device.py::test_lengths_that_fill_no_block",
-    "tests/gpu/test_gpu_device.py::test_shapes_in_rows_of_192",
-    "tests/gpu/test_gpu_device.py::test_lengths_in_rows_of_192",
+    "tests/gpu/test_gpu_device.py::test_shapes_in_tiles_of_their_own",
+    "tests/gpu/test_gpu_device.py::test_lengths_in_tiles_of_their_own",
 ]
 # Racecheck takes the way in which Triton starts and ends a kernel's warp roles, a byte written before a barrier and
 # read behind it, for a race; float32 has no such kernels, nor has a GPU before compute capability 8.0.

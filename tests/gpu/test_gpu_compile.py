@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("compile_cases.py")
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
-SPILLED = 160  # bytes a thread; under a register limit some always do, and it pays (benchmarks/LOG.md)
+SPILLED = 168  # bytes a thread; under a register limit some always do, and it pays (benchmarks/LOG.md)
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.slow,

@@ -234,13 +234,18 @@ def test_lengths_that_fill_no_block(name, dtype, dim, time, apart):
     assert all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(results, run(), strict=True))
 
 
-@pytest.fixture
-def rows_of_192(monkeypatch):
-    """Every plan gets the row tiles of Hopper's dense rows; float32, which has no warp roles, in narrower columns."""
+@pytest.fixture(params=[192, 64])
+def own_tiles(monkeypatch, request):
+    """Every plan gets the row tiles of Hopper's dense rows, or those of neighbours that see different columns; float32,
+    which has no warp roles, in narrower columns.
+    """
 
     def tiles(dtype, head_dim, value_dim, *_):
+        rows = request.param
         if dtype == tf.float32:
-            return (192, 32), (192, 32)
+            return (rows, 32), (rows, 32)
+        if rows == 64:
+            return (64, 128), (64, 128)
         return (192, 128), (192 if max(head_dim, value_dim) <= 32 else 128, 64)
 
     monkeypatch.setattr(op, "_tiles", tiles)
@@ -250,7 +255,7 @@ def rows_of_192(monkeypatch):
     "block_size, dim, dtype", [(32, 32, "float16"), (8, 64, "bfloat16"), (8, 32, "float32")]
 )
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes_in_rows_of_192(rows_of_192, name, block_size, dim, dtype):
+def test_shapes_in_tiles_of_their_own(own_tiles, name, block_size, dim, dtype):
     options = dict(heads=2, callback=ragged) | SHAPES[name]
     problem = Problem(block_size, dims=(dim, dim), dtype=dtype, **options)
     results = problem.run()
@@ -262,8 +267,19 @@ def test_shapes_in_rows_of_192(rows_of_192, name, block_size, dim, dtype):
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("dtype, dim", [("float16", 64), ("bfloat16", 32), ("float32", 16)])
 @pytest.mark.parametrize("name", UNFILLED)
-def test_lengths_in_rows_of_192(rows_of_192, name, dtype, dim, apart):
+def test_lengths_in_tiles_of_their_own(own_tiles, name, dtype, dim, apart):
     test_lengths_that_fill_no_block(name, dtype, dim, 331, apart)
+
+
+@pytest.mark.parametrize("kind", [None, *SEGMENTS])
+@pytest.mark.parametrize("dtype, dim", [("float16", 64), ("bfloat16", 128), ("float16", 32)])
+def test_neighbours_that_see_different_columns(dtype, dim, kind):
+    """What Hopper has small tiles for, as the library chooses them; on other cards any."""
+    problem = Problem(64, (48, 48), 2, (dim, dim), dtype, causal, density=0.25, kind=kind)
+    assert problem.bst._attention.scatter > 1.5 and problem.bst._attention.work > 300
+    results = problem.run()
+    problem.check(results)
+    same_bits(results, problem.run())
 
 
 @pytest.mark.parametrize("name", LONG_ROWS)

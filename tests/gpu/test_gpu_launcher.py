@@ -90,13 +90,16 @@ def test_the_launcher_reads_what_the_compiler_writes(library, key):
         programs = sizes[f"{side}.most_tiles"] * heads * 3 * launch.constexprs.get("PARTS", 1)
         if "cut" in launch.function:
             programs = launch.constexprs["SHARES"] * sizes[f"{side}.tiles"] * groups * 3
+        if launch.grid[0].startswith("min("):  # of several a multiprocessor, of which there is one here
+            programs = int(launch.grid[0].removeprefix("min(").partition("*")[0])
         words = by_name[launch.function]
         assert words[:5] == ["4", "1000", str(programs), "1", "1"]
         assert len(words) == 5 + len(launch.args)
     if parse(key).segments:
         assert by_name["q.cut_spans"] == [str(12 * 17 * groups * 3)]
         assert by_name["q.cut_masks"] == [str(4 * 2 * parse(key).by_query[0] * 23 * groups * 3)]
-    assert by_name.get("delta") == ([str(4 * 3 * 8 * 7)] if "attention_key_gradient" in by_name else None)
+    two_passes = any(name.startswith("attention_key_gradient") for name in by_name)
+    assert by_name.get("delta") == ([str(4 * 3 * 8 * 7)] if two_passes else None)
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if not parse(key).segments])

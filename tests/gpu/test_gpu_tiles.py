@@ -111,6 +111,38 @@ def test_hopper_s_dense_rows_have_tiles_of_192_where_those_were_faster(triton, d
     assert row_tile != 192
 
 
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
+@pytest.mark.parametrize(
+    "version, capability, small", [("3.9.0", 90, True), ("3.8.1", 90, False), ("3.9.0", 80, False)]
+)
+def test_neighbours_that_see_other_columns_have_small_tiles_of_their_own(
+    triton, version, capability, small, dim
+):
+    triton(version)
+
+    def chosen(work, scatter, **more):
+        return tuning.choose("float16", dim, dim, 64, work, capability, scatter=scatter, **more)
+
+    assert (chosen(2000.0, 1.9) == ((64, 128), (64, 128))) == small
+    assert (chosen(500.0, 1.5, share=0.5) == ((64, 128), (64, 128))) == small
+    for alike in (chosen(2000.0, 1.1), chosen(200.0, 1.9)):
+        assert (64, 128) not in alike
+    named = functions(capability, (64, 128), (64, 128))
+    assert all(name.endswith("_roles") == small for name in named)
+
+
+def test_small_tiles_take_a_head_after_the_other(triton):
+    triton("3.9.0")
+    for text in (
+        "forward-f16-d64-v64-m64-n128-g64-o0-w0-s1-r0-c0-sm90",
+        "backward-bf16-d128-v128-m64-n128-g64-M64-N128-G64-o0-w0-s1-r1-c0-sm90",
+    ):
+        for launch in manifest.launches(parse(text)):
+            assert launch.constexprs["HEADS_IN_TURN"] and launch.constexprs["M"] == 64
+    (other,) = manifest.launches(parse("forward-f16-d64-v64-m128-n64-g64-o0-w0-s1-r0-c0-sm90"))
+    assert "HEADS_IN_TURN" not in other.constexprs
+
+
 def test_dense_rows_run_by_three_warpgroups(triton):
     triton("3.9.0")
     chosen = tuning.choose("float16", 64, 64, 32, 6144.0, 90, share=0.5)
@@ -140,7 +172,7 @@ def test_programs_walk_over_short_rows_only(triton):
         (forward,) = manifest.launches(key)
         count = "q.most_tiles*heads*batch"
         assert forward.args[-1] == f"i:{count}"
-        assert forward.grid[0] == (count if long_rows else f"min(2*multiprocessors,{count})")
+        assert forward.grid[0] == (count if long_rows else f"min(3*multiprocessors,{count})")
         assert forward.constexprs["TURNS"] == (1 if long_rows else 2)
 
 

@@ -64,10 +64,12 @@ From the tuned tables, which say how fast it runs (../tuning.py):
     SPLIT            (plain kernels that are not closed) column tiles without a mask run in a loop of their own, without
                      mask arithmetic: for long rows (benchmarks/LOG.md, section 1)
     COLUMNS          (warp roles) columns computed at a time; divides N
-    STAGES           (warp roles) column tiles in the ring; 3 or more, or a program waits for itself
+    STAGES           (warp roles) column tiles in the ring; where one's products run under the next one's exponentials 3
+                     or more, or a program waits for itself
     REGISTERS        (warp roles) registers a thread at launch, before the warpgroups share them out
     TURNS            (warp roles) row tiles whose own rows there is room for: 1 where a program takes one row tile, 2
                      where it takes one after the other
+    HEADS_IN_TURN    (warp roles) a head's row tiles one after the other, before the next head's
 """
 
 import re

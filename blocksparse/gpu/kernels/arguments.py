@@ -78,6 +78,7 @@ class Flags(NamedTuple):
     STAGES: int | None = None
     REGISTERS: int | None = None
     TURNS: int | None = None
+    HEADS_IN_TURN: bool = False
     JOINED: bool = False
     GROUP: int = 1
     SEGMENTS: bool = False

@@ -11,6 +11,7 @@ from .primitives import (
     LOG2_E,
     gather,
     gathered_rows,
+    hiding,
     key_extent,
     load_places,
     load_rows,
@@ -20,6 +21,7 @@ from .primitives import (
     query_extent,
     reader_rows,
     row_tile,
+    shown,
     visible,
 )
 
@@ -152,7 +154,7 @@ def gather_key_gradient(
             - load_places(delta, places, flags)[None, :]
         )
         if MASKED:
-            seen = visible(low, high, flags)
+            seen = hiding(low, high, flags)
             low, high = mask_words(tiles.masks, number, (j + 1 >= tiles.unmasked) & (j + 1 < last), flags)
             number = tl.load(tiles.mask + j + 2, mask=j + 2 < last, other=0)
         p = tl.exp2(s)
@@ -160,8 +162,8 @@ def gather_key_gradient(
         # Both are masked: where a query sees some NaN key its lse and delta are NaN, and with them its p and ds for all
         # keys, also for those that it does not see.
         if MASKED:
-            p = tl.where(seen, p, 0.0)
-            ds = tl.where(seen, ds, 0.0)
+            p = shown(p, seen)
+            ds = shown(ds, seen)
         dv = tl.dot(p.to(gradients.dtype), gradients, dv, input_precision=flags.PRECISION)
         dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=flags.PRECISION)
     return dk, dv

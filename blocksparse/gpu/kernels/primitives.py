@@ -185,6 +185,26 @@ def mask_words(masks, number, wanted, flags):
 @triton.jit
 def visible(low, high, flags):
     """bool [M, N]: bit c of row r's mask words."""
+    return (words_of(low, high, flags) >> (tl.arange(0, flags.N)[None, :] % 32)) & 1 != 0
+
+
+@triton.jit
+def hiding(low, high, flags):
+    """int32 [M, N], as `shown` takes it: -1 where bit c of row r's mask words is set, else 0."""
+    return (words_of(low, high, flags) << (31 - tl.arange(0, flags.N)[None, :] % 32)) >> 31
+
+
+@triton.jit
+def shown(x, seen):
+    """float32 x, 0 where `seen` is. Not tl.where: two selects by one bool, in front of a rounding, are carried out on
+    packed pairs, with the bools in registers, which takes 12% more instructions a tile (benchmarks/LOG.md, section 36).
+    """
+    return (x.to(tl.int32, bitcast=True) & seen).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def words_of(low, high, flags):
+    """int32 [M, N]: the mask word that column c of row r has its bit in."""
     column = tl.arange(0, flags.N)[None, :]
     bits = tl.broadcast_to(low.to(tl.int32)[:, None], (flags.M, flags.N))
     if flags.N > 32:
@@ -192,7 +212,7 @@ def visible(low, high, flags):
     if flags.N > 64:
         bits = tl.where(column >= 64, high.to(tl.int32)[:, None], bits)
         bits = tl.where(column >= 96, (high >> 32).to(tl.int32)[:, None], bits)
-    return (bits >> (column % 32)) & 1 != 0
+    return bits
 
 
 @triton.jit

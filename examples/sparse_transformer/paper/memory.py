@@ -20,7 +20,7 @@ def section(places: Places) -> list[str]:
     lines += [
         f"{LAYERS} layers, {HEADS} heads, float32. *Stored*: 4 n² bytes a head and layer. *Recomputed*: one layer. "
         "*Fused*, as here: 4 n, a logarithm for each row. *Measured*: the peak of a whole forward and backward pass of "
-        "dense attention on one H100, activations included (benchmarks/results/model_memory.jsonl).",
+        "dense attention on one H200, activations included (benchmarks/results/model_memory.jsonl).",
         "",
     ]
     measured = memory()

@@ -11,10 +11,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..primitives import LOG2_E
 from .results import loaded_part, loaded_rows, store_rows
 from .ring import (
+    SOME,
     VECTOR,
     accumulator,
     column_rows,
     copied,
+    hidden,
     mask_number,
     mask_words,
     operand,
@@ -26,21 +28,22 @@ from .ring import (
     row_of,
     scores,
     unit,
-    visible,
     words_of,
 )
 from .walk import find_work, kept
 
 
 @gluon.jit
-def products(s, dp, lse, delta, seen, scale_log2, MASKED: gl.constexpr, OWED: gl.constexpr):
-    """ds. s and dp are still in flight, and so are OWED products begun after them."""
+def products(s, dp, lse, delta, words, seen, scale_log2, shape, OWED: gl.constexpr):
+    """ds, 0 where rows do not see; seen: what `sight` says. s and dp are still in flight, and so are OWED products
+    begun after them.
+    """
     s = warpgroup_mma_wait(OWED + 1, [s])
     p = gl.exp2(s * scale_log2 - lse[:, None])
     dp = warpgroup_mma_wait(OWED, [dp])
     ds = p * (dp - delta[:, None])
-    if MASKED:
-        ds = gl.where(seen, ds, 0.0)
+    if seen == SOME:
+        ds = hidden(ds, words, shape, "0")
     return ds
 
 
@@ -82,8 +85,8 @@ def differentiate_again(
         fence_async_shared()
         gl.barrier()
         s, dp = scores(queries, ring.x.index(0), shape), scores(gradients, ring.y.index(0), shape)
-        seen = visible(part_words(ring, 0, PART, shape), shape)
-        ds = products(s, dp, row_lse, row_delta, seen, scale_log2, True, 0)
+        words = part_words(ring, 0, PART, shape)
+        ds = products(s, dp, row_lse, row_delta, words, SOME, scale_log2, shape, 0)
         ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
         dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(1), dq, is_async=True)])
         gl.barrier()

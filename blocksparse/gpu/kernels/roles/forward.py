@@ -12,11 +12,14 @@ from ..primitives import LOG2_E, key_extent, query_extent
 from .copies import copy_own, fetch_tiles
 from .results import loaded_part, store_rows, through
 from .ring import (
+    EVERY,
+    NONE,
+    SOME,
     accumulator,
-    any_visible,
     await_x,
     await_y,
     copied,
+    hidden,
     make_barriers,
     make_own,
     make_ring,
@@ -28,16 +31,15 @@ from .ring import (
     release,
     row_of,
     scores,
-    visible,
+    sight,
+    words_or,
 )
 from .walk import find_work, make_shape, make_walk, next_work, worker_registers, worker_warps
 
 
 @gluon.jit
-def exponentials(s, seen, m, l, scale_log2, MASKED: gl.constexpr):
-    """(p, fade, m, l): one step of the online softmax."""
-    if MASKED:
-        s = gl.where(seen, s, -float("inf"))
+def exponentials(s, m, l, scale_log2, MASKED: gl.constexpr):
+    """(p, fade, m, l): one step of the online softmax, where MASKED of scores that may be -inf."""
     top = gl.maximum(m, gl.max(s, 1) * scale_log2)
     # A row that has seen nothing yet has top = -inf, and -inf - -inf would be NaN.
     reference = gl.where(top == -float("inf"), 0.0, top) if MASKED else top
@@ -57,12 +59,12 @@ def absorb_in_turn(
     for j in range(first, last):
         stage = j % shape.STAGES
         await_x(ring, j, last, shape)
-        words = part_words(ring, stage, PART, shape) if MASKED else ()
-        wanted = any_visible(words) if MASKED else True
-        if wanted:
+        seen = sight(ring, stage, PART, shape) if MASKED else EVERY
+        if seen != NONE:
             s = warpgroup_mma_wait(0, [scores(queries, ring.x.index(stage), shape)])
-            seen = visible(words, shape) if MASKED else True
-            p, fade, m, l = exponentials(s, seen, m, l, scale_log2, MASKED)
+            if seen == SOME:
+                s = hidden(s, part_words(ring, stage, PART, shape), shape, "-inf")
+            p, fade, m, l = exponentials(s, m, l, scale_log2, MASKED)
             p = gl.convert_layout(p.to(ring.y.dtype), operand(shape.VALUE_PAD))
             acc = acc * gl.convert_layout(fade, row_of(shape.VALUE_PAD))[:, None]
             await_y(ring, j, shape)
@@ -88,9 +90,11 @@ def absorb(
         s = scores(queries, ring.x.index(j % shape.STAGES), shape)
         await_y(ring, j - 1, shape)
         acc = warpgroup_mma(p, ring.y.index(before), acc, is_async=True)
-        seen = visible(part_words(ring, j % shape.STAGES, PART, shape), shape) if MASKED else True
+        words = part_words(ring, j % shape.STAGES, PART, shape) if MASKED else ()
         s = warpgroup_mma_wait(1, [s])
-        fresh, fade, m, l = exponentials(s, seen, m, l, scale_log2, MASKED)
+        if MASKED:
+            s = hidden(s, words, shape, "-inf")
+        fresh, fade, m, l = exponentials(s, m, l, scale_log2, MASKED)
         fresh = gl.convert_layout(fresh.to(ring.y.dtype), operand(shape.VALUE_PAD))
         await_x(ring, j + 1, end, shape)
         acc, p = warpgroup_mma_wait(0, [acc, fresh])
@@ -105,8 +109,8 @@ def absorb_overlapping(queries, ring, PART: gl.constexpr, first, full, last, m, 
     if first < last:
         await_x(ring, first, last, shape)
         s = warpgroup_mma_wait(0, [scores(queries, ring.x.index(first % shape.STAGES), shape)])
-        seen = visible(part_words(ring, first % shape.STAGES, PART, shape), shape) | (first < full)
-        p, _, m, l = exponentials(s, seen, m, l, scale_log2, True)
+        words = words_or(ring, first % shape.STAGES, PART, shape, -(first < full).to(gl.int32))
+        p, _, m, l = exponentials(hidden(s, words, shape, "-inf"), m, l, scale_log2, True)
         p = gl.convert_layout(p.to(ring.y.dtype), operand(shape.VALUE_PAD))
         await_x(ring, first + 1, last, shape)
         p, m, l, acc = absorb(
@@ -219,13 +223,8 @@ def attention_forward_roles(q, k, v, out, lse, plan, scale_log2, sizes, count, f
     given = out, lse, walk, q_own, own, ring, scale_log2, shape
     fetched = q, k, v, walk, q_own, own, ring, shape
     registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS)
-    if flags.M == 192:
-        gl.warp_specialize(
-            [(attend, (0, given)), (attend, (1, given)), (attend, (2, given)), (fetch, fetched)],
-            worker_warps(flags.M),
-            registers,
-        )
-    else:
-        gl.warp_specialize(
-            [(attend, (0, given)), (attend, (1, given)), (fetch, fetched)], worker_warps(flags.M), registers
-        )
+    gl.warp_specialize(
+        [(attend, (part, given)) for part in (0, 1, 2) if part < flags.M // 64] + [(fetch, fetched)],
+        worker_warps(flags.M),
+        registers,
+    )

@@ -8,12 +8,15 @@ from ..primitives import LOG2_E, key_extent, query_extent
 from .copies import copy_own, fetch_tiles
 from .results import added, store_rows, through
 from .ring import (
+    EVERY,
+    NONE,
     PLAIN,
+    SOME,
     accumulator,
-    any_visible,
     await_x,
     await_y,
     copied,
+    hidden,
     make_barriers,
     make_own,
     make_ring,
@@ -23,7 +26,8 @@ from .ring import (
     part_words,
     release,
     scores,
-    visible,
+    sight,
+    words_or,
 )
 from .walk import find_work, make_shape, make_walk, next_work, worker_registers, worker_warps
 
@@ -44,19 +48,21 @@ def fetch(q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape):
 
 
 @gluon.jit
-def products(
-    s, dp, lse, delta, seen, scale_log2, shape, DTYPE: gl.constexpr, MASKED: gl.constexpr, OWED: gl.constexpr
-):
-    """(p, ds) as operands of products. s and dp are still in flight, and so are OWED products begun after them."""
+def products(s, dp, lse, delta, words, seen, scale_log2, shape, DTYPE: gl.constexpr, OWED: gl.constexpr):
+    """(p, ds) as operands of products, 0 where rows do not see; seen: what `sight` says. s and dp are still in flight,
+    and so are OWED products begun after them.
+    """
     column: gl.constexpr = gl.SliceLayout(0, accumulator(shape.N))
     column_lse, column_delta = lse.load(column) * LOG2_E, delta.load(column)
     s = warpgroup_mma_wait(OWED + 1, [s])
     p = gl.exp2(s * scale_log2 - column_lse[None, :])
     dp = warpgroup_mma_wait(OWED, [dp])
     ds = p * (dp - column_delta[None, :])
-    if MASKED:  # both, for the reason in ../backward.py: NaN in a query's lse and delta reaches all keys
-        p = gl.where(seen, p, 0.0)
-        ds = gl.where(seen, ds, 0.0)
+    if (
+        seen == SOME
+    ):  # both, for the reason in ../backward.py: NaN in a query's lse and delta reaches all keys
+        p = hidden(p, words, shape, "0")
+        ds = hidden(ds, words, shape, "0")
     p = gl.convert_layout(p.to(DTYPE), operand(shape.VALUE_PAD))
     return p, gl.convert_layout(ds.to(DTYPE), operand(shape.HEAD_PAD))
 
@@ -71,15 +77,14 @@ def gather_in_turn(
     for j in range(first, last):
         stage = j % shape.STAGES
         await_x(ring, j, last, shape)
-        words = part_words(ring, stage, PART, shape) if MASKED else ()
-        wanted = any_visible(words) if MASKED else True
-        if wanted:
+        seen = sight(ring, stage, PART, shape) if MASKED else EVERY
+        if seen != NONE:
+            words = part_words(ring, stage, PART, shape) if MASKED else ()
             s = scores(keys, ring.x.index(stage), shape)
             await_y(ring, j, shape)
             dp = scores(values, ring.y.index(stage), shape)
-            seen = visible(words, shape) if MASKED else True
             p, ds = products(
-                s, dp, lse.index(stage), delta.index(stage), seen, scale_log2, shape, ring.x.dtype, MASKED, 0
+                s, dp, lse.index(stage), delta.index(stage), words, seen, scale_log2, shape, ring.x.dtype, 0
             )
             dv = warpgroup_mma(p, ring.y.index(stage), dv, is_async=True)
             dk = warpgroup_mma(ds, ring.x.index(stage), dk, is_async=True)
@@ -107,9 +112,10 @@ def gather(
         dp = scores(values, ring.y.index(stage), shape)
         dv = warpgroup_mma(p, ring.y.index(before), dv, is_async=True)
         dk = warpgroup_mma(ds, ring.x.index(before), dk, is_async=True)
-        seen = visible(part_words(ring, stage, PART, shape), shape) if MASKED else True
+        words = part_words(ring, stage, PART, shape) if MASKED else ()
+        seen: gl.constexpr = SOME if MASKED else EVERY
         fresh_p, fresh_ds = products(
-            s, dp, lse.index(stage), delta.index(stage), seen, scale_log2, shape, ring.x.dtype, MASKED, 2
+            s, dp, lse.index(stage), delta.index(stage), words, seen, scale_log2, shape, ring.x.dtype, 2
         )
         await_x(ring, j + 1, end, shape)
         dk, dv, p, ds = warpgroup_mma_wait(0, [dk, dv, fresh_p, fresh_ds])
@@ -128,9 +134,9 @@ def gather_overlapping(
         s = scores(keys, ring.x.index(stage), shape)
         await_y(ring, first, shape)
         dp = scores(values, ring.y.index(stage), shape)
-        seen = visible(part_words(ring, stage, PART, shape), shape) | (first < full)
+        words = words_or(ring, stage, PART, shape, -(first < full).to(gl.int32))
         p, ds = products(
-            s, dp, lse.index(stage), delta.index(stage), seen, scale_log2, shape, ring.x.dtype, True, 0
+            s, dp, lse.index(stage), delta.index(stage), words, SOME, scale_log2, shape, ring.x.dtype, 0
         )
         await_x(ring, first + 1, last, shape)
         p, ds, dk, dv = gather(
@@ -207,20 +213,8 @@ def attention_key_gradient_roles(
     given = dk, dv, walk, k_own, v_own, own, lse_ring, delta_ring, ring, scale, scale_log2, shape
     fetched = q, k, v, dout, statistics, walk, k_own, v_own, own, ring, shape
     registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS)
-    if flags.M == 192:
-        gl.warp_specialize(
-            [
-                (differentiate, (0, given)),
-                (differentiate, (1, given)),
-                (differentiate, (2, given)),
-                (fetch, fetched),
-            ],
-            worker_warps(flags.M),
-            registers,
-        )
-    else:
-        gl.warp_specialize(
-            [(differentiate, (0, given)), (differentiate, (1, given)), (fetch, fetched)],
-            worker_warps(flags.M),
-            registers,
-        )
+    gl.warp_specialize(
+        [(differentiate, (part, given)) for part in (0, 1, 2) if part < flags.M // 64] + [(fetch, fetched)],
+        worker_warps(flags.M),
+        registers,
+    )

@@ -12,10 +12,12 @@ from .again import products, walk_again
 from .copies import copy_own, copy_places, fetch_tiles
 from .results import added, store_rows, through
 from .ring import (
+    EVERY,
+    NONE,
     PLAIN,
+    SOME,
     VECTOR,
     accumulator,
-    any_visible,
     await_x,
     await_y,
     copied,
@@ -32,8 +34,9 @@ from .ring import (
     release,
     row_of,
     scores,
+    sight,
     unit,
-    visible,
+    words_or,
 )
 from .walk import find_work, kept, make_shape, make_walk, next_work, worker_registers, worker_warps
 
@@ -88,14 +91,13 @@ def gather_in_turn(
     for j in range(first, last):
         stage = j % shape.STAGES
         await_x(ring, j, last, shape)
-        words = part_words(ring, stage, PART, shape) if MASKED else ()
-        wanted = any_visible(words) if MASKED else True
-        if wanted:
+        seen = sight(ring, stage, PART, shape) if MASKED else EVERY
+        if seen != NONE:
+            words = part_words(ring, stage, PART, shape) if MASKED else ()
             s = scores(queries, ring.x.index(stage), shape)
             await_y(ring, j, shape)
             dp = scores(gradients, ring.y.index(stage), shape)
-            seen = visible(words, shape) if MASKED else True
-            ds = products(s, dp, lse, delta, seen, scale_log2, MASKED, 0)
+            ds = products(s, dp, lse, delta, words, seen, scale_log2, shape, 0)
             ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
             dq = warpgroup_mma_wait(0, [warpgroup_mma(ds, ring.x.index(stage), dq, is_async=True)])
         else:
@@ -120,8 +122,8 @@ def gather(
         await_y(ring, j, shape)
         dp = scores(gradients, ring.y.index(stage), shape)
         dq = warpgroup_mma(ds, ring.x.index(before), dq, is_async=True)
-        seen = visible(part_words(ring, stage, PART, shape), shape) if MASKED else True
-        fresh = products(s, dp, lse, delta, seen, scale_log2, MASKED, 1)
+        words = part_words(ring, stage, PART, shape) if MASKED else ()
+        fresh = products(s, dp, lse, delta, words, SOME if MASKED else EVERY, scale_log2, shape, 1)
         fresh = gl.convert_layout(fresh.to(ring.x.dtype), operand(shape.HEAD_PAD))
         await_x(ring, j + 1, end, shape)
         dq, ds = warpgroup_mma_wait(0, [dq, fresh])
@@ -140,8 +142,8 @@ def gather_overlapping(
         s = scores(queries, ring.x.index(stage), shape)
         await_y(ring, first, shape)
         dp = scores(gradients, ring.y.index(stage), shape)
-        seen = visible(part_words(ring, stage, PART, shape), shape) | (first < full)
-        ds = products(s, dp, lse, delta, seen, scale_log2, True, 0)
+        words = words_or(ring, stage, PART, shape, -(first < full).to(gl.int32))
+        ds = products(s, dp, lse, delta, words, SOME, scale_log2, shape, 0)
         ds = gl.convert_layout(ds.to(ring.x.dtype), operand(shape.HEAD_PAD))
         await_x(ring, first + 1, last, shape)
         ds, dq = gather(
@@ -250,27 +252,15 @@ def attention_query_gradient_roles(
     given = delta, dq, walk, own, inputs, outputs, ring, poison, scale, scale_log2, shape
     fetched = q, k, v, out, lse, dout, dlse, walk, own, inputs, outputs, ring, shape
     registers: gl.constexpr = worker_registers(flags.M, flags.REGISTERS, flags.TURNS == 1)
-    if flags.M == 192:
-        gl.warp_specialize(
-            [
-                (differentiate, (0, given)),
-                (differentiate, (1, given)),
-                (differentiate, (2, given)),
-                (fetch, fetched),
-            ],
-            worker_warps(flags.M),
-            registers,
-        )
-    else:
-        gl.warp_specialize(
-            [(differentiate, (0, given)), (differentiate, (1, given)), (fetch, fetched)],
-            worker_warps(flags.M),
-            registers,
-        )
+    gl.warp_specialize(
+        [(differentiate, (part, given)) for part in (0, 1, 2) if part < flags.M // 64] + [(fetch, fetched)],
+        worker_warps(flags.M),
+        registers,
+    )
     # A NaN key makes dq NaN in all rows of its row tiles, by 0 * NaN, also in those that do not see it. Asking for it
     # in the loop would cost every call; so a program that finds NaN in some dq computes all of its own once more.
-    poisoned = gl.max(poison.index(0).load(VECTOR), 0) + gl.max(poison.index(1).load(VECTOR), 0)
-    for part in gl.static_range(2, flags.M // 64):
+    poisoned = gl.max(poison.index(0).load(VECTOR), 0)
+    for part in gl.static_range(1, flags.M // 64):
         poisoned += gl.max(poison.index(part).load(VECTOR), 0)
     if poisoned != 0:
         walk_again(q, k, v, lse, dout, delta, dq, walk, own, ring, poison, scale, scale_log2, shape)

@@ -17,7 +17,10 @@ from ..primitives import tensor_rows
 from .readers import reader_rows
 
 VECTOR = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
+WHOLE = gl.constexpr(gl.BlockedLayout([2], [32], [4], [0]))  # 64 numbers, all of them in each warp
 PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, order=[0]))
+
+EVERY, NONE, SOME = gl.constexpr(1), gl.constexpr(2), gl.constexpr(3)  # what `sight` says
 
 
 @gluon.constexpr_function
@@ -267,13 +270,19 @@ def scores(a, b, shape):
 @gluon.jit
 def part_words(ring, stage, PART: gl.constexpr, shape):
     """The mask words of a warpgroup's rows, a vector for every 32 columns."""
+    return words_or(ring, stage, PART, shape, 0)
+
+
+@gluon.jit
+def words_or(ring, stage, PART: gl.constexpr, shape, more):
+    """The same, with the bits of `more`: -1 where the tile has no mask, and its words are of another."""
     words = ()
     first: gl.constexpr = PART * 64
     for word in gl.static_range(shape.N // 32):
         rows = words_of(ring, stage, word, first // unit(shape.M), shape).slice(
             first % unit(shape.M), 64, dim=0
         )
-        words += (rows.load(row_of(shape.N)),)
+        words += (rows.load(row_of(shape.N)) | more,)
     return words
 
 
@@ -285,19 +294,48 @@ def words_of(ring, stage, WORD: gl.constexpr, UNIT: gl.constexpr, shape):
 
 
 @gluon.jit
-def any_visible(words):
-    """Whether one of the rows sees one of the columns."""
-    bits = words[0]
-    for word in gl.static_range(1, len(words)):
-        bits |= words[word]
-    return gl.max((bits != 0).to(gl.int32), 0) != 0
+def sight(ring, stage, PART: gl.constexpr, shape):
+    """Whether a warpgroup's 64 rows see a tile with a mask: NONE of its columns, all for EVERY row, or SOME.
+
+    Each warp reads the words of all 64 rows: one instruction joins them, and no warp waits for another.
+    """
+    first: gl.constexpr = PART * 64
+    some, every = 0, -1
+    for word in gl.static_range(shape.N // 32):
+        rows = words_of(ring, stage, word, first // unit(shape.M), shape).slice(
+            first % unit(shape.M), 64, dim=0
+        )
+        words = rows.load(WHOLE)
+        some, every = words | some, words & every
+    return gl.reduce_or((some != 0).to(gl.int32) | ((every != -1).to(gl.int32) << 1), 0)
 
 
 @gluon.jit
-def visible(words, shape):
-    """bool [64, N]: bit c of the rows' mask words."""
+def bits_of(words, shape):
+    """([64, N] the mask word that bit c of a row is in, the same of that bit alone)"""
     column = gl.arange(0, shape.N, layout=gl.SliceLayout(0, accumulator(shape.N)))[None, :]
-    bits = column * 0
-    for word in gl.static_range(len(words)):
-        bits = gl.where(column >= 32 * word, words[word][:, None], bits)
-    return (bits >> (column % 32)) & 1 != 0
+    word = gl.zeros([64, shape.N], gl.int32, accumulator(shape.N))
+    for number in gl.static_range(len(words)):
+        word = gl.where(column >= 32 * number, words[number][:, None], word)
+    return word, gl.zeros([64, shape.N], gl.int32, accumulator(shape.N)) + (1 << (column % 32))
+
+
+@gluon.constexpr_function
+def selection(other):
+    """PTX of `hidden`: $0 is $1 where one bit of both $2 and $3 is set, else `other`."""
+    number = {"-inf": "0fFF800000", "0": "0f00000000"}[other]
+    test = ".reg .pred p; .reg .b32 t; and.b32 t, $2, $3; setp.ne.b32 p, t, 0;"
+    return f"{{ {test} selp.f32 $0, $1, {number}, p; }}"
+
+
+@gluon.jit
+def hidden(x, words, shape, OTHER: gl.constexpr):
+    """x [64, N], and OTHER, "-inf" or "0", where bit c of the rows' mask words is 0.
+
+    In PTX, so that a bit is tested next to its use. gl.where tests all of a tile's first, more than there are
+    predicates, and moves them through registers: 108 instructions for 64 in a step of 32 numbers a thread.
+    """
+    word, bit = bits_of(words, shape)
+    return gl.inline_asm_elementwise(
+        selection(OTHER), "=f,f,r,r", [x, word, bit], dtype=gl.float32, is_pure=True, pack=1
+    )

@@ -107,6 +107,7 @@ class Walk:
     count: gl.tensor
     SHARED: gl.constexpr
     HEAVIEST_FIRST: gl.constexpr
+    HEADS_IN_TURN: gl.constexpr
     SEGMENTS: gl.constexpr
 
 
@@ -116,7 +117,7 @@ def make_walk(plan, sizes, count, own, other, flags):
     return Walk(
         plan.head_index, plan.residues, plan.head_tiles, plan.rows, plan.row_count, plan.offset, plan.full,
         plan.columns, plan.mask, plan.masks, sizes.heads, own.time, own.rows, other.time, other.rows,
-        sizes.tiles, count, flags.SHARED, flags.HEAVIEST_FIRST, flags.SEGMENTS,
+        sizes.tiles, count, flags.SHARED, flags.HEAVIEST_FIRST, flags.HEADS_IN_TURN, flags.SEGMENTS,
     )  # fmt: skip
 
 
@@ -146,14 +147,24 @@ class Work:
 
 @gluon.jit
 def find_work(walk, number, shape):
-    """Row tile `number`, or the last where there are fewer. One that its head lacks has no rows and no columns."""
+    """Row tile `number`, or the last where there are fewer. One that its head lacks has no rows and no columns.
+
+    In primitives.locate's order; with HEADS_IN_TURN a head is finished before the next, so that what the cache holds
+    are one head's keys and values. Where rows see few of many columns, tiles that are read again lie far apart
+    otherwise (benchmarks/LOG.md, section 36).
+    """
     number = gl.minimum(number, walk.count - 1)
-    head = number % walk.heads
     batches = walk.count // (walk.heads * walk.tiles)
-    if walk.HEAVIEST_FIRST:  # in primitives.locate's order
+    if walk.HEADS_IN_TURN:
+        head = number // walk.tiles % walk.heads
+        batch = number // (walk.heads * walk.tiles)
+        tile = number % walk.tiles
+    elif walk.HEAVIEST_FIRST:
+        head = number % walk.heads
         batch = number // walk.heads % batches
         tile = number // (walk.heads * batches)
     else:
+        head = number % walk.heads
         batch = number // (walk.heads * walk.tiles)
         tile = number // walk.heads % walk.tiles
     stride = gl.load(walk.residues + head) if shape.PERMUTED else gl.to_tensor(1)
