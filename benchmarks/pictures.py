@@ -55,10 +55,10 @@ def attention_gpu(result: dict):
     names = list(dict.fromkeys(entry["case"] for entry in entries))
     peers = {
         "flex": ("FlexAttention, the same pattern", FLEX),
-        "cudnn": ("cuDNN, all only", CUDNN),
+        "cudnn": ("cuDNN, all and local", CUDNN),
         "fa4": ("FlashAttention-4, all and local", FLASH),
     }
-    figure, panels = blank(14, 9.5, 2, 1, sharex=True)
+    figure, panels = blank(19, 10, 2, 1, sharex=True)
     for axes, step in zip(panels.flat, STEPS, strict=True):
         chosen = {entry["case"]: entry for entry in entries if entry["step"] == step}
         series = [("this library", HERE, [chosen[name]["ms"] for name in names])]
@@ -73,8 +73,8 @@ def attention_gpu(result: dict):
     under(figure, panels[0, 0])
     card, *versions = result["machine"].split(", ")
     figure.suptitle(
-        f"Attention on a GPU: float16, one {card}; medians of device time, less is better\n"
-        f"rows: batch x heads x time x head_dim and the pattern; {', '.join(versions)}"
+        f"Attention on a GPU: float16, one {card}; medians of device time, less is better; "
+        f"rows: batch x heads x time x head_dim and the pattern\n{', '.join(versions)}"
     )
     return figure
 

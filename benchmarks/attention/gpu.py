@@ -102,25 +102,33 @@ def table(rows: list[dict]) -> list[dict]:
     best_ratio: over the fastest peer; in a backward pass over the fastest deterministic one where there is one, as ours
     is deterministic.
     """
-    entries = []
-    for case in cases.GPU:
-        if case.name not in ASKED or not (mine := ours(rows, case.name)):
+    entries, known = [], {case.name: case for case in cases.GPU}
+    for name, (over, *wanted) in ASKED.items():
+        case, mine = known[name], ours(rows, name)
+        if mine is None:
             continue
-        over, *wanted = ASKED[case.name]
         pairs = cases.work(cases.blocks(case)) * case.time * case.heads * case.batch
         for step, floor, asked in zip(PRODUCTS, floors(case, copied(rows)), wanted, strict=True):
             ms, peers = mine[f"{step}_ms"], best(rows, case.name, f"{step}_ms")
             rate = PRODUCTS[step] * 2 * case.dim * pairs / ms / 1e9
             entry = dict(case=case.name, step=step, ms=ms, floor=floor, tflops=rate, peers=peers)
             entry |= dict(flex_ratio=peers["flex"] / ms if "flex" in peers else None)
-            like = [peer for peer in peers if peer.endswith(DETERMINISTIC)]
-            counted = {peer: peers[peer] for peer in (like if like and step == "backward" else peers)}
-            entry |= dict(best_ratio=min(counted.values()) / ms if counted else None)
-            reached = {RATE: rate, BEST: entry["best_ratio"], PASSES: passes(rows, case, step) / ms}
-            named = counted.get(over + DETERMINISTIC, counted.get(over))
-            reached = reached[over] if over in reached else named and named / ms
-            entries.append(entry | dict(over=over, reached=reached, asked=asked, met=(reached or 0) >= asked))
+            ratios = {peer: other / ms for peer, other in alike(peers, step).items()}
+            entry |= dict(best_ratio=min(ratios.values(), default=None))
+            ratios |= {RATE: rate, BEST: entry["best_ratio"], PASSES: passes(rows, case, step) / ms}
+            reached = ratios.get(over) or 0
+            entries.append(entry | dict(over=over, reached=reached, asked=asked, met=reached >= asked))
     return entries
+
+
+def alike(peers: dict[str, float], step: str) -> dict[str, float]:
+    """Of a forward pass all peers; of a backward pass the deterministic ones, by their own names, if there are any."""
+    same = {
+        peer.removesuffix(DETERMINISTIC): ms for peer, ms in peers.items() if peer.endswith(DETERMINISTIC)
+    }
+    if step == "backward" and same:
+        return same
+    return {peer: ms for peer, ms in peers.items() if not peer.endswith(DETERMINISTIC)}
 
 
 def passes(rows: list[dict], case: cases.Case, step: str) -> float:
