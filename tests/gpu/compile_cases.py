@@ -1,6 +1,7 @@
 """Compiles the committed list of kernels for real architectures, without a GPU, and prints one JSON line a kernel.
 
     python compile_cases.py [--all]      --all: the whole product of dtypes, head dims, blocks, work, architectures
+    python compile_cases.py --stages     one that is refused
     python compile_cases.py --cuda       those in CUDA C++ for compute capability 7.0 and 7.5: NVRTC, no Triton
 
 A line has the kernel's key, function, registers, bytes of local memory a thread (what spilled) and of shared memory; in
@@ -104,6 +105,12 @@ def three_warpgroups():
             yield str(key), key.functions.index(function), how | dict(roles=columns)
 
 
+def too_few_stages():
+    """One whose ring would never have room for the tile that it waits for."""
+    how = dict(warps=4, stages=2, registers=128, split=False, heaviest_first=False, roles=32)
+    return next(keys("f16", (64, 64), 64, "long", 90, SMALL)), 0, how
+
+
 def committed_cuda():
     """About 85 kernels: every tile of both tables, every cut of a warp, every flag."""
     for capability in (70, 75):
@@ -150,7 +157,9 @@ def measure(job):
     try:
         return row | (measure_cuda if cuda.serves(capability) else measure_triton)(launch, capability)
     except Exception as error:
-        return row | dict(error=f"{type(error).__name__}: {error}"[:500])
+        while error.__cause__:  # Triton wraps what went wrong in where it did
+            error = error.__cause__
+        return row | dict(error=f"{type(error).__name__}: {error}"[-500:])
 
 
 def measure_cuda(launch, capability):
@@ -188,5 +197,8 @@ def main(chosen, more=()):
 
 if __name__ == "__main__":
     lists = {"--all": product, "--cuda": committed_cuda}
+    if sys.argv[-1] == "--stages":
+        print(measure(too_few_stages()))
+        sys.exit()
     chosen = lists.get(sys.argv[-1], committed)
     sys.exit(main(dict.fromkeys(chosen()), three_warpgroups() if chosen is committed else ()))

@@ -33,6 +33,11 @@ def test_all_compile(kernels):
     assert not [kernel for kernel in kernels if "error" in kernel]
 
 
+def test_a_launch_that_would_wait_for_itself_is_refused():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--stages"], capture_output=True, text=True)
+    assert "fewer than 3 they wait" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
 def test_shared_memory_fits(kernels):
     for kernel in kernels:
         limit = SHARED[int(kernel["key"].rsplit("sm", 1)[1])]

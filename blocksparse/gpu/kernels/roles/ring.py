@@ -108,6 +108,10 @@ def make_barriers(COUNT: gl.constexpr, shape):
 
 @gluon.jit
 def make_ring(element: gl.constexpr, shape):
+    gl.static_assert(
+        shape.STAGES >= 3 or not shape.OVERLAP,
+        "overlapping products hold two of STAGES: with fewer than 3 they wait",
+    )
     x_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.N, shape.HEAD_PAD], element)
     y_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([shape.N, shape.VALUE_PAD], element)
     words: gl.constexpr = shape.STAGES * (shape.N // 32) * (shape.M // unit(shape.M))
