@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import without_tensorflow  # noqa: F401  first
 
 from benchmarks.common import processes, truth  # isort: skip
+from benchmarks.kernels import by_hand  # isort: skip
 from blocksparse.gpu import tuning  # isort: skip
 
 HERE = Path(__file__).resolve().parent
@@ -45,59 +46,7 @@ LONG = [
 DENSE = {32: ["imagenet64 all", "short all 32"], 64: ["enwik8 all", "short all"]}
 SHARE = 0.4
 DENSE_TILES, DENSE_ROWS = ((192, 128), (192, 64)), 192
-# Not measured: rows that keep shapes without a case of their own inside registers and shared memory.
-UNMEASURED = [
-    dict(dtype="half", dim=128, work=64, by_query=[32, 32], by_key=[32, 32]),
-    dict(dtype="half", dim=256, work=None, by_query=[64, 32], by_key=[64, 32]),
-    dict(dtype="single", dim=128, work=None, by_query=[32, 32], by_key=[32, 32]),
-    dict(dtype="single", dim=256, work=None, by_query=[16, 16], by_key=[16, 16]),
-]
-# Dense rows that were slower on row tiles of 192 through TensorFlow (LOG.md, section 34), and keep the tiles of others:
-# of at most so many columns on average, or of head_dim 16.
-OTHERS = {
-    32: dict(by_query=[64, 64], by_key=[128, 64]),
-    64: dict(by_query=[128, 64], by_key=[128, 64], roles=True),
-}
-KEPT = [
-    dict(dtype="half", dim=16, work=None) | OTHERS[32],
-    dict(dtype="half", dim=32, work=4000) | OTHERS[32],
-    dict(dtype="half", dim=64, work=600) | OTHERS[64],
-]
-# The tiles and launches of dense rows where this grid has not timed them: of single kernels by hand (section 31), then
-# through TensorFlow. (kernel, dim, M, N, long): stages, heaviest_first, roles, programs.
-BY_HAND = {32: dict(by_query=[192, 128], by_key=[192, 64]), 64: dict(by_query=[192, 128], by_key=[128, 64])}
-LAUNCHED = {
-    ("forward", 32, 192, 128, True): (3, False, 128, 1),
-    ("dq", 32, 192, 128, True): (4, False, 64, None),
-    ("dkv", 32, 192, 64, True): (3, False, 64, None),
-    ("forward", 64, 192, 128, True): (4, False, 128, None),
-    ("dq", 64, 192, 128, True): (4, False, 64, None),
-    ("forward", 64, 192, 128, False): (4, True, 128, None),
-    ("dq", 64, 192, 128, False): (4, True, 64, None),
-}
-# Layouts whose neighbouring rows see different columns: twice as many as each, from SCATTER on (see tuning.choose). Of
-# single kernels timed by hand (LOG.md, section 36): tiles, and (kernel, dim): stages, registers, roles, programs.
-SCATTER = 1.5
-SCATTERED_TILE = [64, 128]
-SCATTERED = {
-    ("forward", 32): (4, 64, 64, None),
-    ("dq", 32): (4, 80, 64, None),
-    ("dkv", 32): (4, 120, 64, None),
-    ("forward", 64): (3, 80, 64, None),
-    ("dq", 64): (3, 80, 64, None),
-    ("dkv", 64): (4, 120, 64, None),
-    ("forward", 128): (2, 120, 64, None),
-    ("dq", 128): (3, 128, 32, None),
-    ("dkv", 128): (2, 128, 32, 2),
-}
-# Rows of head_dim 64 that see few columns, by hand likewise: windows, and residue classes of more than 64 rows.
-SHORT_TILES = [
-    dict(dtype="half", dim=64, work=33, reordered=True, by_query=[32, 32], by_key=[32, 32]),
-    dict(dtype="half", dim=64, work=64, reordered=True, by_query=[64, 64], by_key=[64, 64], roles=True),
-    dict(dtype="half", dim=64, work=160, by_query=[64, 64], by_key=[128, 64], roles=True),
-]
-SHORT = {"forward": (3, 80, 64, 3), "dq": (2, 80, 64, 3), "dkv": (6, 128, 32, 2)}
-NAMES = {"forward": "attention_forward", "dq": "attention_query_gradient", "dkv": "attention_key_gradient"}
+NAMES = by_hand.NAMES
 CLOSED = {"closed": "attention_closed_forward", "whole": "attention_whole_gradient"}
 
 
@@ -159,7 +108,9 @@ def write(rows: list[dict], file: Path) -> None:
     plain = [row for row in rows if not row.get("roles")]
     tiles, users = choose_tiles(rows, plain)
     launches = choose_launches(rows, plain, users)
-    launches = short_launches(launches) + launches + launched_by_hand(rows) + scattered_launches()
+    not_timed = {dim for dim, cases in DENSE.items() if not timed(rows, cases)}
+    launches = by_hand.short_launches(launches) + launches
+    launches += by_hand.dense_launches(not_timed) + by_hand.scattered_launches()
     lists = dict(tiles=sorted(tiles, key=place), launches=launches)
     parts = [
         f'  "{name}": [\n' + ",\n".join("    " + json.dumps(row) for row in some) + "\n  ]"
@@ -170,7 +121,7 @@ def write(rows: list[dict], file: Path) -> None:
 
 def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]:
     """The rows of tiles, and {(dim, kernel, M, N, long, roles): cases} of the launches that they need."""
-    tiles, users = [*UNMEASURED, *KEPT, *SHORT_TILES, *scattered_tiles()], {}
+    tiles, users = by_hand.tiles(), {}
     dense, rows = rows, [row for row in rows if not is_dense(row)]
     for (dim, work), cases in DECIDES.items():
         closed = work == 64
@@ -191,7 +142,7 @@ def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]
     for dim, cases in DENSE.items():
         tile = dict(dtype="half", dim=dim, work=None, share=SHARE)
         if not timed(dense, cases):
-            tiles.append(tile | BY_HAND[dim] | dict(roles=True))
+            tiles.append(tile | by_hand.DENSE_TILES[dim])
             continue
         by_query = fastest(dense, cases, ("forward", "dq"), "by_query")
         by_key = fastest(dense, cases, ("dkv",), "by_key")
@@ -206,54 +157,6 @@ def choose_tiles(rows: list[dict], plain: list[dict]) -> tuple[list[dict], dict]
 def timed(rows: list[dict], cases: list[str]) -> bool:
     """Whether there are times of all of the cases on row tiles of 192."""
     return {row["case"] for row in rows if is_dense(row)} >= {*cases}
-
-
-def launched_by_hand(rows: list[dict]) -> list[dict]:
-    """The launches of LAUNCHED that no measurement stands for."""
-    launches = []
-    for (kernel, dim, m, n, long), (stages, heaviest_first, roles, programs) in LAUNCHED.items():
-        name = dict(kernel=NAMES[kernel], dtype="half", dim=dim, m=m, n=n, long=long)
-        how = dict(warps=4, stages=stages, registers=128, split=False, heaviest_first=heaviest_first)
-        how |= dict(roles=roles) | (dict(programs=programs) if programs else {})
-        if not timed(rows, DENSE[dim]):
-            launches.append(name | how)
-    return launches
-
-
-def scattered_tiles() -> list[dict]:
-    """A row of tiles for each dim of SCATTERED."""
-    tile = dict(by_query=SCATTERED_TILE, by_key=SCATTERED_TILE, roles=True)
-    dims = sorted({dim for _, dim in SCATTERED})
-    return [dict(dtype="half", dim=dim, work=None, scatter=SCATTER) | tile for dim in dims]
-
-
-def scattered_launches() -> list[dict]:
-    """The launches of SCATTERED, for short rows and long ones: a head after the other, its heaviest rows first."""
-    order = dict(heaviest_first=True, heads_in_turn=True)
-    return [
-        by_hand(kernel, dim, SCATTERED_TILE, long, *how) | order
-        for (kernel, dim), how in SCATTERED.items()
-        for long in (False, True)
-    ]
-
-
-def short_launches(launches: list[dict]) -> list[dict]:
-    """The launches of SHORT, in front of the plain ones of the same tiles, and before them those of narrower heads,
-    which keep the plain ones.
-    """
-    kept = [
-        row | dict(dim=32)
-        for row in launches
-        if (row["dim"], row["m"], row["n"], row["long"]) == (64, 64, 64, False) and not row.get("roles")
-    ]
-    return kept + [by_hand(kernel, 64, [64, 64], False, *how) for kernel, how in SHORT.items()]
-
-
-def by_hand(kernel: str, dim: int, tile: list[int], long: bool, stages, registers, roles, programs) -> dict:
-    """A launch with warp roles."""
-    name = dict(kernel=NAMES[kernel], dtype="half", dim=dim, m=tile[0], n=tile[1], long=long)
-    how = dict(warps=4, stages=stages, registers=registers, split=False, heaviest_first=False, roles=roles)
-    return name | how | (dict(programs=programs) if programs else {})
 
 
 def is_dense(row: dict) -> bool:
