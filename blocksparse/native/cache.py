@@ -63,6 +63,7 @@ def _cached(library: Library) -> Path:
             if not _is_usable(path):  # another process may have built it while this one waited
                 warn_of_a_passing_folder()
                 _say(f"blocksparse: compiling its {library.name} library, once, into {path.parent} ...")
+                compiler.clear(path)
                 compiler.build(library, ("-march=native",) if library.tuned else (), path)
     return path
 

@@ -46,7 +46,7 @@ def build(library: Library, march: tuple[str, ...], path: Path) -> None:
 
     if reason := missing(library):
         raise BuildError(reason, "Install a TensorFlow that ships it")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{library.name}-") as work:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_unfinished(path)) as work:
         objects = [f"{work}/{number}.o" for number in range(len(library.units))]
         _compile(library, march, objects)
         linked = Path(work) / "linked.so"
@@ -58,6 +58,17 @@ def build(library: Library, march: tuple[str, ...], path: Path) -> None:
         linked.write_bytes(data + hashlib.sha256(data).digest())  # ELF ignores what follows its sections
         linked.chmod(0o755)  # whatever the umask: what others may write is not loaded
         os.replace(linked, path)
+
+
+def clear(path: Path) -> None:
+    """Remove what builds of `path` left that were killed. Nobody else may be building it."""
+    for left in path.parent.glob(f"{_unfinished(path)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> str:
+    """How the names of folders begin in which a file is made."""
+    return f".{path.stem}-"
 
 
 def is_whole(data: bytes) -> bool:

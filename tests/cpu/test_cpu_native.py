@@ -1,6 +1,7 @@
 """Building, caching and loading: on a library that compiles in a second."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -67,6 +68,22 @@ def test_an_unreadable_file_is_built_again(small, builds):
     cache.shared_object(small).chmod(0)
     loading.load(small)
     assert len(builds) == 2
+
+
+@needs_compiler
+def test_what_a_killed_build_left_is_removed_by_the_next(small, tmp_path, monkeypatch):
+    said, spy = tmp_path / "said", tmp_path / "g++"
+    spy.write_text(f'#!/bin/sh\necho "$@" >> {said}\nexec g++ "$@"\n')
+    spy.chmod(0o755)
+    monkeypatch.setenv("CXX", str(spy))
+    path = cache.shared_object(small)
+    (made_in,) = set(re.findall(r"/(\.small-\S+)/linked.so", said.read_text()))
+    left, other = path.with_name(f"{made_in}-left"), path.with_name(".small-0123-other")
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "0.o").write_bytes(b"half")
+    path.unlink()
+    assert cache.shared_object(small) == path and not left.exists() and other.exists()
 
 
 @needs_compiler
