@@ -61,6 +61,7 @@ def _cached(library: Library) -> Path:
     if not _is_usable(path):
         with lock(path.with_suffix(".lock")):
             if not _is_usable(path):  # another process may have built it while this one waited
+                compiler.require_headers(library)
                 warn_of_a_passing_folder()
                 _say(f"blocksparse: compiling its {library.name} library, once, into {path.parent} ...")
                 compiler.clear(path)

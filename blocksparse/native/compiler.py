@@ -7,6 +7,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -40,12 +41,17 @@ def missing(library: Library) -> str | None:
     return None
 
 
+def require_headers(library: Library) -> None:
+    """Raises BuildError where no compiler could build it."""
+    if reason := missing(library):
+        raise BuildError(reason, "Install TensorFlow 2.20 or newer, which ships it")
+
+
 def build(library: Library, march: tuple[str, ...], path: Path) -> None:
     """Compile a library for a processor into `path`, which holds all of it or does not change. Raises BuildError."""
     import tensorflow as tf
 
-    if reason := missing(library):
-        raise BuildError(reason, "Install a TensorFlow that ships it")
+    require_headers(library)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_unfinished(path)) as work:
         objects = [f"{work}/{number}.o" for number in range(len(library.units))]
         _compile(library, march, objects)
@@ -89,14 +95,19 @@ def _compile(library: Library, march: tuple[str, ...], objects: list[str]) -> No
             command, pipe = [*common, *flags, "-o", target], subprocess.PIPE
             started = subprocess.Popen(command, stdin=pipe, stderr=pipe, **_apart())
             running.append(stack.enter_context(started))
-            stack.callback(
-                started.kill
-            )  # where this process is stopped before it ends; else too late to matter
+            stack.callback(_end, started)
         errors = [process.communicate(text)[1] for process, text in zip(running, texts, strict=True)]
     failed = [error for process, error in zip(running, errors, strict=True) if process.returncode]
     if failed:
         text = f"{shlex.join(_compiler())} could not compile the {library.name} kernels"
         raise _failure(text, "".join(failed))
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Stop a compiler that still runs, as this process was stopped while it waited, and what it has started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # _apart has made it the first of a group
 
 
 def _compiler() -> list[str]:
@@ -133,4 +144,10 @@ def _failure(text: str, output: str) -> BuildError:
             "Free some space there and in the folder of temporary files, or set BLOCKSPARSE_CACHE and TMPDIR"
         )
         return BuildError(f"the disk is full: {text}:\n{output[-2000:]}", repair)
-    return BuildError(f"{text}:\n{output[-2000:].rstrip().removesuffix('.') or 'it ended without a word'}")
+    said = output[-2000:].rstrip().removesuffix(".")
+    if not said or "signal terminated program" in said:
+        repair = (
+            "Let the compiler finish: something stopped it, a limit of memory or of a file's size perhaps"
+        )
+        return BuildError(f"{text}:\n{said or 'it ended without a word'}", repair)
+    return BuildError(f"{text}:\n{said}")

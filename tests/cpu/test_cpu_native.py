@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,26 @@ def test_what_a_killed_build_left_is_removed_by_the_next(small, tmp_path, monkey
         (folder / "0.o").write_bytes(b"half")
     path.unlink()
     assert cache.shared_object(small) == path and not left.exists() and other.exists()
+
+
+def test_ctrl_c_ends_the_compiler_and_what_it_started(small, tmp_path, monkeypatch):
+    started, compiler_ = tmp_path / "started", tmp_path / "g++"
+    compiler_.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\nsleep 60 &\necho $! > {started}\nwait\n')
+    compiler_.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler_))
+
+    def interrupted(*_):
+        while not (started.exists() and started.read_text().strip()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compiler.build(small, (), tmp_path / "small.so")
+    state, until = Path(f"/proc/{started.read_text().strip()}/stat"), time.monotonic() + 10
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 @needs_compiler
