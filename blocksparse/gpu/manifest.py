@@ -195,7 +195,7 @@ def _how(key: Key, function: str, m: int, n: int) -> tuning.Launch:
     how = tuning.launch(function, key.dtype, *dims, m, n, key.long_rows, key.capability)
     if how.roles or _part(m) == m:
         return how
-    return tuning.launch(function, key.dtype, *dims, _part(m), n, key.long_rows, key.capability)
+    return tuning.launch(function, key.dtype, *dims, _part(m), n, key.long_rows, key.capability, plain=True)
 
 
 def _part(m: int) -> int:

@@ -94,13 +94,22 @@ def anywhere(dtype: str, head_dim: int, value_dim: int) -> tuple[tuple[int, int]
 
 
 def launch(
-    kernel: str, dtype: str, head_dim: int, value_dim: int, m: int, n: int, long_rows: bool, capability: int
+    kernel: str,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    m: int,
+    n: int,
+    long_rows: bool,
+    capability: int,
+    plain: bool = False,
 ) -> Launch:
-    """How `kernel` runs on M x N tiles: its row of the table, else a cautious default."""
+    """How `kernel` runs on M x N tiles: its row of the table, else a cautious default. plain: without warp roles."""
     dim = padded(max(head_dim, value_dim))
     wanted = dict(kernel=kernel, dtype=DTYPES[dtype], m=m, n=n, long=long_rows)
     for row in table(capability)["launches"]:
-        if dim <= row["dim"] and all(row[name] == value for name, value in wanted.items()):
+        fits = dim <= row["dim"] and not (plain and "roles" in row)
+        if fits and all(row[name] == value for name, value in wanted.items()):
             return Launch(*(row.get(field.name) for field in fields(Launch)))
     warps, stages = _warps(DTYPES[dtype], m, dim), _stages(DTYPES[dtype], dim, n)
     return Launch(warps, stages, None, split=long_rows, heaviest_first=long_rows)

@@ -164,6 +164,20 @@ def test_plain_kernels_take_a_third_of_a_row_tile_of_192(triton, version, capabi
     assert cut.grid[0].startswith("4*q.tiles") and cut.constexprs["PARTS"] == 3
 
 
+def test_a_third_of_a_row_tile_is_never_one_with_warp_roles(triton):
+    """On Hopper too, whose table has small tiles with them: roles take whole row tiles."""
+    triton("3.9.0")
+    for dim, n in ((64, 64), (128, 128)):
+        for launch in manifest.launches(
+            parse(f"backward-f16-d{dim}-v{dim}-m192-n{n}-g32-M192-N{n}-G32-o0-w0-s1-r0-c0-sm90")
+        ):
+            whole = launch.function.endswith("_roles")
+            assert (launch.constexprs["M"], launch.constexprs.get("PARTS", 1)) == (
+                (192, 1) if whole else (64, 3)
+            )
+            assert whole == ((dim, n, launch.function) == (64, 128, "attention_query_gradient_roles"))
+
+
 def test_programs_walk_over_short_rows_only(triton):
     triton("3.9.0")
     for work, long_rows in ((128.0, False), (4096.0, True)):

@@ -274,7 +274,7 @@ def test_the_papers_own_configurations_have_their_recorded_steps(tmp_path):
     for name in ("enwik8_dense", "enwik8", "enwik8_strided", "cifar10_dense", "cifar10"):
         assert f"| {name} | " in text
     assert all(f"| {n:,} | NVIDIA H" in text for n in (65_536, 262_144, 1_048_576))
-    assert "| 64x64x3 image | 154 GB / 154.6 GB / does not fit | 2.4 GB / 2.4 GB / not measured |" in text
+    assert "| 64x64x3 image | 154 GB / 154.6 GB / does not fit | 2.4 GB / 2.4 GB / 11.5 GB |" in text
 
 
 @pytest.mark.parametrize("damage", ["", '[{"bits": 1.0', "[[1, 2]]", "[]", "7"])
