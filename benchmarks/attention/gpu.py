@@ -47,6 +47,7 @@ ASKED = {
     "imagenet64 all": ("fa4", 0.9, 1),
     "blocks of 64": (RATE, 500, 360),
 }
+KNOWN = {case.name: case for case in cases.GPU}
 DETERMINISTIC = " deterministic"
 PRODUCTS = {"forward": 2, "backward": 5}  # of visible elements
 
@@ -62,10 +63,8 @@ def floors(case: cases.Case, bytes_per_ms: float = BYTES_PER_MS) -> tuple[float,
     The largest of bytes moved once, matrix products over every element of a visited tile (2 forward; 7 in the two
     backward passes, 5 where one will do), and exponentials (one an element and pass).
     """
-    if "+" in case.attn_mode:  # a pass for each
-        parts = [
-            floors(cases.replace(case, attn_mode=mode), bytes_per_ms) for mode in case.attn_mode.split("+")
-        ]
+    if len(apart(case)) > 1:
+        parts = [floors(one, bytes_per_ms) for one in apart(case)]
         return sum(forward for forward, _ in parts), sum(backward for _, backward in parts)
     plan = plan_of(case)
     sides = [elements(case, side) for side in (plan.by_query, plan.by_key)]
@@ -81,11 +80,16 @@ def floors(case: cases.Case, bytes_per_ms: float = BYTES_PER_MS) -> tuple[float,
     return forward, backward
 
 
+def apart(case: cases.Case) -> list[cases.Case]:
+    """The passes of a merged case, as cases; else the case itself."""
+    return [cases.replace(case, attn_mode=mode) for mode in case.attn_mode.split("+")]
+
+
 @functools.cache
 def plan_of(case: cases.Case):
     made = cases.blocks(case)
     dims, work = (case.dim, case.dim), cases.work(made)
-    kind = case.blocksize, work, 90, case.residues != 1, work / case.time, scatter(made, 64)
+    kind = case.blocksize, work, 90, case.residues != 1, work / case.time, scatter(made)
     return cases.plan(case, *tuning.choose("float16", *dims, *kind), made)
 
 
@@ -102,9 +106,9 @@ def table(rows: list[dict]) -> list[dict]:
     best_ratio: over the fastest peer; in a backward pass over the fastest deterministic one where there is one, as ours
     is deterministic.
     """
-    entries, known = [], {case.name: case for case in cases.GPU}
+    entries = []
     for name, (over, *wanted) in ASKED.items():
-        case, mine = known[name], ours(rows, name)
+        case, mine = KNOWN[name], ours(rows, name)
         if mine is None:
             continue
         pairs = cases.work(cases.blocks(case)) * case.time * case.heads * case.batch
@@ -134,10 +138,10 @@ def alike(peers: dict[str, float], step: str) -> dict[str, float]:
 def passes(rows: list[dict], case: cases.Case, step: str) -> float:
     """Milliseconds of the passes that a merged case consists of, each alone; 0 where they were not timed."""
     names = [
-        one.name
-        for mode in case.attn_mode.split("+")
-        for one in cases.GPU
-        if one == cases.replace(case, name=one.name, attn_mode=mode)
+        known.name
+        for one in apart(case)
+        for known in cases.GPU
+        if known == cases.replace(one, name=known.name)
     ]
     alone = [ours(rows, name) for name in names]
     return sum(row[f"{step}_ms"] for row in alone) if all(alone) else 0.0
@@ -177,18 +181,17 @@ def best(rows: list[dict], case: str, step: str) -> dict[str, float]:
 def growth(rows: list[dict]) -> list[dict]:
     """65,536 positions over 16,384: the ratio of times, and what is allowed: 1.15 times that of elements or bytes."""
     entries = []
-    named = {case.name: case for case in cases.GPU}
     for kind in ("fixed", "local", "strided"):
         short, long = f"audio16k {kind}", f"audio {kind}"
         if not (ours(rows, short) and ours(rows, long)):
             continue
-        plans = [plan_of(named[name]) for name in (short, long)]
+        plans = [plan_of(KNOWN[name]) for name in (short, long)]
         visited = [
-            (elements(named[long], getattr(plans[1], side)), elements(named[short], getattr(plans[0], side)))
+            (elements(KNOWN[long], getattr(plans[1], side)), elements(KNOWN[short], getattr(plans[0], side)))
             for side in ("by_query", "by_key")
         ]
         most = 1.15 * max(
-            named[long].time / named[short].time, sum(x for x, _ in visited) / sum(y for _, y in visited)
+            KNOWN[long].time / KNOWN[short].time, sum(x for x, _ in visited) / sum(y for _, y in visited)
         )
         ratios = [ours(rows, long)[step] / ours(rows, short)[step] for step in ("forward_ms", "backward_ms")]
         entries.append(dict(case=long, forward=ratios[0], backward=ratios[1], allowed=most))

@@ -35,9 +35,7 @@ class Case:
     vertsize: int | None = None
     kv_heads: int | None = None  # as many as heads by default
     documents: int | None = None  # positions of each document in a row; a query sees keys of its own alone
-    density: float | None = (
-        None  # with attn_mode "blocks", a causal layout: the share of the blocks that is seen
-    )
+    density: float | None = None  # of attn_mode "blocks", a causal layout: the share that is seen
 
     @property
     def group(self) -> int:

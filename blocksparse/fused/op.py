@@ -84,7 +84,7 @@ class Attention:
     @property
     def scatter(self) -> float:
         """As tuning.choose takes it."""
-        return self._once("scatter", lambda: scatter(self.blocks, 64))
+        return self._once("scatter", lambda: scatter(self.blocks))
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():

@@ -12,9 +12,9 @@ checks.py               what several callers refuse, worded once
 """
 
 from .blob import pack, unpack
-from .blocks import Blocks, HeadBlocks, build_blocks, scatter
+from .blocks import Blocks, HeadBlocks, build_blocks
 from .plan import Plan, make_plan
-from .tiling import TilePlan
+from .tiling import TilePlan, scatter
 
 __all__ = [
     "Blocks",

@@ -44,26 +44,6 @@ class Blocks:
         return self.key_blocks * self.block_size
 
 
-def scatter(blocks: Blocks, rows: int) -> float:
-    """How much more is visited in tiles of 2 `rows` rows than in tiles of `rows`: 1 where neighbours see the same
-    columns, 2 where they see different ones. A tile visits the columns of all its rows for each of them.
-    """
-    heads = np.bincount(blocks.head_index, minlength=len(blocks.heads))
-    visited = [
-        sum(count * _visited(head, blocks, size) for head, count in zip(blocks.heads, heads, strict=True))
-        for size in (rows, 2 * rows)
-    ]
-    return visited[1] / visited[0] if visited[0] else 1.0
-
-
-def _visited(head: HeadBlocks, blocks: Blocks, rows: int) -> int:
-    """Pairs of a row block and a column block in the tiles of one head, in their order."""
-    together, shown = max(1, rows // blocks.block_size), np.any(blocks.masks, axis=(1, 2))
-    seen = np.take(shown, head.mask)
-    tiles = head.query[seen] // together * np.int64(blocks.key_blocks) + head.key[seen]
-    return len(np.unique(tiles)) * together
-
-
 def build_blocks(
     layout: Any, block_size: int, mask_callback: Callable | None = None, heads: int | None = None
 ) -> Blocks:

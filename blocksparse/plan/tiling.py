@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .blocks import HeadBlocks
+from .blocks import Blocks, HeadBlocks
 
 _EMPTY = -1  # the block or strip that nobody sees
 _MASKS_AT_ONCE = 1 << 26  # booleans expanded at once while bit masks are packed
@@ -77,6 +77,24 @@ def plan_side(
     words = {name: array.astype(np.int32) for name, array in arrays.items()}
     bits = _pack_masks(patterns, kinds, masks, row_tile, column_tile)
     return TilePlan(row_tile, column_tile, granule, masks=bits, **words)
+
+
+def scatter(blocks: Blocks, rows: int = 64) -> float:
+    """How much more is visited in tiles of 2 `rows` rows than in tiles of `rows`: 1 where neighbours see the same
+    columns, 2 where they see different ones. A tile visits the columns of all its rows for each of them.
+    """
+    shown = np.any(blocks.masks, axis=(1, 2))
+    visited = {rows: 0, 2 * rows: 0}
+    for head, count in zip(
+        blocks.heads, np.bincount(blocks.head_index, minlength=len(blocks.heads)), strict=True
+    ):
+        seen = np.take(shown, head.mask)
+        query, key = head.query[seen], head.key[seen]
+        for size in visited:
+            together = max(1, size // blocks.block_size)
+            pairs, _ = _compact(query // together * np.int64(blocks.key_blocks) + key)
+            visited[size] += int(count) * len(pairs) * together
+    return visited[2 * rows] / visited[rows] if visited[rows] else 1.0
 
 
 class _Entries(NamedTuple):

@@ -171,11 +171,8 @@ def test_a_third_of_a_row_tile_is_never_one_with_warp_roles(triton):
         for launch in manifest.launches(
             parse(f"backward-f16-d{dim}-v{dim}-m192-n{n}-g32-M192-N{n}-G32-o0-w0-s1-r0-c0-sm90")
         ):
-            whole = launch.function.endswith("_roles")
-            assert (launch.constexprs["M"], launch.constexprs.get("PARTS", 1)) == (
-                (192, 1) if whole else (64, 3)
-            )
-            assert whole == ((dim, n, launch.function) == (64, 128, "attention_query_gradient_roles"))
+            assert not launch.function.endswith("_roles")
+            assert (launch.constexprs["M"], launch.constexprs["PARTS"]) == (64, 3)
 
 
 def test_programs_walk_over_short_rows_only(triton):

@@ -58,9 +58,8 @@ def products(s, dp, lse, delta, words, seen, scale_log2, shape, DTYPE: gl.conste
     p = gl.exp2(s * scale_log2 - column_lse[None, :])
     dp = warpgroup_mma_wait(OWED, [dp])
     ds = p * (dp - column_delta[None, :])
-    if (
-        seen == SOME
-    ):  # both, for the reason in ../backward.py: NaN in a query's lse and delta reaches all keys
+    # Both, for the reason in ../backward.py: NaN in a query's lse and delta reaches all keys.
+    if seen == SOME:
         p = hidden(p, words, shape, "0")
         ds = hidden(ds, words, shape, "0")
     p = gl.convert_layout(p.to(DTYPE), operand(shape.VALUE_PAD))

@@ -281,12 +281,8 @@ def part_words(ring, stage, PART: gl.constexpr, shape):
 def words_or(ring, stage, PART: gl.constexpr, shape, more):
     """The same, with the bits of `more`: -1 where the tile has no mask, and its words are of another."""
     words = ()
-    first: gl.constexpr = PART * 64
     for word in gl.static_range(shape.N // 32):
-        rows = words_of(ring, stage, word, first // unit(shape.M), shape).slice(
-            first % unit(shape.M), 64, dim=0
-        )
-        words += (rows.load(row_of(shape.N)) | more,)
+        words += (words_of_part(ring, stage, word, PART, shape).load(row_of(shape.N)) | more,)
     return words
 
 
@@ -298,18 +294,21 @@ def words_of(ring, stage, WORD: gl.constexpr, UNIT: gl.constexpr, shape):
 
 
 @gluon.jit
+def words_of_part(ring, stage, WORD: gl.constexpr, PART: gl.constexpr, shape):
+    """The same of a warpgroup's 64 rows."""
+    first: gl.constexpr = PART * 64
+    return words_of(ring, stage, WORD, first // unit(shape.M), shape).slice(first % unit(shape.M), 64, dim=0)
+
+
+@gluon.jit
 def sight(ring, stage, PART: gl.constexpr, shape):
     """Whether a warpgroup's 64 rows see a tile with a mask: NONE of its columns, all for EVERY row, or SOME.
 
     Each warp reads the words of all 64 rows: one instruction joins them, and no warp waits for another.
     """
-    first: gl.constexpr = PART * 64
     some, every = 0, -1
     for word in gl.static_range(shape.N // 32):
-        rows = words_of(ring, stage, word, first // unit(shape.M), shape).slice(
-            first % unit(shape.M), 64, dim=0
-        )
-        words = rows.load(WHOLE)
+        words = words_of_part(ring, stage, word, PART, shape).load(WHOLE)
         some, every = words | some, words & every
     return gl.reduce_or((some != 0).to(gl.int32) | ((every != -1).to(gl.int32) << 1), 0)
 
