@@ -1,4 +1,6 @@
-"""What all tests share: quiet logs, one name for each module, and this folder's oracle, layouts and peak."""
+"""What all tests share: quiet logs, one name for each module, this folder's oracle, layouts and peak; no GPU, no test
+that needs one.
+"""
 
 import os
 import sys
@@ -8,8 +10,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Several test processes share the card. TensorFlow's own call for that comes too late: modules make tensors on import.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 ROOT_MODULES = ("attention", "compare", "decode", "layers", "patterns", "recompute", "silence", "utils")
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="TensorFlow sees no GPU"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Skips what needs a GPU where TensorFlow sees none; makes tests/oracle.py importable; fresh processes for tests."""
+"""Makes tests/oracle.py importable; fresh processes for tests."""
 
 import os
 import subprocess
@@ -10,19 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-
-
-def pytest_collection_modifyitems(items):
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked:
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:  # several test processes share the card
-            tf.config.experimental.set_memory_growth(gpu, True)
-        if not gpus:
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason="TensorFlow sees no GPU"))
 
 
 @pytest.fixture

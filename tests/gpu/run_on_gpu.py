@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q"]
 SEVERAL = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
 SPEED = "tests/gpu/test_gpu_speed.py"
-MODEL = "tests/model/test_model_gpu.py"
+MODEL = ["tests/model/test_model_gpu.py", "tests/model/test_model_gpu_sampling.py"]
 ELSEWHERE = ["--ignore=tests/attention/test_attention_memory.py"]  # it measures the host's memory
 LARGE = "two_to_the_31"  # takes 30 GB: alone on the card
 SANITIZED = [  # every way a kernel indexes, on small inputs
@@ -72,7 +72,7 @@ def stages(roles: bool):
     """{name: command} of what runs side by side, one stage after the other; roles: kernels may have warp roles."""
     checked = dict(memcheck=SANITIZED, racecheck=[*SANITIZED, *(FLOAT32 if roles else [])])
     rest = [f"--ignore={SPEED}", "-k", f"not {LARGE}"]
-    yield {"suite": [*PYTEST, *SEVERAL, "-rA", "--durations=15", "tests/gpu", MODEL, *rest]}
+    yield {"suite": [*PYTEST, *SEVERAL, "-rA", "--durations=15", "tests/gpu", *MODEL, *rest]}
     yield {"large": [*PYTEST, "tests/gpu", "-k", LARGE]}
     together = {
         "engine": [*PYTEST, *SEVERAL, "--durations=10", "tests/engine", "tests/attention", *ELSEWHERE]
