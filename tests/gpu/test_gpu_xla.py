@@ -165,7 +165,9 @@ def test_a_saved_model_in_a_fresh_process(tmp_path, jit_compile):
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif("BLOCKSPARSE_PREBUILT" in os.environ, reason="nothing is built where built kernels are given")
+@pytest.mark.skipif(
+    "BLOCKSPARSE_PREBUILT" in os.environ, reason="nothing is built where built kernels are given"
+)
 def test_the_kernels_are_built_by_the_thread_that_compiles(tmp_path):
     """In an empty cache, where the process began without them."""
     done = run_traced_before(
