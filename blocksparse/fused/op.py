@@ -81,10 +81,9 @@ class Attention:
         by_query, by_key = _tiles(dtype, head_dim, value_dim, self, set(order) != {1}, share)
         return self.plan(order, by_query, by_key, kv_heads)
 
-    @property
-    def scatter(self) -> float:
-        """As tuning.choose takes it."""
-        return self._once("scatter", lambda: scatter(self.blocks))
+    def scatter(self, large: int = 128, small: int = 64) -> float:
+        """Of the layout, as tuning.choose takes it."""
+        return self._once(("scatter", large, small), lambda: scatter(self.blocks, large, small))
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():
@@ -280,9 +279,12 @@ def _tiles(dtype, head_dim: int, value_dim: int, layout: Attention, reordered: b
             tuning.common(capabilities),
             reordered,
             share,
-            layout.scatter,
+            layout.scatter(),
         )
-    return tuning.anywhere(dtype.name, *dims)
+    tile, small = tuning.anywhere(dtype.name, *dims, layout.blocks.block_size)
+    if small < tile and layout.scatter(tile, small) >= tuning.SCATTERED:
+        tile = small
+    return (tile, tile), (tile, tile)
 
 
 def _plan_tensor(plan: PackedPlan, library):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "tuned"
 LOWEST = 70  # below it there are no tensor cores
+SCATTERED = 1.8  # from there on a CPU is faster in small tiles (benchmarks/LOG.md, section 38)
 DTYPES = {"float16": "half", "bfloat16": "half", "float32": "single", "f16": "half", "bf16": "half"}
 DTYPES |= {"f32": "single", "tf32": "single"}
 
@@ -84,13 +85,14 @@ def common(capabilities: Sequence[int]) -> int:
     return newest if 90 <= oldest < 120 <= newest else oldest
 
 
-def anywhere(dtype: str, head_dim: int, value_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Tiles for both sides where no GPU is seen. A CPU is about as fast in any; these also fit in the shared memory
-    of every GPU that the graph may be loaded on (99 KiB from sm_86 on).
+def anywhere(dtype: str, head_dim: int, value_dim: int, block_size: int) -> tuple[int, int]:
+    """(tile, small): how many rows and columns tiles have where no GPU is seen, and where rows `scatter` by SCATTERED
+    or more from one size to the other. They also fit in the shared memory of every GPU that the graph may be loaded on
+    (99 KiB from sm_86 on).
     """
     row = padded(max(head_dim, value_dim)) * (2 if DTYPES[dtype] == "half" else 4)
     tile = 64 if row <= 256 else 32 if row <= 512 else 16
-    return (tile, tile), (tile, tile)
+    return tile, min(tile, max(16, block_size))
 
 
 def launch(

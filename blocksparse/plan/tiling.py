@@ -79,12 +79,12 @@ def plan_side(
     return TilePlan(row_tile, column_tile, granule, masks=bits, **words)
 
 
-def scatter(blocks: Blocks, rows: int = 64) -> float:
-    """How much more is visited in tiles of 2 `rows` rows than in tiles of `rows`: 1 where neighbours see the same
-    columns, 2 where they see different ones. A tile visits the columns of all its rows for each of them.
+def scatter(blocks: Blocks, large: int = 128, small: int = 64) -> float:
+    """How much more is visited in tiles of `large` rows than in tiles of `small`: 1 where neighbours see the same
+    columns, large / small where they see different ones. A tile visits the columns of all its rows for each of them.
     """
     shown = np.any(blocks.masks, axis=(1, 2))
-    visited = {rows: 0, 2 * rows: 0}
+    visited = {small: 0, large: 0}
     for head, count in zip(
         blocks.heads, np.bincount(blocks.head_index, minlength=len(blocks.heads)), strict=True
     ):
@@ -94,7 +94,7 @@ def scatter(blocks: Blocks, rows: int = 64) -> float:
             together = max(1, size // blocks.block_size)
             pairs, _ = _compact(query // together * np.int64(blocks.key_blocks) + key)
             visited[size] += int(count) * len(pairs) * together
-    return visited[2 * rows] / visited[rows] if visited[rows] else 1.0
+    return visited[large] / visited[small] if visited[small] else 1.0
 
 
 class _Entries(NamedTuple):

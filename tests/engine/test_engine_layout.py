@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from layouts import causal
 from scipy import sparse
 
+from blocksparse import BlocksparseTransformer
+from blocksparse.fused import op
 from blocksparse.plan import build_blocks, scatter
 
 CAUSAL = np.tri(3, dtype=bool)
@@ -176,8 +179,24 @@ def test_masks_of_integers_are_read_as_openai_s_packbits_does(dtype):
 )
 def test_how_much_more_tiles_of_twice_the_rows_visit(layout, block_size, expected):
     heads = None if layout.ndim == 3 else 2
-    assert scatter(build_blocks(layout, block_size, None, heads), 64) == expected
+    assert scatter(build_blocks(layout, block_size, None, heads), 128, 64) == expected
 
 
 def test_what_no_query_sees_is_not_visited():
-    assert scatter(build_blocks(np.tri(2).T, 64, causal, 1), 64) == 2.0
+    assert scatter(build_blocks(np.tri(2).T, 64, causal, 1), 128, 64) == 2.0
+
+
+def test_a_cpu_has_small_tiles_where_rows_scatter(monkeypatch):
+    """Tiles of 16 rows for blocks of 8 and 16, of 32 for blocks of 32; windows and dense rows have the large ones."""
+    monkeypatch.setattr(op.cuda, "capabilities", list)
+
+    def tile(layout, block_size, dim=64):
+        bst = BlocksparseTransformer(layout, block_size, 1)
+        (rows, columns), by_key = op._tiles(tf.float32, dim, dim, bst._attention, False, bst._attention.share)
+        assert rows == columns and (rows, columns) == by_key
+        return rows
+
+    assert [tile(np.eye(32), size) for size in (8, 16, 32, 64)] == [16, 16, 32, 64]
+    assert tile(np.eye(32), 8, dim=128) == 16 and tile(np.eye(32), 32, dim=128) == 32
+    assert tile(np.tri(32), 8) == tile(np.tri(32) - np.tri(32, k=-16), 8) == 64
+    assert tile(np.tri(32), 8, dim=128) == 32

@@ -68,7 +68,7 @@ def committed():
         yield from keys("f16", (64, 64), 32, "long", capability)
     yield from keys("bf16", (128, 128), 64, "window", 80, permuted=True)
     yield from keys("f32", (64, 64), 32, "long", 120)
-    yield from keys("tf32", (64, 64), 32, "window", 90, tuning.anywhere("float32", 64, 64))
+    yield from keys("tf32", (64, 64), 32, "window", 90, ((64, 64), (64, 64)))
     yield from keys("f16", (64, 64), 32, "long", 100, HOPPER)  # as Triton before 3.9 compiles it for sm_90
     for capability in (80, 89, 90):
         yield from keys("f16", (64, 64), 64, "long", capability, DENSE)
