@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import GeneratorType
 from typing import Any
 
@@ -26,6 +27,37 @@ def with_own(kept: Any, own: Any) -> tuple[list, dict]:
         [x if tensors(x) else mine for x, mine in zip(args, own_args)],
         {name: x if tensors(x) else own_kwargs[name] for name, x in kwargs.items()},
     )
+
+
+def pairs(own: Any, copy: Any) -> Iterator[tuple[Any, Any]]:
+    """All that is nested in something and in its copy: each list, tuple, dict and leaf beside the copy's."""
+    yield own, copy
+    both: Any = ()
+    if isinstance(own, Mapping):
+        both = ((x, copy[name]) for name, x in own.items())
+    elif isinstance(own, (list, tuple)):
+        both = zip(own, copy)
+    for one, other in both:
+        yield from pairs(one, other)
+
+
+def carry_back(given: Sequence[tuple[Any, Any]]) -> None:
+    """Changes the caller's own lists and dicts as the function has changed their copies; given: pairs from before it
+    ran. What it was given it leaves there as the caller's own.
+    """
+    own_of = {id(copy): own for own, copy in given}
+    for own, copy in given:
+        if own is copy:
+            continue
+        if isinstance(own, list):
+            now = [own_of.get(id(x), x) for x in copy]
+            if len(now) != len(own) or any(x is not y for x, y in zip(own, now)):
+                own[:] = now
+        elif isinstance(own, MutableMapping):
+            items = {name: own_of.get(id(x), x) for name, x in copy.items()}
+            if list(items) != list(own) or any(x is not own[name] for name, x in items.items()):
+                own.clear()
+                own.update(items)
 
 
 def refuse_iterators(args: Any) -> None:

@@ -20,6 +20,7 @@ import tensorflow as tf
 # The public interface lacks these: a forward pass that no tape of the caller's holds on to, a look at each operation
 # as it runs, and what a tape watches.
 from tensorflow.python.eager import forwardprop_util, record, tape
+from tensorflow.python.eager.polymorphic_function.concrete_function import ConcreteFunction
 from tensorflow.python.framework import op_callbacks
 
 from . import kinds
@@ -277,19 +278,28 @@ def constant_sign(x: tf.Tensor) -> int:
     if x.dtype in (tf.resource, tf.variant):
         return hash((x.dtype.name, x._id))
     values = x.numpy()
-    data = repr(values.tolist()).encode() if x.dtype == tf.string else values.tobytes()
+    # One string's value is bytes, that of several an array of objects.
+    data = (
+        repr(values if isinstance(values, bytes) else values.tolist()).encode()
+        if x.dtype == tf.string
+        else values.tobytes()
+    )
     return hash((x.dtype.name, tuple(x.shape), zlib.crc32(data), len(data)))
 
 
 def _describe(kind: str | bytes, attrs: tuple, refuse: bool) -> tuple[str, Any]:
     """An operation's kind, and what else decides its result besides its arguments."""
     kind = kind.decode() if isinstance(kind, bytes) else kind
-    if not kinds.is_function(kind):
-        if refuse:
-            kinds.check(kinds.kind_with(kind, attrs), inside=False)
-        return kind, repr(attrs)
-    inner = kinds.inner_kinds(kind, None)
+    own = kinds.is_function(kind)
+    if refuse and not own:
+        kinds.check(kinds.kind_with(kind, attrs), inside=False)
+    names = [kind] if own else [tf.compat.as_str(x.name) for x in attrs if isinstance(x, ConcreteFunction)]
+    inner = [kinds.inner_kinds(name, None) for name in names]
     if refuse:
-        for one in set(inner):
+        for one in {one for each in inner for one in each}:
             kinds.check(one, inside=True)
-    return f"the tf.function {kinds.plain_name(kind)}", kinds.skeleton(inner)
+    if own:
+        return f"the tf.function {kinds.plain_name(kind)}", kinds.skeleton(inner[0])
+    # A function has another name every time it is traced.
+    rest = [x for x in attrs if not isinstance(x, ConcreteFunction)]
+    return kind, (repr(rest), *map(kinds.skeleton, inner))

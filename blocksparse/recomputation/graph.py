@@ -23,7 +23,7 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from . import kinds
-from .arguments import tensors, with_own
+from .arguments import carry_back, pairs, tensors, with_own
 from .attach import Asked, attach, has_gradient, once
 from .eager import watched
 from .signs import compare, compare_structures, different, outline
@@ -49,7 +49,10 @@ class _First:
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        self.result = self.run(self.inputs)
+        args, kwargs = self.given(self.inputs)
+        given = [*pairs((list(self.own[0]), self.own[1]), (args, kwargs))]
+        self.result = _in_graph(self.function(*args, **kwargs))
+        carry_back(given)
         self.trace = Trace(graph, before, self.inputs)
         self.trace.check(makes_variables)
         self.outline = outline(self.result)
@@ -62,13 +65,17 @@ class _First:
         taken = {key: x for key, x in (leaves | self.values).items() if has_gradient(x)}
         self.taken, self.sources = list(taken), list(taken.values())
 
-    def run(self, inputs: Sequence[tf.Tensor]) -> Any:
-        """function of the arguments, with inputs for those that gradients go to."""
+    def given(self, inputs: Sequence[tf.Tensor]) -> tuple[list, dict]:
+        """The arguments of a run, with inputs for those that gradients go to."""
         filled = list(self.flat)
         for place, tensor in zip(self.places, inputs):
             filled[place] = tensor
-        args, kwargs = with_own(tf.nest.pack_sequence_as(self.args, filled, expand_composites=True), self.own)
-        return self.function(*args, **kwargs)
+        return with_own(tf.nest.pack_sequence_as(self.args, filled, expand_composites=True), self.own)
+
+    def again(self, inputs: Sequence[tf.Tensor]) -> Any:
+        """The result of a second run."""
+        args, kwargs = self.given(inputs)
+        return _in_graph(self.function(*args, **kwargs))
 
     def attached(self) -> Any:
         """The result, whose gradient goes to the sources in one step."""
@@ -148,7 +155,7 @@ class _Second:
         self.graph._add_control_dependencies = ordered
         before = len(self.graph.get_operations())
         with first.state.again(first.makes_variables), watched(self._give):
-            result = first.run(inputs)
+            result = first.again(inputs)
         trace = Trace(self.graph, before, inputs, first.trace, first.inputs)
         ys = [y for y in tensors(result) if has_gradient(y)]
         compare_structures(first.outline, outline(result))
@@ -210,6 +217,15 @@ def late(tensors: Sequence[tf.Tensor], dys: Sequence[tf.Tensor]) -> list[tf.Tens
     bound = tf.where(tf.math.is_finite(tf.reshape(floats[0], [-1])[:1]), 2.0, 3.0)
     same_bits = tf.reduce_all(draw < bound)
     return [tf.where(same_bits, x, tf.zeros_like(x)) if has_gradient(x) else x for x in tensors]
+
+
+def _in_graph(result: Any) -> Any:
+    """A result; what was made eagerly in it (a table of the caller's, row splits) is taken into the graph."""
+
+    def taken(y):
+        return tf.identity(y) if isinstance(y, tf.Tensor) and not tf.is_symbolic_tensor(y) else y
+
+    return tf.nest.map_structure(taken, result, expand_composites=True)
 
 
 def _only_if(unchanged: tf.Tensor, x: tf.Tensor | None) -> tf.Tensor | None:

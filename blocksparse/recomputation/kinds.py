@@ -69,6 +69,13 @@ def is_branch(kind: str) -> bool:
     return is_call(kind) and not kind.endswith("PartitionedCall")
 
 
+@lru_cache(maxsize=4096)
+def takes_functions(kind: str) -> bool:
+    """Whether an operation has functions among its attributes: those that run some, and those of tf.data."""
+    definition = _definition(kind)
+    return definition is not None and any(attr.type in ("func", "list(func)") for attr in definition.attr)
+
+
 def is_function(kind: str) -> bool:
     """Whether kind is no operation of TensorFlow's, but the name of a function, as eager execution says it."""
     return _definition(kind) is None

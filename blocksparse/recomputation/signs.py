@@ -59,7 +59,10 @@ def compare(first: Signs, second: Signs, results: list[tuple[int, int]], complet
     if equal and (first.draws == second.draws or (results and second.draws < first.draws)):
         return
     if first.draws != second.draws:
-        raise different(f"it drew {first.draws} random tensors the first time and {second.draws} the second")
+        raise different(
+            f"it drew {first.draws} random tensors the first time and {second.draws} the second (what "
+            "tf.vectorized_map draws cannot be kept: draw outside of it, or statelessly)"
+        )
     for number, (one, other) in enumerate(zip(first.steps, second.steps)):
         if one[0] != other[0]:
             raise different(f"operation {number} was {one[0]} the first time and {other[0]} the second")

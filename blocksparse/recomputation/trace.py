@@ -79,7 +79,7 @@ class Trace:
             kinds.check(
                 kinds.kind_of(op), op._get_control_flow_context() is not self.context, not makes_variables
             )
-            if kinds.is_call(op.type):
+            if kinds.takes_functions(op.type):
                 for name in kinds.functions_of(op):
                     for kind in set(kinds.inner_kinds(name, self.graph)):
                         kinds.check(kind.split()[0], inside=True)
@@ -186,7 +186,7 @@ class Trace:
             kind, inner = kinds.called(op, self.graph)
             self.signs.step(kind, str(inner), sorted(set(given)), keys)
         else:
-            self.signs.step(op.type, _details(op), given, keys)
+            self.signs.step(op.type, _details(op, self.graph), given, keys)
 
     def _coarse(self, op: tf.Operation, given: Sequence[int]) -> int | None:
         """The sign of what stands for another operation in the other run, else None."""
@@ -224,11 +224,16 @@ def _around(context: Any) -> list:
     return found
 
 
-def _details(op: tf.Operation) -> tuple:
-    """What decides an operation's results besides its arguments."""
-    found = []
+def _details(op: tf.Operation, graph: tf.Graph) -> tuple:
+    """What decides an operation's results besides its arguments; a function, which has another name every time it is
+    traced, by what is in it.
+    """
+    found: list = []
+    if kinds.takes_functions(op.type):
+        found += [kinds.skeleton(kinds.inner_kinds(name, graph)) for name in kinds.functions_of(op)]
     for name, value in sorted(op.node_def.attr.items()):
-        if not name.startswith("_") and name not in _NAMES:
+        function = value.HasField("func") or value.list.func
+        if not function and not name.startswith("_") and name not in _NAMES:
             data = value.SerializeToString(deterministic=True)
             found.append((name, crc32(data), len(data)))
     return tuple(found)
