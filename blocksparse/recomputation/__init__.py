@@ -13,7 +13,8 @@ the gradient is the one without recomputation, or an error says what stands in i
   that Python goes through once, and in a graph a tf.TensorArray from outside).
 - What it does in Python besides, it does twice: a list that it appends to has two more once the gradient was taken, and
   so have a Keras layer's losses where it calls add_loss. Lists and dicts among its arguments that hold tensors it
-  changes once: the second run gets them as they were.
+  changes once: the second run gets them as they were. `stop_recording` of a tape around it is an error the second
+  time: use tf.stop_gradient.
 - A variable that was updated in between has its first value the second time. Where a tf.function or a loop inside reads
   it for itself, or eagerly an operation such as `x * variable`, an error names it: a ValueError eagerly, an
   InvalidArgumentError in a graph. XLA runs no assertion: there the gradient is NaN.

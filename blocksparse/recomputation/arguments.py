@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import GeneratorType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -29,35 +29,49 @@ def with_own(kept: Any, own: Any) -> tuple[list, dict]:
     )
 
 
-def pairs(own: Any, copy: Any) -> Iterator[tuple[Any, Any]]:
-    """All that is nested in something and in its copy: each list, tuple, dict and leaf beside the copy's."""
-    yield own, copy
+class Given(NamedTuple):
+    """Something nested in the arguments, as the caller has it, and the copy that a run gets; what a list or dict held."""
+
+    own: Any
+    copy: Any
+    held: Any
+
+
+def nested(own: Any, copy: Any) -> Iterator[Given]:
+    """All that is nested in something and in its copy: lists, tuples, dicts and what they hold."""
     both: Any = ()
     if isinstance(own, Mapping):
+        yield Given(own, copy, dict(copy))
         both = ((x, copy[name]) for name, x in own.items())
     elif isinstance(own, (list, tuple)):
+        yield Given(own, copy, list(copy))
         both = zip(own, copy)
+    else:
+        yield Given(own, copy, None)
     for one, other in both:
-        yield from pairs(one, other)
+        yield from nested(one, other)
 
 
-def carry_back(given: Sequence[tuple[Any, Any]]) -> None:
-    """Changes the caller's own lists and dicts as the function has changed their copies; given: pairs from before it
-    ran. What it was given it leaves there as the caller's own.
+def carry_back(given: Sequence[Given]) -> None:
+    """Changes the caller's own lists and dicts as a run has changed their copies; given: from before it ran. What the
+    run was given it leaves there as the caller's own.
     """
-    own_of = {id(copy): own for own, copy in given}
-    for own, copy in given:
+    own_of = {id(each.copy): each.own for each in given}
+    for own, copy, held in given:
         if own is copy:
             continue
-        if isinstance(own, list):
-            now = [own_of.get(id(x), x) for x in copy]
-            if len(now) != len(own) or any(x is not y for x, y in zip(own, now)):
-                own[:] = now
-        elif isinstance(own, MutableMapping):
+        if isinstance(own, list) and not _same(copy, held):
+            own[:] = [own_of.get(id(x), x) for x in copy]
+        elif isinstance(own, MutableMapping) and not (
+            list(copy) == list(held) and _same([*copy.values()], [*held.values()])
+        ):
             items = {name: own_of.get(id(x), x) for name, x in copy.items()}
-            if list(items) != list(own) or any(x is not own[name] for name, x in items.items()):
-                own.clear()
-                own.update(items)
+            own.clear()
+            own.update(items)
+
+
+def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(x is y for x, y in zip(one, other))
 
 
 def refuse_iterators(args: Any) -> None:

@@ -23,7 +23,7 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from . import kinds
-from .arguments import carry_back, pairs, tensors, with_own
+from .arguments import carry_back, nested, tensors, with_own
 from .attach import Asked, attach, has_gradient, once
 from .eager import watched
 from .signs import compare, compare_structures, different, outline
@@ -50,7 +50,7 @@ class _First:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         args, kwargs = self.given(self.inputs)
-        given = [*pairs((list(self.own[0]), self.own[1]), (args, kwargs))]
+        given = [*nested((list(self.own[0]), self.own[1]), (args, kwargs))]
         self.result = _in_graph(self.function(*args, **kwargs))
         carry_back(given)
         self.trace = Trace(graph, before, self.inputs)

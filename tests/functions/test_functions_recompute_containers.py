@@ -93,6 +93,17 @@ def test_what_is_nested_is_changed_in_place(decorate, way):
     assert_the_same(way, loss)
 
 
+@each_way
+@either
+def test_a_list_that_is_given_twice_keeps_its_change(decorate, way):
+    def loss(x, recompute):
+        given = [x]
+        y = decorate(lambda one, other: push(one) * other[0])(given, given, recompute=recompute)
+        return tf.reduce_sum(y**2) + tf.reduce_sum(given[1] ** 3)
+
+    assert_the_same(way, loss)
+
+
 @pytest.mark.parametrize("way", ["eager", "graph"])
 @either
 def test_once_only(decorate, way):

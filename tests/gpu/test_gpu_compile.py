@@ -19,11 +19,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
+@pytest.fixture(scope="module", params=[[], pytest.param(["--more"], marks=pytest.mark.thorough)])
+def kernels(tmp_path_factory, request):
     """One record a kernel, compiled afresh."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=environment)
+    command = [sys.executable, str(SCRIPT), *request.param]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
