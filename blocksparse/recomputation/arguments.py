@@ -30,7 +30,7 @@ def with_own(kept: Any, own: Any) -> tuple[list, dict]:
 
 
 class Given(NamedTuple):
-    """Something nested in the arguments, as the caller has it, and the copy that a run gets; what a list or dict held."""
+    """Something nested in the arguments: the caller's own, the copy that a run gets, and what a list or dict held."""
 
     own: Any
     copy: Any
