@@ -11,10 +11,10 @@ the gradient is the one without recomputation, or an error says what stands in i
   in a tf.function cannot be kept, and is refused at the call (so are tf.py_function, tf.random.gamma and fractional
   pools without a seed, whose gradient would be lost, changes of variables and tables, generators and other iterators
   that Python goes through once, and in a graph a tf.TensorArray from outside).
-- What it does in Python besides, it does twice: a list that it appends to has two more once the gradient was taken, and
-  so have a Keras layer's losses where it calls add_loss. Lists and dicts among its arguments that hold tensors it
-  changes once: the second run gets them as they were. `stop_recording` of a tape around it is an error the second
-  time: use tf.stop_gradient.
+- What it does in Python besides, it does twice: a list of an outer scope that it appends to has two more once the
+  gradient was taken, and so have a Keras layer's losses where it calls add_loss. Lists and dicts among its arguments it
+  changes once: the second run gets copies of what they were. `stop_recording` of a tape around it is an error the
+  second time: use tf.stop_gradient.
 - A variable that was updated in between has its first value the second time. Where a tf.function or a loop inside reads
   it for itself, or eagerly an operation such as `x * variable`, an error names it: a ValueError eagerly, an
   InvalidArgumentError in a graph. XLA runs no assertion: there the gradient is NaN.

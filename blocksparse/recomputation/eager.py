@@ -24,7 +24,7 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 from tensorflow.python.framework import op_callbacks
 
 from . import kinds
-from .arguments import tensors, with_own
+from .arguments import copied, tensors
 from .attach import NO_SECOND, Asked, NoSecondDerivative, has_gradient, once
 from .inner_tapes import is_watched, unrecorded
 from .signs import Signs, compare, compare_structures, different, outline
@@ -42,7 +42,7 @@ class _First:
 
     def __init__(self, function: Callable, args: Any):
         self.function, self.state, self.signs = function, State(), Signs()
-        self.own, self.args = args, tf.nest.map_structure(lambda x: x, args)  # own containers may change
+        self.args = copied(args)  # the caller's own may change
         self.outside: dict[int, tf.Tensor] = {}  # what it took that gradients may lead to, and its arguments
         self.live: set[int] = set()  # what depends on these
         self.drawn: list[list[tf.Tensor]] = []
@@ -141,7 +141,7 @@ class _First:
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(self.sources)
             with self.state.again(reuse=False), watched(second.see):
-                args, kwargs = with_own(self.args, self.own)
+                args, kwargs = copied(self.args)
                 result = self.function(*args, **kwargs)
         if second.overtaken is not None:
             raise second.overtaken

@@ -23,7 +23,7 @@ from tensorflow.python.eager.polymorphic_function.concrete_function import Concr
 from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from . import kinds
-from .arguments import carry_back, nested, tensors, with_own
+from .arguments import carry_back, nested, tensors
 from .attach import Asked, attach, has_gradient, once
 from .eager import watched
 from .signs import compare, compare_structures, different, outline
@@ -40,17 +40,17 @@ def call(function: Callable, args: Any, makes_variables: bool) -> Any:
 class _First:
     """The first run: the operations it made, and what they took."""
 
-    def __init__(self, function: Callable, args: Any, makes_variables: bool):
-        self.function, self.own, self.makes_variables = function, args, makes_variables
+    def __init__(self, function: Callable, own: Any, makes_variables: bool):
+        self.function, self.makes_variables = function, makes_variables
         self.state, self.asked = State(), Asked()
-        self.flat = tf.nest.flatten(args, expand_composites=True)
-        self.args = tf.nest.pack_sequence_as(args, self.flat, expand_composites=True)  # own may change
+        self.flat = tf.nest.flatten(own, expand_composites=True)
+        self.args = tf.nest.pack_sequence_as(own, self.flat, expand_composites=True)  # own may change
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, tf.Tensor) and has_gradient(x)]
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
         args, kwargs = self.given(self.inputs)
-        given = [*nested((list(self.own[0]), self.own[1]), (args, kwargs))]
+        given = [*nested(own, (args, kwargs))]
         self.result = _in_graph(self.function(*args, **kwargs))
         carry_back(given)
         self.trace = Trace(graph, before, self.inputs)
@@ -65,12 +65,12 @@ class _First:
         taken = {key: x for key, x in (leaves | self.values).items() if has_gradient(x)}
         self.taken, self.sources = list(taken), list(taken.values())
 
-    def given(self, inputs: Sequence[tf.Tensor]) -> tuple[list, dict]:
+    def given(self, inputs: Sequence[tf.Tensor]) -> tuple[Sequence, dict]:
         """The arguments of a run, with inputs for those that gradients go to."""
         filled = list(self.flat)
         for place, tensor in zip(self.places, inputs):
             filled[place] = tensor
-        return with_own(tf.nest.pack_sequence_as(self.args, filled, expand_composites=True), self.own)
+        return tf.nest.pack_sequence_as(self.args, filled, expand_composites=True)
 
     def again(self, inputs: Sequence[tf.Tensor]) -> Any:
         """The result of a second run."""

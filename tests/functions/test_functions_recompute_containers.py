@@ -120,6 +120,32 @@ def test_once_only(decorate, way):
 
 @each_way
 @either
+def test_what_it_fills_can_be_used_once_the_gradient_was_taken(decorate, way):
+    """Containers that held no tensor as well: auxiliary losses, which a training step returns."""
+
+    def step(x, auxiliary, seen):
+        h = tf.sin(x)
+        auxiliary["loss"] = tf.reduce_sum(h**2)
+        seen.append(tf.reduce_max(h))
+        return h * 2
+
+    def run(recompute):
+        def train(x):
+            auxiliary, seen = {}, []
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = decorate(step)(x, auxiliary, seen, recompute=recompute)
+                loss = tf.reduce_sum(y**2) + auxiliary["loss"] * seen[0]
+            return loss, tape.gradient(loss, x), auxiliary["loss"], tf.stack(seen)
+
+        return WAYS[way](train)(tf.constant(X))
+
+    for plain, again in zip(run(False), run(True), strict=True):
+        np.testing.assert_allclose(again, plain, rtol=1e-5)
+
+
+@each_way
+@either
 @pytest.mark.parametrize(
     "function",
     [
