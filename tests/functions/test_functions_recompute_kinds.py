@@ -290,3 +290,25 @@ def test_what_only_other_results_depend_on_has_no_gradient(decorate, way, used):
     assert known[0] == known[1] and known[0][0][1:] == [number not in used for number in range(3)]
     for one, other in zip(plain, again, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_keras_dropout_where_variables_may_be_assigned():
+    """blocksparse's, in graphs: the mask of the first run is the second's, and the next call has another."""
+    drop = tf.keras.layers.Dropout(0.5)
+    half = blocksparse.recomputable(lambda x: drop(x, training=True))
+
+    @tf.function(autograph=False)
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = half(x, recompute=True)
+            loss = tf.reduce_sum(y**2)
+        return y, tape.gradient(loss, x)
+
+    x, seeds = tf.ones([64]), []
+    for _ in range(2):
+        y, dx = step(x)
+        seeds.append(drop.seed_generator.state.numpy())
+        np.testing.assert_array_equal(dx, 4 * y)  # y is 2 or 0 times x
+        assert 0 < np.count_nonzero(y) < 64
+    assert (seeds[0] != seeds[1]).any()
