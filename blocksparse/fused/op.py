@@ -81,9 +81,9 @@ class Attention:
         by_query, by_key = _tiles(dtype, head_dim, value_dim, self, set(order) != {1}, share)
         return self.plan(order, by_query, by_key, kv_heads)
 
-    def scatter(self, large: int = 128, small: int = 64) -> float:
-        """Of the layout, as tuning.choose takes it."""
-        return self._once(("scatter", large, small), lambda: scatter(self.blocks, large, small))
+    def scatter(self, *sizes: int) -> float:
+        """Of the layout; without sizes, as tuning.choose takes it."""
+        return self._once(("scatter", *sizes), lambda: scatter(self.blocks, *sizes))
 
     def tables(self, order: tuple[int, ...], kv_heads: int) -> reference.Tables:
         def build():

@@ -24,25 +24,18 @@ def copied(args: Any) -> Any:
 
 
 class Given(NamedTuple):
-    """Something nested in the arguments: the caller's own, the copy that a run gets, and what a list or dict held."""
+    """Something nested in the arguments: the caller's own, the copy that a run gets, and what that held."""
 
     own: Any
     copy: Any
-    held: Any
+    held: list
 
 
 def nested(own: Any, copy: Any) -> Iterator[Given]:
     """All that is nested in something and in its copy: lists, tuples, dicts and what they hold."""
-    both: Any = ()
-    if isinstance(own, Mapping):
-        yield Given(own, copy, dict(copy))
-        both = ((x, copy[name]) for name, x in own.items())
-    elif isinstance(own, (list, tuple)):
-        yield Given(own, copy, list(copy))
-        both = zip(own, copy)
-    else:
-        yield Given(own, copy, None)
-    for one, other in both:
+    held = _contents(copy)
+    yield Given(own, copy, held)
+    for one, other in zip(_contents(own), held):
         yield from nested(one, other)
 
 
@@ -52,20 +45,22 @@ def carry_back(given: Sequence[Given]) -> None:
     """
     own_of = {id(each.copy): each.own for each in given}
     for own, copy, held in given:
-        if own is copy:
+        now = _contents(copy)
+        if own is copy or (len(now) == len(held) and all(x is y for x, y in zip(now, held))):
             continue
-        if isinstance(own, list) and not _same(copy, held):
+        if isinstance(own, list):
             own[:] = [own_of.get(id(x), x) for x in copy]
-        elif isinstance(own, MutableMapping) and not (
-            list(copy) == list(held) and _same([*copy.values()], [*held.values()])
-        ):
+        elif isinstance(own, MutableMapping):
             items = {name: own_of.get(id(x), x) for name, x in copy.items()}
             own.clear()
             own.update(items)
 
 
-def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    return len(one) == len(other) and all(x is y for x, y in zip(one, other))
+def _contents(x: Any) -> list:
+    """What a list or tuple holds, a dict's names and values; of anything else nothing."""
+    if isinstance(x, Mapping):
+        return [*x, *x.values()]
+    return [*x] if isinstance(x, (list, tuple)) else []
 
 
 def refuse_iterators(args: Any) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 # The public interface lacks these: a forward pass that no tape of the caller's holds on to, a look at each operation
@@ -278,12 +279,10 @@ def constant_sign(x: tf.Tensor) -> int:
     if x.dtype in (tf.resource, tf.variant):
         return hash((x.dtype.name, x._id))
     values = x.numpy()
-    # One string's value is bytes, that of several an array of objects.
-    data = (
-        repr(values if isinstance(values, bytes) else values.tolist()).encode()
-        if x.dtype == tf.string
-        else values.tobytes()
-    )
+    if x.dtype == tf.string:  # one is bytes, several are an array of objects
+        data = repr(np.asarray(values, object).tolist()).encode()
+    else:
+        data = values.tobytes()
     return hash((x.dtype.name, tuple(x.shape), zlib.crc32(data), len(data)))
 
 

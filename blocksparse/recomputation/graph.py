@@ -49,10 +49,10 @@ class _First:
         self.inputs = [tf.identity(self.flat[place]) for place in self.places]
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        args, kwargs = self.given(self.inputs)
-        given = [*nested(own, (args, kwargs))]
-        self.result = _in_graph(self.function(*args, **kwargs))
-        carry_back(given)
+        given = self.given(self.inputs)
+        parts = [*nested(own, given)]
+        self.result = self.run(given)
+        carry_back(parts)
         self.trace = Trace(graph, before, self.inputs)
         self.trace.check(makes_variables)
         self.outline = outline(self.result)
@@ -72,9 +72,9 @@ class _First:
             filled[place] = tensor
         return tf.nest.pack_sequence_as(self.args, filled, expand_composites=True)
 
-    def again(self, inputs: Sequence[tf.Tensor]) -> Any:
-        """The result of a second run."""
-        args, kwargs = self.given(inputs)
+    def run(self, given: tuple[Sequence, dict]) -> Any:
+        """function of given arguments."""
+        args, kwargs = given
         return _in_graph(self.function(*args, **kwargs))
 
     def attached(self) -> Any:
@@ -155,7 +155,7 @@ class _Second:
         self.graph._add_control_dependencies = ordered
         before = len(self.graph.get_operations())
         with first.state.again(first.makes_variables), watched(self._give):
-            result = first.again(inputs)
+            result = first.run(first.given(inputs))
         trace = Trace(self.graph, before, inputs, first.trace, first.inputs)
         ys = [y for y in tensors(result) if has_gradient(y)]
         compare_structures(first.outline, outline(result))

@@ -5,15 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
+from recompute_ways import WAYS, assert_the_same, derived, either
 
 import blocksparse
 import sparse_attention
 
-DECORATORS = [sparse_attention.recomputable, blocksparse.recomputable]
-WAYS = {"eager": lambda f: f, "graph": lambda f: tf.function(f, autograph=False)}
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-either = pytest.mark.parametrize("decorate", DECORATORS)
-each_way = pytest.mark.parametrize("way", WAYS)
+each_way = pytest.mark.parametrize("way", ["eager", "graph"])
 
 
 @pytest.fixture
@@ -21,23 +19,8 @@ def w():
     return tf.Variable([0.5, -1.0, 0.25, 2.0])
 
 
-def gradients(way, loss, w, recompute):
-    """Of loss(x, recompute), for x and w."""
-
-    def run(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = loss(x, recompute)
-        return tape.gradient(y, [x, w])
-
-    return WAYS[way](run)(tf.constant(X))
-
-
 def assert_same_gradients(way, loss, w):
-    plain, again = (gradients(way, loss, w, recompute) for recompute in (False, True))
-    for one, other in zip(plain, again):
-        np.testing.assert_allclose(other, one, rtol=1e-5)
-        assert np.abs(one).max() > 1e-3
+    assert_the_same(way, loss, X, w)
 
 
 @each_way
@@ -104,7 +87,7 @@ def test_a_tensor_array(w):
 
     assert_same_gradients("eager", loss, w)
     with pytest.raises(ValueError, match=r"took a tf.TensorArray or another list .* give it as one tensor"):
-        gradients("graph", loss, w, True)
+        derived("graph", loss, X, [w], True)
 
 
 @each_way

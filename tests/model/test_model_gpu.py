@@ -10,10 +10,7 @@ from training_runs import arrays, finish, metrics, run, start, train_command
 pytestmark = pytest.mark.gpu
 
 LENGTH = 40
-ON_GPU = {
-    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-}
+ON_GPU = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
 OVERRIDES = ("precision=mixed_float16", "grid=(32, 32)", "local_attn_ctx=32", "width=128")
 
 
